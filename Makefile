@@ -1,0 +1,43 @@
+# Two commands do everything: `make repro` (environment, phantom data, every stage, tables) and `make test`.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONDONTWRITEBYTECODE :=
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.PHONY: repro test check drill clean
+
+repro: .venv/ready
+	dvc repro
+	python -m pipeline.tracking
+	@cat reports/table1.md reports/table2.md reports/table3.md reports/table4.md
+	@echo "The page: reports/index.html    Every metric: mlflow ui --backend-store-uri sqlite:///mlflow.db"
+
+test: .venv/ready check
+	pytest
+
+check: .venv/ready
+	ruff check .
+	ruff format --check .
+	mypy
+
+drill: .venv/ready
+	pytest -m drill
+
+# The environment: exactly what requirements.lock pins, hashes checked, nothing else.
+.venv/ready: requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	touch $@
+
+# After a change of dependencies in pyproject.toml.
+.PHONY: lock
+lock:
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-emit-index-url --no-annotate --quiet -o requirements.lock
+
+clean:
+	rm -rf .venv data/phantom data/shards data/index data/prompts data/corpus data/models data/embeddings data/results/*

@@ -1,0 +1,52 @@
+"""What one run trains on: its effective parameters, its studies and its prompts, gathered into one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.params import LABEL_DATASETS, RunConfig, write_run_config
+from pipeline.prompts import Prompts, read_pools
+from pipeline.study import Study, read_studies, write_studies
+
+
+def usable(study: Study, prompts: Prompts | None) -> bool:
+    """Whether a study has a view and something to say: a section, or a label that a prompt puts into words. Without
+    this rule the twelve CheXpert images that have no label at all would train on an empty caption."""
+    if study.labels and prompts is not None:
+        return bool(study.views) and any(prompts.sentences(c, value) for c, value in study.labels.items())
+    return bool(study.views) and bool(study.findings or study.impression)
+
+
+def gather(config: RunConfig, index: Path, prompts: Path, out: Path) -> dict[str, int]:
+    """Write ``out``/run.json, studies.parquet (train and valid, in the run's order of data sets) and prompts/.
+
+    Args:
+        config: the run.
+        index: folder of <dataset>.parquet as ingest wrote them.
+        prompts: folder of <dataset>.json as the prompts stage wrote them, for data sets with labels.
+
+    Returns:
+        Counts: studies per data set and split, and those left out for want of any text.
+
+    Raises:
+        ValueError: a data set of the run has no training study.
+    """
+    (out / "prompts").mkdir(parents=True, exist_ok=True)
+    counts: dict[str, int] = {}
+    studies: list[Study] = []
+    for dataset in config.datasets:
+        sentences = None
+        if dataset in LABEL_DATASETS:
+            sentences = read_pools(prompts / f"{dataset}.json")
+            sentences.write_pools(out / "prompts" / f"{dataset}.json")
+        found = read_studies(index / f"{dataset}.parquet", ("train", "valid"))
+        kept = [s for s in found if usable(s, sentences)]
+        counts[f"{dataset}.silent"] = len(found) - len(kept)
+        for split in ("train", "valid"):
+            counts[f"{dataset}.{split}"] = sum(s.split == split for s in kept)
+        if not counts[f"{dataset}.train"]:
+            raise ValueError(f"{index / dataset}.parquet: no training study with a text; see the summary beside it")
+        studies += kept
+    write_studies(out / "studies.parquet", studies)
+    write_run_config(out / "run.json", config)
+    return counts

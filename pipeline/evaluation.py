@@ -1,0 +1,32 @@
+"""One run's evaluation as the evaluation stages write it (form: docs/results.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def write(path: Path, run: str, found: dict[str, Any]) -> None:
+    """Write one evaluation of one run as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"run": run, **found}, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def values(found: dict[str, Any]) -> dict[str, float]:
+    """The bare metric values with their interval's ends, by dotted name, for tracking."""
+    flat = {}
+    for name, metric in found["metrics"].items():
+        flat[name] = metric["value"]
+        flat[f"{name}.low"], flat[f"{name}.high"] = metric["low"], metric["high"]
+    return flat
+
+
+def show(stage: str, run: str, found: dict[str, Any]) -> None:
+    """Print metrics in percent with their intervals, and the notes."""
+    for name, m in found["metrics"].items():
+        print(f"{stage} {run}: {name} {100 * m['value']:.1f} [{100 * m['low']:.1f}, {100 * m['high']:.1f}]")
+    for note in found["notes"]:
+        print(f"{stage} {run}: note: {note}")

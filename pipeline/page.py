@@ -1,0 +1,302 @@
+"""reports/index.html: the tables with pictures on one page that loads nothing from anywhere.
+
+Images and texts of real patients are left out unless ``report.show_patient_data`` says otherwise; those of phantoms
+belong to nobody. No time and no revision goes in, so the same results give the same bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import yaml
+
+from pipeline import figures
+from pipeline.params import Params
+from pipeline.results import CLASSIFICATION, RunResult, Summary, load_paper
+from pipeline.study import Study, View, read_studies
+from pipeline.tables import ControlRow, Row, Table, control_rows, figure_lines, phantom_line, phantoms
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+PER_DATASET = 3  # pictures of a data set on the contact sheet
+EXAMPLES = 3
+SIDE = 224  # pixels of a contact-sheet picture
+CAPTION = 90  # characters
+COMMANDS = {
+    1: "dvc repro ingest",
+    2: "dvc repro zero_shot few_shot",
+    3: "dvc repro retrieval",
+    4: "dvc repro zero_shot retrieval",
+}
+
+Loader = Callable[[View], np.ndarray]
+
+
+def render(
+    params: Params,
+    tables: Sequence[Table],
+    summaries: Mapping[str, Summary],
+    results: Mapping[str, RunResult],
+    missing: Sequence[str],
+    index: Path,
+    load: Loader,
+) -> str:
+    """The whole page as HTML.
+
+    Args:
+        params: params.yaml.
+        tables: Tables 1–4.
+        summaries: of every data set in use; whether it is a phantom decides what may be shown.
+        results: of the runs.
+        missing: files that were not there, named on the page.
+        index: folder of the Parquet indexes (data/index).
+        load: gives the picture of a view, uint8 [H, W].
+    """
+    names = {key: d["name"] for key, d in load_paper()["datasets"].items()}
+    hidden = [d for d, s in summaries.items() if not shown(params, s)]
+    twin, control = control_rows(params, results)
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    phantom = phantoms(summaries)
+    return template.render(
+        phantom=phantom,
+        phantom_line=phantom_line(phantom) if phantom else "",
+        real=[names[d] for d, s in summaries.items() if not s.phantom],
+        tiles=list(_tiles(params, summaries, results, twin)),
+        tables=[_table(t) for t in tables],
+        accounts=[(names[d], s) for d, s in summaries.items()],
+        control=[_control_line(row) for row in control],
+        control_name=params.control,
+        control_twin=twin,
+        losses=[(name, figures.loss_chart(f"Loss of {name}", r.history)) for name, r in results.items() if r.history],
+        rocs=list(_rocs(params, results, names)),
+        roc_legend=_roc_legend(params, results),
+        examples=_examples(params, summaries, results, names, load),
+        sheet=list(_contact_sheet(params, summaries, names, index, load)),
+        hidden=[names[d] for d in hidden],
+        missing=missing,
+        runs=_runs(params, results),
+        commands=COMMANDS,
+        params=params,
+        params_text=yaml.safe_dump(_public(params, summaries), sort_keys=False, width=100),
+    )
+
+
+def shown(params: Params, summary: Summary) -> bool:
+    """Whether images and texts of a data set may appear."""
+    return summary.phantom or params.report.show_patient_data
+
+
+def _table(table: Table) -> dict[str, Any]:
+    groups = [(name, len(list(columns))) for name, columns in groupby(c.group for c in table.columns)]
+    starts = [i == 0 or c.group != table.columns[i - 1].group for i, c in enumerate(table.columns)]
+
+    def row(r: Row) -> dict[str, Any]:
+        lines = [(label, label.split(" ")[-1], texts) for label, texts in figure_lines(table, r)]
+        head = [getattr(r, name) for _, name in table.heads]
+        small = " · ".join(text for text in head[1:] if text)  # what a narrow screen shows in place of its own columns
+        return {"head": head, "small": small, "run": r.run, "lines": lines}
+
+    heads = [title for title, _ in table.heads]
+    return {"table": table, "groups": groups, "starts": starts, "heads": heads, "rows": [row(r) for r in table.rows]}
+
+
+def _tiles(
+    params: Params, summaries: Mapping[str, Summary], results: Mapping[str, RunResult], twin: str
+) -> Iterator[tuple[str, str, str]]:
+    """Headline figures (label, figure, remark) of the control's counterpart, else of the last main run."""
+    name = twin or next((n for n in reversed(params.main) if n in results), "")
+    measures = results[name].measures if name else {}
+    control = results[params.control].measures if params.control in results else {}
+    if "macro_zs_auc" in measures:
+        remark = "chance 50" + (
+            f", control {100 * control['macro_zs_auc'].value:.1f}" if "macro_zs_auc" in control else ""
+        )
+        yield "Mean zero-shot AUC", f"{100 * measures['macro_zs_auc'].value:.1f}", f"{name}; {remark}"
+    if "mimic_cxr_r10_over_chance" in measures:
+        key = "mimic_cxr_r10_over_chance"
+        remark = (
+            f"{100 * measures['mimic_cxr_r10'].value:.1f} % of {results[name].pools['mimic_cxr']['queries']:,} images"
+        )
+        remark += f"; control {control[key].value:.1f}×" if key in control else ""
+        yield "MIMIC-CXR R@10 over chance", f"{measures[key].value:.1f}×", f"{name}; {remark}"
+    if "chexpert5x200_zs_accuracy" in measures:
+        value = 100 * measures["chexpert5x200_zs_accuracy"].value
+        yield "CheXpert5x200 accuracy", f"{value:.1f}", f"{name}; chance 20"
+    written = sum(s.written_images for s in summaries.values())
+    if written:
+        rejected = sum(s.rejected_images for s in summaries.values())
+        yield "Images ingested", f"{written:,}", f"{rejected:,} rejected, {len(summaries)} data sets"
+
+
+def _control_line(row: ControlRow) -> dict[str, str | bool | None]:
+    limits = ""
+    if row.limits:
+        low, high = (100 * x for x in row.limits)
+        limits = f"{low:.0f}–{high:.0f}" if low else f"≤ {high:.1f}"
+    low_high = (
+        "—"
+        if row.control.low is None or row.control.high is None
+        else f"{100 * row.control.low:.1f}–{100 * row.control.high:.1f}"
+    )
+    return {
+        "name": row.name,
+        "chance": f"{100 * row.chance:.1f}",
+        "control": f"{100 * row.control.value:.1f}",
+        "interval": low_high,
+        "limits": limits or "—",
+        "at_chance": row.at_chance,
+        "full": "—" if row.full is None else f"{100 * row.full.value:.1f}",
+    }
+
+
+def _colours(params: Params, results: Mapping[str, RunResult]) -> dict[str, tuple[str, tuple[float, ...]]]:
+    """Colour by data sets, dashes by image encoder, for the main runs; the control is grey."""
+    runs = [n for n in params.main if n in results]
+    mixes = list(dict.fromkeys(frozenset(params.runs[n].datasets) for n in runs))
+    encoders = list(dict.fromkeys(params.runs[n].image_encoder for n in runs))
+    styles: dict[str, tuple[str, tuple[float, ...]]] = {
+        n: (
+            figures.SERIES[mixes.index(frozenset(params.runs[n].datasets)) % len(figures.SERIES)],
+            figures.DASHES[encoders.index(params.runs[n].image_encoder) % len(figures.DASHES)],
+        )
+        for n in runs
+    }
+    if params.control in results:
+        styles[params.control] = (figures.MUTED, ())
+    return styles
+
+
+def _rocs(params: Params, results: Mapping[str, RunResult], names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """One chart a data set: (name, what the curve is, SVG)."""
+    styles = _colours(params, results)
+    for dataset in CLASSIFICATION:
+        lines, classes = [], 0
+        for name, (colour, dashes) in styles.items():
+            curves = results[name].curves.get(dataset)
+            if curves:
+                classes = max(classes, len(curves))
+                fpr, tpr = figures.mean_roc(curves)
+                lines.append(figures.Line(name, fpr.tolist(), tpr.tolist(), colour, dashes))
+        if lines:
+            what = f"mean of {classes} classes" if classes > 1 else next(iter(results[lines[0].name].curves[dataset]))
+            yield names[dataset], what, figures.roc_chart(f"ROC curves, {names[dataset]}", lines)
+
+
+def _roc_legend(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, str, str]]:
+    """(run, CSS colour, SVG dash array) of each curve."""
+    styles = _colours(params, results).items()
+    drawn = [(n, s) for n, s in styles if any(results[n].curves.get(d) for d in CLASSIFICATION)]
+    return [(n, figures.MARKERS[colour], " ".join(f"{1.3 * d:g}" for d in dashes)) for n, (colour, dashes) in drawn]
+
+
+def _examples(
+    params: Params,
+    summaries: Mapping[str, Summary],
+    results: Mapping[str, RunResult],
+    names: Mapping[str, str],
+    load: Loader,
+) -> dict[str, Any]:
+    """Retrieval examples of the last main run that has some, from the first data set that may be shown."""
+    archives = {key: d.get("archive", key) for key, d in load_paper()["datasets"].items()}
+    for name in reversed([n for n in params.main if n in results]):
+        for dataset in ("mimic_cxr", "openi", "chexpert5x200"):
+            summary = summaries.get(archives[dataset])
+            found = results[name].examples.get(dataset, [])[:EXAMPLES]
+            if not found or summary is None or not shown(params, summary):
+                continue
+            items = []
+            for e in found:
+                picture = load(View(id="", shard=e["shard"], offset=e["offset"], length=e["length"]))
+                items.append({**e, "image": figures.jpeg_uri(picture, 2 * SIDE)})
+            pool = results[name].pools.get(dataset, {})
+            return {"run": name, "dataset": names[dataset], "examples": items, "candidates": pool.get("candidates")}
+    return {}
+
+
+def _contact_sheet(
+    params: Params, summaries: Mapping[str, Summary], names: Mapping[str, str], index: Path, load: Loader
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """First frontal images of each data set that may be shown, with what is known of them: (data set, pictures)."""
+    for dataset, summary in summaries.items():
+        if not shown(params, summary) or not summary.written_images:
+            continue
+        pictures = []
+        for study in _varied(index / f"{dataset}.parquet"):
+            view = study.first_frontal
+            picture = figures.jpeg_uri(load(view), SIDE)
+            pictures.append({"image": picture, "position": view.position, "caption": _caption(study)})
+        if pictures:
+            yield names[dataset], pictures
+
+
+def _varied(path: Path) -> list[Study]:
+    """The first studies of the smallest split that differ in what they show: findings, or the text's first sentence."""
+    for split in ("test", "valid", "train"):
+        studies = [s for s in read_studies(path, (split,)) if s.first_frontal.position != "LATERAL"]
+        if studies:
+            break
+    else:
+        return []
+    first: dict[str, Study] = {}
+    for study in studies:
+        first.setdefault(_caption(study), study)
+    chosen = list(first.values())[:PER_DATASET]
+    rest = [s for s in studies if s not in chosen]
+    return (chosen + rest)[:PER_DATASET]
+
+
+def _caption(study: Study) -> str:
+    """A study's positive labels, or the first sentence of its impression (else of its findings)."""
+    if study.labels:
+        positive = [name for name, value in study.labels.items() if value == 1]
+        text = ", ".join(positive) or "no positive label"
+    else:
+        text = re.sub(r"^\d+[.)]\s*", "", study.impression or study.findings or "no text")  # "1. Cardiomegaly. 2. ..."
+        text = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
+    return text if len(text) <= CAPTION else text[: CAPTION - 1].rstrip() + "…"
+
+
+def _runs(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, str, str, str]]:
+    """(run, image encoder, data sets, keys it sets otherwise) of the runs."""
+    lines = []
+    for name in results:
+        run = params.runs[name]
+        own = {
+            f"{section}.{k}": v
+            for section in ("sampling", "augment", "loss", "train")
+            for k, v in getattr(run, section).items()
+        }
+        changed = ", ".join(
+            f"{k}={yaml.safe_dump(v, default_flow_style=True).split(chr(10))[0]}" for k, v in own.items()
+        )
+        lines.append((name, run.image_encoder, ", ".join(run.datasets), changed or "—"))
+    return lines
+
+
+def _public(params: Params, summaries: Mapping[str, Summary]) -> dict[str, Any]:
+    """The parameters without places on the machine: archives by kind, absolute paths by their last part."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(v) for v in value]
+        if isinstance(value, str) and value.startswith(("/", "~")):
+            return Path(value).name
+        return value
+
+    kinds = {d: "phantom" if s.phantom else "real" for d, s in summaries.items()}
+    return {**clean(asdict(params)), "sources": kinds}

@@ -1,0 +1,98 @@
+"""Write a phantom archive: plan, draw in worker processes, write the tables, mark it, and move it into place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from pipeline.phantom import with_labels as wl
+from pipeline.phantom import with_reports as wr
+from pipeline.phantom.cases import Case
+from pipeline.phantom.with_labels import Rows
+
+Plan = Callable[[int, int], list[Case]]
+Write = Callable[[Case, Path, int], Rows]
+Tables = Callable[[Path, Sequence[Case], Rows], None]
+
+LAYOUTS: dict[str, tuple[Plan, Write, Tables]] = {
+    "mimic_cxr": (wr.mimic_cxr_plan, wr.mimic_cxr_case, wr.mimic_cxr_tables),
+    "chexpert": (wr.chexpert_plan, wr.chexpert_case, wr.chexpert_tables),
+    "chestxray14": (wl.chestxray14_plan, wl.chestxray14_case, wl.chestxray14_tables),
+    "vindr_cxr": (wl.vindr_cxr_plan, wl.vindr_cxr_case, wl.vindr_cxr_tables),
+    "rsna": (wl.rsna_plan, wl.rsna_case, wl.rsna_tables),
+    "siim": (wl.siim_plan, wl.siim_case, wl.siim_tables),
+    "openi": (wr.openi_plan, wr.openi_case, wr.openi_tables),
+}
+MARK = "PHANTOM.json"
+
+
+def write(archive: str, root: Path, studies: int, size: int, seed: int, workers: int = 0) -> dict[str, Any]:
+    """Draw one archive in its public on-disk layout; returns what ``PHANTOM.json`` holds.
+
+    ``studies`` examinations are drawn with a short side of ``size`` pixels by ``workers`` processes (0: one a core);
+    the bytes depend on ``seed``, not on ``workers``. The archive is built beside ``root`` and moved there when it is
+    complete, replacing an earlier phantom. Raises ``ValueError`` for an unknown archive, fewer than 20 studies or a
+    size under 64, and ``FileExistsError`` where ``root`` holds anything that is not a phantom.
+    """
+    if archive not in LAYOUTS:
+        raise ValueError(f"no phantom of an archive {archive!r}; there are {', '.join(LAYOUTS)}")
+    if studies < 20 or size < 64:
+        raise ValueError(f"phantom {archive}: at least 20 studies and 64 pixels are needed, got {studies} and {size}")
+    if root.exists() and any(root.iterdir()) and not (root / MARK).is_file():
+        raise FileExistsError(f"{root} holds files that are no phantom; give another place for the phantom archive")
+    plan, write_case, write_tables = LAYOUTS[archive]
+    cases = plan(studies, seed)
+    partial_root = root.with_name(root.name + ".partial")
+    shutil.rmtree(partial_root, ignore_errors=True)
+    partial_root.mkdir(parents=True)
+    rows: Rows = []
+    job = partial(_draw, write_case, partial_root, size)
+    for drawn in tqdm(
+        _run(job, cases, workers), total=len(cases), desc=f"phantom {archive}", unit="study", mininterval=1
+    ):
+        rows += drawn
+    write_tables(partial_root, cases, rows)
+    (partial_root / "PHANTOM.txt").write_text(
+        "PHANTOM: every image and every text in this folder is synthetic, drawn by a program. No patient is shown.\n",
+        encoding="utf-8",
+    )
+    mark = {"phantom": True, "archive": archive, "seed": seed, "studies": studies, **_digest(partial_root)}
+    (partial_root / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+    if root.exists():
+        shutil.rmtree(root)
+    partial_root.rename(root)
+    return mark
+
+
+def _draw(write_case: Write, root: Path, size: int, case: Case) -> Rows:
+    return write_case(case, root, size)
+
+
+def _run(job: Callable[[Case], Rows], cases: Sequence[Case], workers: int) -> Iterator[Rows]:
+    """Do the job for every case, in order."""
+    workers = min(workers or len(os.sched_getaffinity(0)), len(cases))
+    if workers == 1:
+        yield from map(job, cases)
+        return
+    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.map(job, cases, chunksize=8)
+
+
+def _digest(root: Path) -> dict[str, Any]:
+    """Number of files and SHA-256 over their sorted relative names and contents."""
+    whole = hashlib.sha256()
+    files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    for name in files:
+        whole.update(name.encode() + b"\0")
+        whole.update(hashlib.sha256((root / name).read_bytes()).digest())
+    return {"files": len(files), "sha256": whole.hexdigest()}

@@ -1,0 +1,231 @@
+"""What ingest and evaluation wrote, read back: counts of archives, metrics of runs, and the paper's own figures."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PAPER = Path(__file__).with_name("paper.yaml")
+CLASSIFICATION = ("vindr_cxr", "rsna", "siim")  # the zero-shot sets whose AUCs make up macro_zs_auc
+RECALL = re.compile(r"_r\d+$")
+
+
+class ResultsError(ValueError):
+    """A summary or result file that is missing or not in its form; the message is one line that names it."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A metric as a fraction (RSUM: a sum of fractions), its bootstrap interval and the size of its test set."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ingest says of one archive: studies and images a split in its label files and in the shards."""
+
+    dataset: str
+    phantom: bool
+    labels_only: bool
+    listed: dict[str, dict[str, int]]
+    written: dict[str, dict[str, int]]
+    found_images: int
+    written_images: int
+    rejected_images: int
+    reasons: dict[str, int]
+    notes: tuple[str, ...]
+
+
+@dataclass
+class RunResult:
+    """All that was computed for one run. ``measures`` has the keys of reports/metrics.json."""
+
+    name: str
+    measures: dict[str, Measure] = field(default_factory=dict)
+    curves: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    pools: dict[str, Any] = field(default_factory=dict)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@functools.cache
+def load_paper(path: Path = PAPER) -> dict[str, Any]:
+    """The paper's tables as data. Raises ``ResultsError`` where a row has not one figure a column."""
+    paper: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for number in range(1, 5):
+        table = paper[f"table{number}"]
+        for row in table["rows"]:
+            if len(row["paper"]) != len(table["columns"]):
+                count = f"{len(row['paper'])} figures for {len(table['columns'])} columns"
+                raise ResultsError(f"{path}: table{number}.{row['key']}: {count}")
+    return paper
+
+
+def load_summaries(index: Path, datasets: Iterable[str]) -> dict[str, Summary]:
+    """Read ``<index>/<dataset>.json`` of each data set.
+
+    Raises:
+        ResultsError: a summary is missing, or its images do not add up.
+    """
+    summaries = {}
+    for dataset in datasets:
+        path = index / f"{dataset}.json"
+        raw = _read_json(path, f"run: dvc repro ingest@{dataset}")
+        try:
+            summary = Summary(
+                dataset=raw["dataset"],
+                phantom=bool(raw["phantom"]),
+                labels_only=bool(raw["labels_only"]),
+                listed=raw["listed"],
+                written=raw["written"],
+                found_images=int(raw["found_images"]),
+                written_images=int(raw["written_images"]),
+                rejected_images=int(raw["rejected_images"]),
+                reasons=dict(raw["reasons"]),
+                notes=tuple(raw["notes"]),
+            )
+        except KeyError as error:
+            raise ResultsError(f"{path}: key {error} is missing; run: dvc repro -f ingest@{dataset}") from None
+        if summary.written_images + summary.rejected_images != summary.found_images:
+            raise ResultsError(
+                f"{path}: {summary.written_images} images written + {summary.rejected_images} rejected are not the "
+                f"{summary.found_images} found; run: dvc repro -f ingest@{dataset}"
+            )
+        summaries[dataset] = summary
+    return summaries
+
+
+def load_results(results: Path, runs: Iterable[str], few_shot: Iterable[str]) -> tuple[dict[str, RunResult], list[str]]:
+    """Read what evaluation wrote for the runs named, and nothing else that lies in the folder.
+
+    Args:
+        results: data/results.
+        runs: names of all runs.
+        few_shot: those that have a linear probe.
+
+    Returns:
+        The results by run, and the files that are not there (their figures are missing from the tables).
+
+    Raises:
+        ResultsError: a file is not JSON, belongs to another run, or holds a value outside 0..1.
+    """
+    loaded, missing = {}, []
+    probed = set(few_shot)
+    for name in runs:
+        run = RunResult(name)
+        for kind in ("zero_shot", "few_shot", "retrieval"):
+            path = results / kind / f"{name}.json"
+            if not path.exists():
+                if kind != "few_shot" or name in probed:
+                    missing.append(str(path))
+                continue
+            raw = _read_json(path, f"run: dvc repro {kind}@{name}")
+            if raw.get("run") != name:
+                raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {kind}@{name}")
+            for key, value in raw["metrics"].items():
+                run.measures[_metric_name(kind, key)] = _measure(path, key, value)
+            run.curves.update(raw.get("curves", {}))
+            run.pools.update(raw.get("pools", {}))
+            run.examples.update(raw.get("examples", {}))
+            run.notes += raw.get("notes", [])
+        history = results / "pretrain" / f"{name}.csv"
+        if history.exists():
+            with history.open(newline="", encoding="utf-8") as file:
+                run.history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+        else:
+            missing.append(str(history))
+        _add_totals(run)
+        loaded[name] = run
+    return loaded, missing
+
+
+def headline_metrics(results: Mapping[str, RunResult]) -> dict[str, dict[str, float]]:
+    """The content of reports/metrics.json: run -> metric -> fraction, rounded to 6 decimals, in a fixed key order.
+
+    Keys: ``<data set>_zs_auc``, ``_zs_accuracy``, ``_p10_auc``, ``_p100_auc``, ``_r1`` …; ``macro_zs_auc`` (mean of
+    VinDr-CXR, RSNA and SIIM), ``rsum`` (Table 3's nine recalls), ``<data set>_r10_over_chance`` (a ratio).
+    """
+    return {
+        name: {key: round(run.measures[key].value, 6) for key in sorted(run.measures, key=_natural)}
+        for name, run in results.items()
+    }
+
+
+def rsum(run: RunResult, recalls: Sequence[str]) -> Measure | None:
+    """The sum of these recalls, or None where one is missing: a shorter sum is another quantity.
+
+    Evaluation's own total brings an interval; it is taken where it is the sum of exactly these recalls.
+    """
+    if not recalls or any(key not in run.measures for key in recalls):
+        return None
+    total = math.fsum(run.measures[key].value for key in recalls)
+    stored = run.measures.get("rsum")
+    if stored and math.isclose(stored.value, total, abs_tol=1e-6):
+        return Measure(total, stored.low, stored.high)
+    return Measure(total)
+
+
+def _add_totals(run: RunResult) -> None:
+    """The metrics made of others: macro zero-shot AUC, RSUM and R@10 against chance."""
+    aucs = [run.measures.get(f"{d}_zs_auc") for d in CLASSIFICATION]
+    known = [m for m in aucs if m]
+    if len(known) == len(aucs):
+        run.measures["macro_zs_auc"] = Measure(math.fsum(m.value for m in known) / len(known))
+    recalls = [c["key"] for c in load_paper()["table3"]["columns"] if RECALL.search(c["key"])]
+    total = rsum(run, recalls)
+    run.measures.pop("rsum", None)
+    if total:
+        run.measures["rsum"] = total
+    for dataset, pool in run.pools.items():
+        chance, recall = pool["chance"].get("r10"), run.measures.get(f"{dataset}_r10")
+        if chance and recall:
+            run.measures[f"{dataset}_r10_over_chance"] = Measure(recall.value / chance)
+
+
+def _metric_name(kind: str, key: str) -> str:
+    """Evaluation's ``rsna.auc`` as the flat name of metrics.json, ``rsna_zs_auc``."""
+    dataset, _, metric = key.partition(".")
+    if key == "total.rsum":
+        return "rsum"
+    form = {"zero_shot": "{}_zs_{}", "few_shot": "{}_{}_auc", "retrieval": "{}_{}"}[kind]
+    return form.format(dataset, metric)
+
+
+def _measure(path: Path, key: str, raw: Mapping[str, Any]) -> Measure:
+    most = math.inf if key == "total.rsum" else 1.0
+    for part in ("value", "low", "high"):
+        value = raw.get(part)
+        if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= most:
+            raise ResultsError(f"{path}: metrics.{key}.{part} is {value!r}, expected a number from 0 to {most:g}")
+    return Measure(raw["value"], raw["low"], raw["high"], raw.get("n"))
+
+
+def _natural(key: str) -> list[str | int]:
+    """Sort key under which r5 comes before r10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ResultsError(f"{path}: not found; {remedy}") from None
+    except ValueError:
+        raise ResultsError(f"{path}: not JSON; {remedy}") from None
+    if not isinstance(raw, dict):
+        raise ResultsError(f"{path}: not a JSON object; {remedy}")
+    return raw

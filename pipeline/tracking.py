@@ -1,0 +1,238 @@
+"""MLflow records: one experiment, a parent run per ``dvc repro``, a child per stage run.
+
+Importing MLflow and opening its store takes seconds, more than most stages of a small profile need. So a stage only
+writes its record (a small JSON and copies of its artifacts) under ``state/tracking/``; records are sent by stages that
+run for more than a minute (as they run, so curves appear live), and all that wait by the last stage, ``tables``.
+A record that could not be sent stays and goes with the next send: ``python -m pipeline.tracking`` sends at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+EXPERIMENT = "cxr-clip"
+SEND_AFTER = 60.0  # seconds a stage has run before it sends its own record
+
+
+def root() -> Path:
+    """The repository the store belongs to: DVC runs queued experiments in copies and names the original."""
+    return Path(os.environ.get("DVC_ROOT") or Path(__file__).resolve().parents[1])
+
+
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI where it is set, else a sqlite file at the repository root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
+
+
+def flatten(record: Any, prefix: str = "") -> dict[str, str]:
+    """Nested dataclasses and mappings as dotted keys, MLflow's form of parameters."""
+    items = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
+    flat: dict[str, str] = {}
+    for key, value in items.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = str(value)
+    return flat
+
+
+class StageRun:
+    """What a stage says of itself while it runs: metrics, and files for the record."""
+
+    def __init__(self, folder: Path | None, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.record = record
+
+    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+        """Note metric values at a step (epoch); those of a long stage are in MLflow at once."""
+        now = int(time.time() * 1000)
+        self.record["metrics"] += [[key, float(value), step, now] for key, value in values.items()]
+        self.save()
+        if self.folder and time.time() - self.record["started"] > SEND_AFTER:
+            send_waiting()
+
+    def artifact(self, path: Path) -> None:
+        """Keep a copy of a file with the record. Never a shard, a report or an image of a patient."""
+        if self.folder:
+            (self.folder / "artifacts").mkdir(exist_ok=True)
+            shutil.copy(path, self.folder / "artifacts" / path.name)
+
+    def save(self) -> None:
+        """Write the record whole or not at all, keeping what a sender noted in it."""
+        if not self.folder:
+            return
+        with _lock():
+            file = self.folder / "record.json"
+            if file.exists():
+                old = json.loads(file.read_text())
+                self.record.update({key: old[key] for key in ("run_id", "sent") if key in old})
+            _write(file, self.record)
+
+
+@contextmanager
+def stage_run(
+    stage: str, name: str, params: Any = None, enabled: bool = True, send: bool = False
+) -> Iterator[StageRun]:
+    """Record one run of a stage.
+
+    Args:
+        stage: the DVC stage; ``name`` its matrix item, or "all".
+        params: what the stage depends on, a dataclass or mapping; no patient data.
+        enabled: params.tracking.enabled; False records nothing.
+        send: whether to send all waiting records when the stage ends.
+    """
+    folder = root() / "state" / "tracking" / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}" if enabled else None
+    record: dict[str, Any] = {
+        "stage": stage,
+        "name": name,
+        "pid": os.getpid(),
+        "started": time.time(),
+        "ended": None,
+        "status": "RUNNING",
+        "params": flatten(params) if params is not None else {},
+        "metrics": [],
+        "tags": _tags(),
+        "sent": 0,
+    }
+    if folder:
+        folder.mkdir(parents=True)
+    run = StageRun(folder, record)
+    run.save()
+    try:
+        yield run
+        record["status"] = "FINISHED"
+    except BaseException as error:
+        record["status"] = "FAILED"
+        record["tags"]["error"] = type(error).__name__  # never the message: it may quote a file
+        raise
+    finally:
+        record["ended"] = time.time()
+        run.metrics({"seconds": record["ended"] - record["started"]})
+        if folder and send:
+            send_waiting()
+
+
+def send_waiting() -> int:
+    """Send every waiting record to MLflow, oldest first; the number of records sent. One process sends at a time."""
+    waiting = root() / "state" / "tracking"
+    if not waiting.is_dir() or not any(waiting.glob("*/record.json")):
+        return 0
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient  # seconds: only where records are sent
+
+    with _lock():
+        client = MlflowClient(store_uri())
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is None:
+            artifacts = None if "MLFLOW_TRACKING_URI" in os.environ else (root() / "mlartifacts").as_uri()
+            experiment_id = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        else:
+            experiment_id = experiment.experiment_id
+        files = sorted(waiting.glob("*/record.json"))
+        for file in files:
+            _send(client, experiment_id, file)
+    return len(files)
+
+
+def _send(client: Any, experiment_id: str, file: Path) -> None:
+    """Bring one record's MLflow run up to date; a finished record is removed afterwards."""
+    from mlflow.entities import Metric, Param
+
+    record = json.loads(file.read_text())
+    if record["status"] == "RUNNING" and not psutil.pid_exists(record["pid"]):
+        record.update(
+            status="KILLED", ended=record["metrics"][-1][3] / 1000 if record["metrics"] else record["started"]
+        )
+    parent = _parent(client, experiment_id, record)
+    if "run_id" not in record:
+        label = record["stage"] if record["name"] == "all" else f"{record['stage']}@{record['name']}"
+        tags = {**record["tags"], "mlflow.parentRunId": parent, "mlflow.runName": label, "stage": record["stage"]}
+        run = client.create_run(experiment_id, start_time=int(record["started"] * 1000), tags=tags)
+        record["run_id"] = run.info.run_id
+        params = [Param(k, v[:6000]) for k, v in record["params"].items()]
+        for start in range(0, len(params), 100):
+            client.log_batch(record["run_id"], params=params[start : start + 100])
+        if record["stage"] == "tables":  # the parent carries what experiments are compared by
+            for start in range(0, len(params), 100):
+                with suppress(Exception):  # a second `tables` of one repro may not change a parameter
+                    client.log_batch(parent, params=params[start : start + 100])
+    metrics = [Metric(key, value, at, step) for key, value, step, at in record["metrics"][record["sent"] :]]
+    for target in (record["run_id"], parent) if record["stage"] == "tables" else (record["run_id"],):
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(target, metrics=metrics[start : start + 1000])
+    record["sent"] = len(record["metrics"])
+    if record["status"] == "RUNNING":
+        _write(file, record)
+        return
+    for artifact in sorted(file.parent.glob("artifacts/*")):
+        client.log_artifact(record["run_id"], str(artifact))
+    end = int(record["ended"] * 1000)
+    client.set_terminated(record["run_id"], status=record["status"], end_time=end)
+    client.set_terminated(parent, status="FINISHED" if record["status"] == "FINISHED" else "FAILED", end_time=end)
+    shutil.rmtree(file.parent)
+
+
+def _parent(client: Any, experiment_id: str, record: dict[str, Any]) -> str:
+    """The MLflow run of the repro the record belongs to, made on first use."""
+    repro = record["tags"]["repro"]
+    found = client.search_runs([experiment_id], f"tags.kind = 'repro' and tags.repro = '{repro}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    name = record["tags"].get("dvc_exp_name") or f"repro {record['tags']['git_revision'][:8]}"
+    tags = {**record["tags"], "kind": "repro", "mlflow.runName": name}
+    tags.pop("dvc_stage", None)
+    run = client.create_run(experiment_id, start_time=int(record["started"] * 1000), tags=tags)
+    return str(run.info.run_id)
+
+
+def _tags() -> dict[str, str]:
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    tags = {"git_revision": revision or "unknown", "repro": _repro()}
+    for tag, variable in (("dvc_stage", "DVC_STAGE"), ("dvc_exp_name", "DVC_EXP_NAME")):
+        if os.environ.get(variable):
+            tags[tag] = os.environ[variable]
+    return tags
+
+
+def _repro() -> str:
+    """What all stages of one ``dvc repro`` share: the dvc process above them. A stage run by hand is its own."""
+    top = psutil.Process()
+    for process in top.parents():
+        with suppress(psutil.Error):
+            if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):
+                top = process
+    return f"{top.pid}-{int(top.create_time())}"
+
+
+@contextmanager
+def _lock() -> Iterator[None]:
+    """One process at a time reads or writes records and the sqlite store."""
+    waiting = root() / "state" / "tracking"
+    waiting.mkdir(parents=True, exist_ok=True)
+    with (waiting / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _write(file: Path, record: dict[str, Any]) -> None:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(record))
+    partial.replace(file)
+
+
+if __name__ == "__main__":
+    print(f"sent {send_waiting()} records to {store_uri()}")

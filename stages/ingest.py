@@ -1,0 +1,32 @@
+"""Stage ``ingest@dataset``: one archive -> data/shards/<dataset>, data/index/<dataset>.{parquet,json}."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from pipeline import params, tracking
+from pipeline.ingest import IngestError, ingest
+from pipeline.sources import SourceError
+
+
+def main(dataset: str) -> None:
+    try:
+        settings = params.load()
+        if dataset not in settings.sources:
+            raise params.ParamsError(f"sources.{dataset}: missing; add where the archive lies to params.yaml")
+        with tracking.stage_run("ingest", dataset, settings.ingest, enabled=settings.tracking.enabled) as run:
+            shards, index = Path("data/shards") / dataset, Path("data/index") / f"{dataset}.parquet"
+            summary = ingest(dataset, settings.sources[dataset], settings.ingest, shards, index, settings.seed)
+            counts = ("found_images", "written_images", "rejected_images")
+            run.metrics({name: float(summary[name]) for name in counts})
+            for split, listed in summary["listed"].items():
+                run.metrics({f"{split}_{unit}": float(n) for unit, n in listed.items()})
+    except (params.ParamsError, SourceError, IngestError) as error:
+        sys.exit(f"ingest: {error}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m stages.ingest DATASET")
+    main(sys.argv[1])

@@ -1,0 +1,194 @@
+"""What ingest, training and evaluation would have written, made up: every figure can be told from every other."""
+
+import io
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from pipeline.params import Params, read_record
+from pipeline.results import load_results, load_summaries
+from pipeline.shards import Picture, ShardWriter
+from pipeline.study import Study, View, write_studies
+
+M, C, C14 = "mimic_cxr", "chexpert", "chestxray14"
+EVALUATED = {"vindr_cxr": ["Cardiomegaly", "Pleural effusion"], "rsna": ["Pneumonia"], "siim": ["Pneumothorax"]}
+RETRIEVAL = ("chexpert5x200", "mimic_cxr", "openi")
+PLAIN = {"loss": {"mvs": False, "icl_weight": 0.0, "tcl_weight": 0.0}}
+PARAMS = {
+    "seed": 7,
+    "sources": {d: {"path": f"/somewhere/of/jane/{d}", "stamp": "x"} for d in (M, C, C14, *EVALUATED, "openi")},
+    "phantom": {"archives": {M: 8}},
+    "ingest": {},
+    "prompts": {"file": "pipeline/prompts.yaml"},
+    "sampling": {},
+    "augment": {},
+    "model": {"image_encoders": {"resnet": {"name": "resnet50"}, "swin": {"name": "swin_tiny"}}, "text_encoder": {}},
+    "loss": {},
+    "train": {},
+    "runs": {
+        "swin_mcc": {"image_encoder": "swin", "datasets": [C14, M, C]},
+        "swin_mc": {"image_encoder": "swin", "datasets": [M, C]},
+        "resnet_mc": {"image_encoder": "resnet", "datasets": [C, M]},
+        "resnet_m": {"image_encoder": "resnet", "datasets": [M]},
+        "swin_m": {"image_encoder": "swin", "datasets": [M]},
+        "resnet_mcc": {"image_encoder": "resnet", "datasets": [M, C, C14]},
+        **{n: {"image_encoder": "resnet", "datasets": [M, C], **PLAIN} for n in ("clip", "clip_study", "clip_aug")},
+        "clip_mvs": {"image_encoder": "resnet", "datasets": [M, C], "loss": {"icl_weight": 0.0, "tcl_weight": 0.0}},
+        "clip_icl": {"image_encoder": "resnet", "datasets": [M, C], "loss": {"tcl_weight": 0.0}},
+        "shuffled": {"image_encoder": "resnet", "datasets": [M, C, C14], "train": {"shuffle_pairs": True}},
+    },
+    "main": ["swin_mcc", "swin_mc", "resnet_mc", "resnet_m", "swin_m", "resnet_mcc"],  # not in the paper's order
+    "ablations": ["clip", "clip_study", "clip_aug", "clip_mvs", "clip_icl", "resnet_mc"],
+    "control": "shuffled",
+    "evaluate": {
+        "zero_shot": "pipeline/zero_shot.yaml",
+        "few_shot": {"shares": {"p10": 0.1, "p100": 1.0}, "epochs": {"p10": 3, "p100": 1}},
+    },
+    "tracking": {"enabled": False},
+}
+SMALL = {  # one run, for what does not depend on their number
+    "runs": {"resnet_mcc": PARAMS["runs"]["resnet_mcc"]},
+    "main": ["resnet_mcc"],
+    "ablations": [],
+    "control": "",
+}
+TEXTS = {
+    "mimic_cxr": "Small left pleural effusion. Heart size is normal.",
+    "openi": "No acute cardiopulmonary abnormality.",
+}
+
+
+def params(**changes) -> Params:
+    """The parameters above with some top-level keys replaced."""
+    return read_record(Params, {**PARAMS, **changes})
+
+
+def value(run: str, metric: str) -> float:
+    """The made-up figure of a metric: the control is at chance, the others anywhere from 0.55 to 0.95."""
+    noise = zlib.crc32(f"{run} {metric}".encode()) / 2**32
+    if run == "shuffled":
+        return 0.5 + 0.04 * (noise - 0.5) if metric.endswith("auc") else 0.1 + 0.05 * noise
+    return 0.55 + 0.4 * noise
+
+
+def measure(run: str, metric: str) -> dict:
+    v = value(run, metric)
+    return {"value": v, "low": v - 0.031, "high": min(1.0, v + 0.022), "n": 240}
+
+
+def recalls(run: str) -> list[float]:
+    return [value(run, f"{d}.r{k}") for d in RETRIEVAL for k in (1, 5, 10)]
+
+
+def picture(seed: int, size: int = 96) -> bytes:
+    """Two dark ellipses on grey with noise, as JPEG bytes."""
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    lungs = ((x - 0.45) ** 2 / 0.1 + y**2 / 0.5 < 1) | ((x + 0.45) ** 2 / 0.1 + y**2 / 0.5 < 1)
+    noise = np.random.default_rng(seed).normal(0, 10, (size, size))
+    out = io.BytesIO()
+    Image.fromarray(np.clip(np.where(lungs, 60, 170) + noise, 0, 255).astype(np.uint8)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def studies(dataset: str, count: int = 4) -> list[Study]:
+    out = []
+    for i in range(count):
+        view = View(id=f"{dataset}{i}", position="AP" if i % 2 else "PA")
+        text = TEXTS.get(dataset)
+        labels = {} if text else {"Pneumonia": i % 2, "Cardiomegaly": int(i == 3)}
+        out.append(Study(dataset, f"p{i}", f"s{i}", "test", (view,), f"{i} {text}" if text else None, text, labels))
+    return out
+
+
+def write_dataset(root: Path, dataset: str, phantom: bool = True, **changes) -> list[Study]:
+    """Shards (relative to ``root``), index and summary of one data set; the studies with their places."""
+    index = root / "data" / "index"
+    with ShardWriter(root / "data" / "shards" / dataset, dataset, 100) as writer:
+        placed = [
+            writer.write(s, [Picture(picture(zlib.crc32(s.views[0].id.encode())), 96, 96)]) for s in studies(dataset)
+        ]
+    write_studies(index / f"{dataset}.parquet", placed)
+    listed = {"train": {"studies": 70, "images": 91}, "valid": {"studies": 6, "images": 8}}
+    listed["test"] = {"studies": 4, "images": 5}
+    summary = {
+        "dataset": dataset,
+        "labels_only": False,
+        "listed": listed,
+        "written": {**listed, "train": {"studies": 69, "images": 90}},
+        "found_images": 104,
+        "written_images": 103,
+        "rejected_images": 1,
+        "reasons": {"not an image": 1},
+        "phantom": phantom,
+        "notes": ["CheXpert5x200 list absent: a seeded list drawn by the same rule is used"] if dataset == C else [],
+        **changes,
+    }
+    (index / f"{dataset}.json").write_text(json.dumps(summary))
+    return placed
+
+
+def write_results(root: Path, p: Params, run: str, examples: dict) -> None:
+    results = root / "data" / "results"
+    for kind in ("zero_shot", "few_shot", "retrieval", "pretrain"):
+        (results / kind).mkdir(parents=True, exist_ok=True)
+    zero = {f"{d}.auc": measure(run, f"{d}.auc") for d in EVALUATED}
+    zero["chexpert5x200.accuracy"] = measure(run, "chexpert5x200.accuracy")
+    strength = 1.0 if run == "shuffled" else 2.0 + 6 * value(run, "strength")
+    tpr = (np.linspace(0, 1, 21) ** (1 / strength)).tolist()
+    curve = {"fpr": np.linspace(0, 1, 21).tolist(), "tpr": tpr}
+    body = {
+        "run": run,
+        "metrics": zero,
+        "classes": {},
+        "curves": {d: dict.fromkeys(classes, curve) for d, classes in EVALUATED.items()},
+        "notes": ["vindr_cxr: Pneumonia: no AUC, 0 of 240 test images are positive"],
+    }
+    (results / "zero_shot" / f"{run}.json").write_text(json.dumps(body))
+    if run in p.main:
+        probe = {f"{d}.{share}": measure(run, f"{d}.{share}") for d in EVALUATED for share in ("p10", "p100")}
+        (results / "few_shot" / f"{run}.json").write_text(json.dumps({"run": run, "metrics": probe, "notes": []}))
+    found = {f"{d}.r{k}": measure(run, f"{d}.r{k}") for d in RETRIEVAL for k in (1, 5, 10)}
+    total = sum(recalls(run))
+    found["total.rsum"] = {"value": total, "low": total - 0.2, "high": total + 0.1, "n": 0}
+    pools = {
+        d: {"queries": 80, "candidates": 80, "chance": {"r1": 0.0125, "r5": 0.0625, "r10": 0.125}} for d in RETRIEVAL
+    }
+    body = {"run": run, "metrics": found, "pools": pools, "examples": examples, "notes": []}
+    (results / "retrieval" / f"{run}.json").write_text(json.dumps(body))
+    epochs = [
+        f"{e},{10 * (e + 1)},0.001,{4 / (e + 1):.4f},{4.2 / (min(e, 5) + 1) + 0.1 * e:.4f},3,1,1,14,50,9"
+        for e in range(8)
+    ]
+    head = "epoch,step,lr,train_loss,valid_loss,mvs,icl,tcl,scale,studies_per_second,seconds"
+    (results / "pretrain" / f"{run}.csv").write_text("\n".join([head, *epochs]) + "\n")
+
+
+def make(root: Path, p: Params | None = None, real: tuple[str, ...] = ()) -> Params:
+    """A whole working directory below ``root``; data sets in ``real`` are not marked as phantoms."""
+    p = p or params()
+    examples = {}
+    for dataset in p.sources:
+        placed = write_dataset(root, dataset, dataset not in real)
+        if dataset in TEXTS:
+            view = placed[0].first_frontal
+            top = [{"text": f"Text {i} of {dataset}.", "score": 0.9 - 0.1 * i, "correct": i == 2} for i in range(5)]
+            shard = str(Path(view.shard).relative_to(root))
+            one = {"shard": shard, "offset": view.offset, "length": view.length, "text": TEXTS[dataset], "rank": 3}
+            examples[dataset] = [{**one, "top": top}]
+    for run in p.runs:
+        write_results(root, p, run, examples)
+    return p
+
+
+def load(root: Path, p: Params):
+    """Summaries, results and missing files, as the stage reads them."""
+    summaries = load_summaries(root / "data" / "index", p.sources)
+    return summaries, *load_results(root / "data" / "results", p.runs, p.main)
+
+
+def save_params(root: Path, **changes) -> None:
+    (root / "params.yaml").write_text(yaml.safe_dump({**PARAMS, **changes}))

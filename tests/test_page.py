@@ -1,0 +1,183 @@
+"""reports/index.html: self-contained, free of patients unless allowed, the same for the same results."""
+
+import base64
+import io
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import fake_results as fake
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import figures, page, tables
+from pipeline.shards import load_view
+
+
+class Tags(HTMLParser):
+    """All start tags with their attributes, the text, and whether every tag that needs it is closed."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "line"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.words, self.open = [], [], []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A working directory with results of seven phantoms, and its page."""
+    root = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        p = fake.make(Path())
+        yield p, render(p)
+
+
+def render(p, summaries=None) -> str:
+    loaded, results, missing = fake.load(Path(), p)
+    summaries = summaries or loaded
+    built = tables.build(p, summaries, results)
+    return page.render(p, built, summaries, results, missing, Path("data/index"), load_view)
+
+
+def test_page_loads_nothing_from_anywhere(world):
+    tags = Tags(world[1]).tags
+    assert not {t for t, _ in tags} & {"script", "iframe", "object", "embed", "base", "video"}
+    for tag, attrs in tags:
+        if tag in ("img", "link"):
+            assert (attrs.get("src") or attrs.get("href")).startswith("data:")
+        assert "srcset" not in attrs and not any(name.startswith("on") for name in attrs)
+    assert not re.search(r"@import|url\((?!#)", world[1])
+    assert len(world[1].encode()) < 900_000
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    anchors = {a["href"][1:] for t, a in tags if t == "a" and a["href"].startswith("#")}
+    assert len(anchors) == 11 and anchors <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", world[1])) <= set(ids)
+
+
+def test_page_has_the_tables_and_the_figures(world):
+    p, html = world
+    tags = Tags(html)
+    for run in p.main:
+        assert f"{100 * fake.value(run, 'rsna.auc'):.1f}" in tags.text and run in tags.text
+    svgs = [a.get("aria-label", "") for t, a in tags.tags if t == "svg"]
+    assert sum(a.startswith("Loss of") for a in svgs) == len(p.runs)
+    assert [a for a in svgs if a.startswith("ROC")] == [f"ROC curves, {n}" for n in ("VinDr-CXR", "RSNA", "SIIM")]
+    assert "mean of 2 classes" in tags.text
+    images = [a["src"] for t, a in tags.tags if t == "img"]
+    assert len(images) == 1 + 7 * page.PER_DATASET
+    for uri in images:
+        Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).load()
+    assert "Own text, rank 3 of 80" in tags.text and "own text Text 2 of mimic_cxr." in tags.text
+    assert html.count('<li class="correct">') == 1
+    assert "jane" not in html and "/somewhere" not in html
+
+
+def test_phantoms_are_announced_and_real_archives_are_not(world):
+    p, html = fake.params(**fake.SMALL), world[1]
+    said = "The figures on this page say nothing about patients."
+    assert said in Tags(html).text and html.index(said) < html.index("<main>")
+    summaries, _, _ = fake.load(Path(), p)
+    real = {d: type(s)(**{**vars(s), "phantom": False}) for d, s in summaries.items()}
+    assert said not in render(p, real)
+    mixed = {**real, "rsna": summaries["rsna"]}
+    assert said in render(p, mixed) and "stand in for RSNA;" in render(p, mixed)
+
+
+def test_patients_appear_only_where_allowed(world):
+    p = fake.params(**fake.SMALL)
+    summaries, _, _ = fake.load(Path(), p)
+    real = {d: type(s)(**{**vars(s), "phantom": False}) for d, s in summaries.items()}
+    html = render(p, real)
+    assert "<img" not in html and "Small left pleural effusion" not in html and "Text 2 of" not in html
+    assert "report.show_patient_data" in html
+    one = render(p, {**real, "openi": summaries["openi"]})  # the phantom among them may be seen
+    assert one.count("<img") == 1 + page.PER_DATASET and "Text 2 of openi" in one and "Text 2 of mimic" not in one
+    allowed = fake.params(**fake.SMALL, report={"show_patient_data": True})
+    assert render(allowed, real).count("<img") == 1 + 7 * page.PER_DATASET
+
+
+def test_caption_is_the_first_sentence_or_the_positive_labels():
+    report, labelled = fake.studies("mimic_cxr")[0], fake.studies("rsna")[3]
+    assert page._caption(report) == "Small left pleural effusion."
+    numbered = type(report)(**{**vars(report), "impression": "1. Large heart. 2. No effusion."})
+    assert page._caption(numbered) == "Large heart."
+    assert page._caption(labelled) == "Pneumonia, Cardiomegaly"
+
+
+def test_texts_are_escaped(world):
+    p = fake.params(**fake.SMALL)
+    summaries, results, _ = fake.load(Path(), p)
+    results["resnet_mcc"].examples["mimic_cxr"][0]["text"] = "<script>alert(1)</script> & more"
+    html = page.render(p, tables.build(p, summaries, results), summaries, results, [], Path("data/index"), load_view)
+    assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in html
+
+
+def test_same_results_same_page(world):
+    p, html = world
+    assert render(p) == html
+    assert "#0102" not in html  # every marker colour became a variable of the page
+    used = set(re.findall(r"var\((--[a-z0-9-]+)\)", html))
+    assert used <= set(re.findall(r"(--[a-z0-9-]+):", html))
+
+
+def test_mean_roc_has_the_mean_area():
+    rng = np.random.default_rng(0)
+    classes = {}
+    for name in "abc":
+        fpr, tpr = np.sort(rng.random((2, 30)), axis=1)
+        classes[name] = {"fpr": [0, *fpr, 1], "tpr": [0, *tpr, 1]}
+    areas = [np.trapezoid(c["tpr"], c["fpr"]) for c in classes.values()]
+    fpr, tpr = figures.mean_roc(classes, points=2001)
+    assert np.trapezoid(tpr, fpr) == pytest.approx(np.mean(areas), abs=1e-3)
+    alone = figures.mean_roc({"a": classes["a"]})
+    assert np.trapezoid(alone[1], alone[0]) == pytest.approx(areas[0])
+
+
+def test_loss_chart_marks_the_epoch_of_lowest_validation_loss():
+    history = [{"epoch": e, "train_loss": 3.0 - e, "valid_loss": v} for e, v in enumerate((3.0, 1.5, 2.5))]
+    svg = figures.loss_chart("Loss", history)
+    marker = re.search(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg)
+    dashed = re.search(r'd="([^"]*)"[^>]*stroke-dasharray', svg)
+    points = [tuple(map(float, m)) for m in re.findall(r"[ML] ([\d.]+) ([\d.]+)", dashed.group(1))]
+    assert len(points) == 3 and tuple(map(float, marker.groups())) == pytest.approx(points[1], abs=1e-4)
+
+
+def test_stage_writes_everything_and_prints_the_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    fake.make(Path(), fake.params(**fake.SMALL))
+    fake.save_params(Path(), **fake.SMALL)
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.delitem(sys.modules, "stages.tables", raising=False)
+    from stages import tables as stage
+
+    stage.main()
+    out = capsys.readouterr()
+    assert [out.out.count(f"## Table {n}.") for n in range(1, 5)] == [1, 1, 1, 1] and not out.err
+    written = sorted(path.name for path in Path("reports").iterdir())
+    assert len(written) == 10 and "index.html" in written and "metrics.json" in written

@@ -1,0 +1,172 @@
+import hashlib
+import json
+import os
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.images import encode
+from pipeline.shards import MAX_KEY, Picture, ShardError, ShardReader, ShardWriter, key, load_view, read_bytes
+from pipeline.study import Study, View
+
+
+def picture(seed, height=20, width=24):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
+    return Picture(encode(image, 95), width, height, "AP")
+
+
+def study(number, views=2):
+    of_study = tuple(
+        View(id=f"v{number}.{i}", position="LATERAL" if i else "", path=f"secret/{i}.jpg") for i in range(views)
+    )
+    return Study("openi", f"p{number}", f"s.{number}", "test", of_study, findings="Clear — “ok”.", labels={"Edema": -1})
+
+
+def write(folder, studies, size=2):
+    with ShardWriter(folder, "openi", size) as writer:
+        return [writer.write(s, [picture(10 * n + i) for i in range(len(s.views))]) for n, s in enumerate(studies)]
+
+
+@pytest.fixture
+def written(tmp_path):
+    return write(tmp_path / "shards", [study(0), study(1, 1), study(2, 3)])
+
+
+def test_index_addresses_the_very_bytes(written):
+    for n, s in enumerate(written):
+        for i, view in enumerate(s.views):
+            expected = picture(10 * n + i)
+            assert read_bytes(view) == expected.data
+            assert (view.width, view.height) == (expected.width, expected.height)
+            assert load_view(view).shape == (view.height, view.width)
+            assert view.digest == hashlib.blake2b(expected.data, digest_size=8).hexdigest()
+
+
+def test_position_is_filled_only_where_unknown(written):
+    assert [view.position for view in written[2].views] == ["AP", "LATERAL", "LATERAL"]
+
+
+def test_shards_hold_so_many_studies_and_nothing_partial(written, tmp_path):
+    names = sorted(path.name for path in (tmp_path / "shards").iterdir())
+    assert names == ["openi-000000.tar", "openi-000001.tar"]
+    assert {view.shard for view in written[2].views} == {(tmp_path / "shards" / "openi-000001.tar").as_posix()}
+
+
+def test_plain_webdataset_reads_the_samples(written, tmp_path):
+    wds = pytest.importorskip("webdataset")
+    urls = [str(path) for path in sorted((tmp_path / "shards").glob("*.tar"))]
+    samples = list(wds.WebDataset(urls, shardshuffle=False, empty_check=False))
+    assert [sample["__key__"] for sample in samples] == ["p0_s-0", "p1_s-1", "p2_s-2"]
+    for n, (sample, s) in enumerate(zip(samples, written, strict=True)):
+        images = sorted(name for name in sample if name.endswith("jpg"))
+        assert images == [f"{i}.jpg" for i in range(len(s.views))]
+        assert all(sample[name] == picture(10 * n + i).data for i, name in enumerate(images))
+        record = json.loads(sample["json"])
+        assert record == {
+            "dataset": "openi",
+            "patient": f"p{n}",
+            "study": f"s.{n}",
+            "split": "test",
+            "findings": "Clear — “ok”.",
+            "impression": None,
+            "labels": {"Edema": -1},
+            "views": [{"id": v.id, "position": v.position, "width": 24, "height": 20} for v in s.views],
+        }
+        assert b"secret" not in sample["json"]
+
+
+def test_tar_headers_say_nothing_of_machine_or_moment(written, tmp_path):
+    with tarfile.open(tmp_path / "shards" / "openi-000000.tar") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+            assert member.mode == 0o644 and member.isreg()
+
+
+def test_same_studies_same_bytes(written, tmp_path):
+    write(tmp_path / "again", [study(0), study(1, 1), study(2, 3)])
+    for path in (tmp_path / "shards").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_a_failure_leaves_no_half_shard(tmp_path):
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "x", 2) as writer:
+        for n in range(3):
+            writer.write(study(n, 1), [picture(n)])
+        raise RuntimeError
+    assert [path.name for path in tmp_path.iterdir()] == ["x-000000.tar"]
+
+
+def test_no_shard_without_studies(tmp_path):
+    with ShardWriter(tmp_path, "x", 2):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writer_refuses_a_second_study_of_one_key_and_missing_pictures(tmp_path):
+    with ShardWriter(tmp_path, "x", 9) as writer:
+        writer.write(study(0, 1), [picture(0)])
+        with pytest.raises(ShardError, match="two studies"):
+            writer.write(study(0, 1), [picture(0)])
+        with pytest.raises(ShardError, match="one picture for each"):
+            writer.write(study(1, 2), [picture(0)])
+
+
+def test_keys_fit_a_tar_and_stay_apart():
+    long = [Study("siim", "1." * 60 + end, "1." * 60 + end, "train", (View("v"),)) for end in ("1", "2")]
+    keys = [key(s) for s in long]
+    assert len(set(keys)) == 2
+    assert all(len(k) <= MAX_KEY and "." not in k and "/" not in k for k in keys)
+
+
+def test_reader_says_what_is_wrong(written, tmp_path):
+    view = written[0].views[0]
+    reader = ShardReader(tmp_path)
+    with pytest.raises(ShardError, match="run ingest first"):
+        reader.read_bytes(View("v", shard="none.tar", offset=0, length=1))
+    with pytest.raises(ShardError, match="shorter"):
+        reader.read_bytes(View("v", shard=view.shard, offset=1 << 20, length=view.length))
+    with pytest.raises(ShardError):
+        reader.read_bytes(View("v"))
+
+
+def test_reader_closes_the_oldest_descriptors(written, monkeypatch):
+    monkeypatch.setattr("pipeline.shards.MAX_OPEN", 1)
+    reader = ShardReader()
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir())) if descriptors.is_dir() else None
+    for _ in range(5):
+        for s in written:
+            reader.read_bytes(s.views[0])
+    if before is not None:
+        assert len(list(descriptors.iterdir())) == before + 1
+    reader.close()
+    assert reader.read_bytes(written[0].views[0]) == picture(0).data
+    reader.close()
+
+
+def test_one_reader_serves_threads_and_a_forked_process(written):
+    reader = ShardReader()
+    views = [(10 * n + i, view) for n, s in enumerate(written) for i, view in enumerate(s.views)]
+    expected = {seed: picture(seed).data for seed, _ in views}
+    wrong = []
+
+    def check():
+        for _ in range(50):
+            wrong.extend(seed for seed, view in views if reader.read_bytes(view) != expected[seed])
+
+    threads = [threading.Thread(target=check) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    child = os.fork()
+    if child == 0:
+        check()
+        os._exit(1 if wrong else 0)
+    check()
+    for thread in threads:
+        thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    assert wrong == []
+    reader.close()

@@ -1,0 +1,254 @@
+"""Tables 1–4: the paper's figures, who fills which row, what is printed and what is refused."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import fake_results as fake
+import pytest
+
+from pipeline import tables
+from pipeline.results import ResultsError, headline_metrics, load_paper, load_results, load_summaries
+
+SEEDS = Path(__file__).parents[2] / "shared" / "seeds"
+ZS = {"vindr_cxr_zs_auc": "vindr_cxr.auc", "chexpert5x200_zs_accuracy": "chexpert5x200.accuracy"}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Path()
+
+
+def built(root, p, **changes):
+    summaries, results, _ = fake.load(root, p)
+    return tables.build(p, summaries, results), summaries, results
+
+
+def lines(table) -> dict:
+    """The CSV by (row, column)."""
+    return {(r["row"], r["column"]): r for r in csv.DictReader(io.StringIO(tables.tidy_csv(table)))}
+
+
+def test_paper_figures_known_by_heart():
+    paper = load_paper()
+    t2 = {r["key"]: r["paper"] for r in paper["table2"]["rows"]}
+    assert t2["swint_mcc"] == [78.9, 88.0, 89.0, 80.1, 89.2, 89.8, 91.4, 92.9, 94.0, 62.8]
+    assert paper["table1"]["rows"][1]["paper"] == [1808, 233, 22423, 3000, 4003, 1808, None]
+    off = {}
+    for number in (3, 4):
+        table = paper[f"table{number}"]
+        keys = [c["key"] for c in table["columns"]]
+        for row in table["rows"]:
+            recalls = sum(v for k, v in zip(keys, row["paper"], strict=True) if re.search(r"_r\d+$", k))
+            if abs(recalls - row["paper"][-1]) > 0.05:
+                off[number, row["key"]] = round(row["paper"][-1] - recalls, 1)
+    assert off == {(3, "r50_m"): 1.0}  # the paper's own slip, noted under the table
+
+
+@pytest.mark.skipif(not list(SEEDS.glob("001*.txt")), reason="the paper's text is not here")
+def test_paper_figures_are_those_of_the_paper():
+    text = next(SEEDS.glob("001*.txt")).read_text(encoding="utf-8")
+    paper = load_paper()
+    rows = [
+        [c.strip() for c in line.strip().strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    number = re.compile(r"^[\d.,]+$")
+    printed = [[float(c.replace(",", "")) for c in row if number.match(c)] for row in rows]
+    printed = [row for row in printed if len(row) in (7, 8, 10, 5, 6)]
+    ours = [[v for v in r["paper"] if v is not None] for n in range(1, 5) for r in paper[f"table{n}"]["rows"]]
+    places = [printed.index(row) for row in ours]
+    assert places == sorted(places) and len(set(places)) == len(ours) == 3 + 8 + 8 + 9
+
+
+def test_each_run_fills_its_own_row_in_the_papers_order(here):
+    p = fake.make(here)
+    (_, t2, t3, t4), _, _ = built(here, p)
+    names = ["gloria", "resnet_m", "swin_m", "medclip", "resnet_mc", "swin_mc", "resnet_mcc", "swin_mcc"]
+    assert [r.key for r in t2.rows] == [r.key for r in t3.rows] == names
+    assert [(r.backbone, r.data) for r in t2.rows[1:3]] == [("R50", "M"), ("SwinT", "M")]
+    assert [r.data for r in t2.rows[3:]] == ["M,C", "M,C", "M,C", "M,C,C14", "M,C,C14"]
+    assert [r.key for r in t4.rows[:6]] == list(p.ablations)
+    assert all(c.ours is None and c.paper for r in t4.rows[6:] for c in r.cells)
+    for run, paper in (("resnet_mc", 83.0), ("swin_mcc", 78.9)):
+        row = lines(t2)[run, "vindr_cxr_zs_auc"]
+        ours = 100 * fake.value(run, "vindr_cxr.auc")
+        assert float(row["ours"]) == pytest.approx(ours, abs=1e-4)
+        assert float(row["low"]) == pytest.approx(ours - 3.1, abs=1e-4)
+        assert float(row["paper"]) == paper and row["n"] == "240"
+        assert float(row["difference"]) == pytest.approx(ours - paper, abs=2e-4)
+    assert float(lines(t2)["swin_m", "siim_p100_auc"]["ours"]) == pytest.approx(
+        100 * fake.value("swin_m", "siim.p100"), abs=1e-4
+    )
+    assert float(lines(t4)["clip_icl", "mimic_cxr_r5"]["ours"]) == pytest.approx(
+        100 * fake.value("clip_icl", "mimic_cxr.r5"), abs=1e-4
+    )
+    assert lines(t4)["clip_icl", "mimic_cxr_r5"]["paper"] == "41.6000"
+
+
+def test_rsum_is_a_sum_or_nothing(here):
+    p = fake.make(here)
+    (_, _, t3, t4), _, _ = built(here, p)
+    nine, six = lines(t3)["resnet_mc", "rsum"], lines(t4)["resnet_mc", "rsum"]
+    recalls = fake.recalls("resnet_mc")
+    assert float(nine["ours"]) == pytest.approx(100 * sum(recalls), abs=1e-3) and nine["low"]
+    assert float(six["ours"]) == pytest.approx(100 * sum(recalls[:6]), abs=1e-3) and not six["low"]
+    path = here / "data/results/retrieval/swin_m.json"
+    raw = json.loads(path.read_text())
+    raw["metrics"] = {k: v for k, v in raw["metrics"].items() if not k.startswith(("openi.r10", "total"))}
+    path.write_text(json.dumps(raw))
+    (_, _, t3, _), _, results = built(here, p)
+    assert lines(t3)["swin_m", "rsum"]["ours"] == lines(t3)["swin_m", "openi_r10"]["ours"] == ""
+    assert "rsum" not in headline_metrics(results)["swin_m"]
+
+
+def test_a_run_the_paper_does_not_have_is_appended(here):
+    runs = {**fake.PARAMS["runs"], "vit": {"image_encoder": "resnet", "datasets": ["chexpert"]}}
+    p = fake.make(here, fake.params(runs=runs, main=["vit", "swin_m"], ablations=[*fake.PARAMS["ablations"], "vit"]))
+    (_, t2, _, t4), _, _ = built(here, p)
+    assert [r.key for r in t2.rows if r.run] == ["swin_m", "vit"] and t2.rows[-1].key == t4.rows[-1].key == "vit"
+    assert t2.rows[-1].data == "C" and all(c.paper is None and c.ours for c in t2.rows[-1].cells)
+    assert t2.rows[1].key == "r50_m" and all(c.ours is None for c in t2.rows[1].cells)
+
+
+@pytest.mark.parametrize(
+    ("ours", "paper", "shown"),
+    [
+        (78.34, 78.8, "−0.5"),
+        (78.84, 78.8, "0.0"),
+        (90.0, 78.8, "+11.2"),
+        (78.25, 78.8, "−0.6"),
+        (None, 78.8, "—"),
+        (1.0, None, "—"),
+    ],
+)
+def test_printed_difference_is_that_of_the_printed_figures(ours, paper, shown):
+    assert tables.show_difference(tables.Cell(ours, paper), 1) == shown
+
+
+def test_nothing_computed_prints_dashes_only(here):
+    p = fake.params(runs={}, main=[], ablations=[], control="", sources={})
+    for table in tables.build(p, {}, {}):
+        text = tables.markdown(table)
+        rows = [line for line in text.splitlines() if line.startswith("| ") and "| ours" in line]
+        assert rows and not any(re.search(r"\d", r.split("| ours")[1]) for r in rows)
+        assert "difference" not in text and "nan" not in text.lower()
+
+
+def test_markdown_has_every_figure(here):
+    p = fake.make(here)
+    (_, t2, _, _), summaries, _ = built(here, p)
+    text = tables.markdown(t2, tables.phantoms(summaries))
+    rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert len({len(r) for r in rows}) == 1
+    start = next(i for i, r in enumerate(rows) if r[0] == "CXR-CLIP `swin_mc`")
+    v = fake.value("swin_mc", "vindr_cxr.auc") * 100
+    assert [r[4] for r in rows[start : start + 4]] == [
+        f"{v:.1f}",
+        f"{v - 3.1:.1f}–{v + 2.2:.1f}",
+        "82.7",
+        f"−{82.7 - round(v, 1):.1f}",
+    ]
+    assert "say nothing about patients" in text and "0 of 240 test images" in text and text.count("list absent") == 1
+
+
+def test_table_1_of_real_and_phantom_archives(here):
+    p = fake.make(here)
+    siim = {"train": {"studies": 8432, "images": 8432}, "valid": {"studies": 1808, "images": 1808}}
+    fake.write_dataset(
+        here, "siim", False, listed={**siim, "test": {"studies": 1807, "images": 1807}}, labels_only=True
+    )
+    (t1, *_), _, _ = built(here, p)
+    by_data = {(r["row"], r["data"], r["column"]): r for r in csv.DictReader(io.StringIO(tables.tidy_csv(t1)))}
+    assert by_data["train", "siim", "images listed"]["difference"] == "10"
+    assert ("train", "siim", "images ingested") not in by_data
+    assert by_data["train", "mimic_cxr", "studies listed"]["ours"] == "70"  # studies, not its 91 images
+    assert by_data["train", "mimic_cxr", "studies ingested"]["ours"] == "69"
+    assert by_data["train", "rsna", "images listed"]["difference"] == ""
+    text = tables.markdown(t1)
+    train = next(line for line in text.splitlines() if "| difference" in line)
+    assert train.count("phantom") == 5 and "+10" in train
+    assert "8,422 is a misprint" in text and "22,423 is one short" not in text
+
+
+def test_control_run_against_chance(here):
+    p = fake.make(here)
+    _, _, results = built(here, p)
+    full, rows = tables.control_rows(p, results)
+    assert full == "resnet_mcc" and len(rows) == 8
+    assert {r.at_chance for r in rows} == {True, None}
+    results["shuffled"].measures["rsna_zs_auc"] = results["resnet_mcc"].measures["chexpert5x200_r1"]
+    results["shuffled"].measures["openi_r10"] = results["resnet_mcc"].measures["openi_r10"]
+    assert [r.name for r in tables.control_rows(p, results)[1] if r.at_chance is False] == [
+        "RSNA zero-shot AUC",
+        "Open-I R@10",
+    ]
+    assert tables.control_rows(fake.params(control=""), results) == ("", [])
+
+
+def test_metrics_are_flat_rounded_and_of_enabled_runs_only(here):
+    p = fake.make(here)
+    (here / "data/results/zero_shot/stray.json").write_text("not even JSON")
+    runs = {n: r for n, r in fake.PARAMS["runs"].items() if n != "swin_m"}
+    p = fake.params(runs=runs, main=["resnet_m"])
+    _, results, missing = fake.load(here, p)
+    metrics = headline_metrics(results)
+    assert list(metrics) == list(runs) and not missing
+    one = metrics["resnet_m"]
+    assert one["rsna_p10_auc"] == round(fake.value("resnet_m", "rsna.p10"), 6)
+    aucs = [fake.value("resnet_m", f"{d}.auc") for d in ("vindr_cxr", "rsna", "siim")]
+    assert one["macro_zs_auc"] == pytest.approx(sum(aucs) / 3, abs=1e-6)
+    assert one["mimic_cxr_r10_over_chance"] == pytest.approx(fake.value("resnet_m", "mimic_cxr.r10") / 0.125, abs=1e-5)
+    assert one["rsum"] == pytest.approx(sum(fake.recalls("resnet_m")), abs=1e-5)
+    keys = list(one)
+    assert keys.index("openi_r1") < keys.index("openi_r5") < keys.index("openi_r10")
+    assert all(isinstance(v, float) for v in one.values()) and "rsna_p10_auc" not in metrics["clip"]
+
+
+def test_missing_results_are_named(here):
+    p = fake.make(here)
+    (here / "data/results/few_shot/swin_m.json").unlink()
+    summaries, results, missing = fake.load(here, p)
+    assert missing == ["data/results/few_shot/swin_m.json"]
+    t2 = tables.build(p, summaries, results)[1]
+    assert lines(t2)["swin_m", "rsna_p10_auc"]["ours"] == "" and lines(t2)["swin_m", "rsna_zs_auc"]["ours"]
+
+
+def test_bad_input_is_one_line_that_names_it(here):
+    p = fake.make(here)
+    path = here / "data/results/zero_shot/resnet_m.json"
+    good = json.loads(path.read_text())
+    bad = [
+        (
+            json.dumps({**good, "metrics": {"rsna.auc": {"value": float("nan"), "low": 0, "high": 1, "n": 3}}}),
+            "rsna.auc.value",
+        ),
+        (json.dumps({**good, "metrics": {"rsna.auc": {"value": 78.0, "low": 0, "high": 1, "n": 3}}}), "from 0 to 1"),
+        (json.dumps({**good, "run": "swin_m"}), "swin_m"),
+        ("{", "not JSON"),
+    ]
+    for text, part in bad:
+        path.write_text(text)
+        with pytest.raises(ResultsError, match=re.escape(part)) as error:
+            load_results(here / "data/results", ["resnet_m"], [])
+        assert "resnet_m.json" in str(error.value) and "\n" not in str(error.value)
+    fake.write_dataset(here, "rsna", rejected_images=2)
+    with pytest.raises(ResultsError, match="are not the 104 found"):
+        load_summaries(here / "data/index", p.sources)
+    (here / "data/index/siim.json").unlink()
+    with pytest.raises(ResultsError, match="dvc repro ingest@siim"):
+        load_summaries(here / "data/index", ["siim"])
+
+
+def test_same_results_same_bytes(here):
+    p = fake.make(here)
+    texts = []
+    for folder in (Path("one"), Path("two")):
+        parts, summaries, results = built(here, p)
+        paths = tables.write(folder, parts, headline_metrics(results), tables.phantoms(summaries))
+        texts.append({path.name: path.read_bytes() for path in paths})
+    assert texts[0] == texts[1] and sorted(texts[0]) == sorted(
+        ["metrics.json", *(f"table{n}.{end}" for n in range(1, 5) for end in ("md", "csv"))]
+    )

@@ -43,7 +43,7 @@ def augment_image(image: np.ndarray, size: int, options: Augment, rng: Generator
     mean = float(crop.mean())
     if rng.random() < 0.5:
         levels = np.clip(levels * brightness, 0, 255)
-        mean = min(mean * brightness, 255)
+        mean = float(levels[crop].mean())
         levels = mean + (levels - mean) * contrast
     else:
         levels = np.clip(mean + (levels - mean) * contrast, 0, 255) * brightness
@@ -92,7 +92,7 @@ def swap_sentences(text: str, rng: Generator) -> str:
     parts = sentences(text)
     if len(parts) < 2:
         return text
-    order = rng.permutation(len(parts))
-    if (order == np.arange(len(parts))).all():  # a swap that swaps nothing is no second text
-        order = np.roll(order, 1)
-    return " ".join(parts[i] for i in order)
+    swapped = [parts[i] for i in rng.permutation(len(parts))]
+    if swapped == parts:  # a swap that swaps nothing is no second text
+        swapped = [*parts[1:], parts[0]]
+    return " ".join(swapped)

@@ -58,15 +58,15 @@ class TextTower(nn.Module):
 
     def __init__(self, options: TextEncoder, vocabulary: int, load_weights: bool) -> None:
         super().__init__()
-        from transformers import AutoConfig, BertConfig, BertModel
+        from transformers import AutoConfig, AutoModel, BertModel
 
         if options.name and load_weights:
             self.model = _from_hub(BertModel.from_pretrained, options.name, add_pooling_layer=False)
         elif options.name:
             self.model = BertModel(_from_hub(AutoConfig.from_pretrained, options.name), add_pooling_layer=False)
         else:
-            config = BertConfig(vocab_size=vocabulary, max_position_embeddings=options.max_tokens, **options.args)
-            self.model = BertModel(config, add_pooling_layer=False)
+            sizes = {"model_type": "roformer", "max_position_embeddings": options.max_tokens, **options.args}
+            self.model = AutoModel.from_config(AutoConfig.for_model(vocab_size=vocabulary, **sizes))
         self.width: int = self.model.config.hidden_size
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -109,7 +109,8 @@ class Tokenizer:
     def build(cls, options: TextEncoder, corpus: Iterable[str]) -> Tokenizer:
         """The hub's tokenizer of ``options.name``, or (empty name) a lower-casing WordPiece trained on the corpus.
 
-        Training is deterministic: the corpus is read in order and ties in pair counts are broken by the pair.
+        Training is deterministic. The trainer breaks ties between pairs by their pieces' numbers, and would number the
+        pieces "##x" in the order of a hash table; so they are listed up front. Texts are framed as [CLS] ... [SEP].
         """
         if options.name:
             from transformers import AutoTokenizer
@@ -118,10 +119,15 @@ class Tokenizer:
         from tokenizers import BertWordPieceTokenizer
         from transformers import PreTrainedTokenizerFast
 
+        texts = list(corpus)
         trained = BertWordPieceTokenizer(lowercase=True)
-        trained.train_from_iterator(corpus, vocab_size=options.vocabulary, min_frequency=2, show_progress=False)
+        letters = sorted({letter for text in texts for letter in trained.normalize(text) if not letter.isspace()})
+        first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"##{letter}" for letter in letters)]
+        trained.train_from_iterator(
+            texts, vocab_size=options.vocabulary, min_frequency=2, special_tokens=first, show_progress=False
+        )
         wrapped = PreTrainedTokenizerFast(
-            tokenizer_object=trained._tokenizer,
+            tokenizer_object=BertWordPieceTokenizer(trained.get_vocab(), lowercase=True)._tokenizer,
             pad_token="[PAD]",
             unk_token="[UNK]",
             cls_token="[CLS]",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ class CxrClip(nn.Module):
 
 
 def save(model: CxrClip, tokenizer: Tokenizer, config: RunConfig, folder: Path) -> None:
-    """Write model.safetensors, run.json and the tokenizer's files, all anyone needs to use the model."""
+    """Write model.safetensors, run.json, the tokenizer's files and a named BERT's config.json: all anyone needs."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     partial = folder / "model.safetensors.partial"
@@ -55,12 +56,15 @@ def save(model: CxrClip, tokenizer: Tokenizer, config: RunConfig, folder: Path) 
     partial.replace(folder / "model.safetensors")
     write_run_config(folder / "run.json", config)
     tokenizer.save(folder)
+    if config.text_encoder.name:
+        model.text_tower.model.config.save_pretrained(folder)  # so that loading needs no hub
 
 
 def load(folder: Path, device: torch.device | str = "cpu") -> tuple[CxrClip, Tokenizer, RunConfig]:
     """Read what ``save`` wrote, in eval mode; every key must match."""
     config = read_run_config(folder / "run.json")
     tokenizer = Tokenizer.load(folder, config.text_encoder.max_tokens)
-    model = CxrClip(config, len(tokenizer), load_weights=False)
+    text = replace(config.text_encoder, name=str(folder)) if config.text_encoder.name else config.text_encoder
+    model = CxrClip(replace(config, text_encoder=text), len(tokenizer), load_weights=False)
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return model.to(device).eval(), tokenizer, config

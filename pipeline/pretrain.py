@@ -52,8 +52,10 @@ def train(corpus: Path, out: Path, history: Path, on_epoch: Callable[[dict[str, 
         ParamsError: settings that do not go together. FloatingPointError: a loss that is not finite.
     """
     config = read_run_config(corpus / "run.json")
-    rank, world = _join_processes()
-    device = _device(config.train, rank)
+    device = _device(config.train)
+    rank, world = _join_processes(device)
+    if config.train.batch_size % world:
+        raise ParamsError(f"train.batch_size: {config.train.batch_size} studies do not divide among {world} processes")
     _seed(config, device)
     prompts = {path.stem: read_pools(path) for path in sorted((corpus / "prompts").glob("*.json"))}
     training = read_studies(corpus / "studies.parquet", ("train",))
@@ -178,15 +180,15 @@ def _texts(studies: list[Study], prompts: dict[str, Prompts]) -> list[str]:
     return texts
 
 
-def _join_processes() -> tuple[int, int]:
+def _join_processes(device: torch.device) -> tuple[int, int]:
     """(rank, world size) as torchrun set them; (0, 1) outside it."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return int(os.environ.get("RANK", "0")), world
 
 
-def _device(options: Train, rank: int) -> torch.device:
+def _device(options: Train) -> torch.device:
     cuda = torch.cuda.is_available()
     if options.device == "cuda" and not cuda:
         raise ParamsError("train.device: cuda was asked for, but torch sees no CUDA device; set auto or cpu")

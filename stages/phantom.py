@@ -1,21 +1,26 @@
-"""Stage: draw one phantom archive. Usage: python stages/phantom.py ARCHIVE."""
+"""Stage ``phantom@archive``: nothing -> data/phantom/<archive>, a synthetic archive in its public layout."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from pipeline import params
+from pipeline import params as config
+from pipeline import tracking
 from pipeline.phantom import archives
 
 
-def main() -> None:
-    settings = params.load()
-    archive = sys.argv[1]
-    root = Path(settings.sources[archive].path)
-    mark = archives.write(archive, root, settings.phantom.archives[archive], settings.phantom.size, settings.seed)
+def main(archive: str) -> None:
+    params = config.load()
+    root = Path("data/phantom") / archive
+    with tracking.stage_run("phantom", archive, params.phantom, params.tracking.enabled) as record:
+        mark = archives.write(archive, root, params.phantom.archives[archive], params.phantom.size, params.seed)
+        record.metrics({"studies": mark["studies"], "files": mark["files"]})
     print(f"phantom {archive}: {mark['studies']} studies, {mark['files']} files in {root}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(sys.argv[1])
+    except ValueError as error:
+        sys.exit(f"phantom {sys.argv[1]}: {error}")

@@ -48,7 +48,9 @@ def listed(stage: str, archive: str = "siim") -> set[str]:
     files: set[str] = set()
     for dep in spec["deps"]:
         path = ROOT / dep.replace("${key}", archive)
-        files |= {str(p.relative_to(ROOT)) for p in (path.rglob("*.py") if path.is_dir() and "pipeline" in dep else [path])}
+        files |= {
+            str(p.relative_to(ROOT)) for p in (path.rglob("*.py") if path.is_dir() and "pipeline" in dep else [path])
+        }
     return {f for f in files if f.endswith(".py")}
 
 
@@ -61,7 +63,9 @@ def test_stage_depends_on_the_modules_it_imports(stage):
     assert listed(stage) == wanted
 
 
-@pytest.mark.parametrize("profile", ["params.yaml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("profiles/*.yaml"))])
+@pytest.mark.parametrize(
+    "profile", ["params.yaml", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("profiles/*.yaml"))]
+)
 def test_every_profile_is_valid_and_has_every_key(profile):
     record = params.load(ROOT / profile)
     keys = set(yaml.safe_load((ROOT / profile).read_text()))
@@ -80,7 +84,9 @@ def test_the_graph_has_every_stage_of_every_axis():
     per_run = ("corpus", "pretrain", "embed", "zero_shot", "retrieval")
     wanted = {f"{s}@{r}" for s in per_run for r in record.runs} | {f"few_shot@{r}" for r in record.main}
     wanted |= {f"phantom@{a}" for a in record.phantom.archives} | {f"ingest@{d}" for d in record.sources}
-    names = subprocess.run(["dvc", "stage", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = subprocess.run(
+        ["dvc", "stage", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert set(names.stdout.split()) == wanted | {"prompts", "tables"}
 
 

@@ -72,7 +72,7 @@ class Chest:
     shift: float = 0.0  # of heart, trachea and great vessels; positive = to the patient's left
     mediastinum: float = 0.055
     knob: float = 0.034
-    air: float = 0.19  # density of aerated lung
+    air: float = 0.26  # density of aerated lung
     vessels: float = 1.0  # strength of the vascular markings
 
     @classmethod

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,9 @@ def _run(job: Callable[[Case], Rows], cases: Sequence[Case], workers: int) -> It
     if workers == 1:
         yield from map(job, cases)
         return
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    # Spawned, not forked: a fork of a process whose OpenCV has started threads can hang.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield from pool.map(job, cases, chunksize=8)
 
 

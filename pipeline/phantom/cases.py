@@ -102,7 +102,7 @@ def plan(
     seed: int,
     weights: Mapping[str, int],
     views: Mapping[tuple[str, ...], float],
-    normal: float = 0.33,
+    normal: float = 0.3,
 ) -> list[Case]:
     """Plan the examinations of one archive: about a share ``normal`` without findings, the others with 1 to 4.
 
@@ -113,7 +113,7 @@ def plan(
     sets, shares = list(views), np.array(list(views.values()))
     cases = []
     for number in range(studies):
-        wanted = 0 if rng.random() < normal else int(rng.choice([1, 2, 3, 4], p=[0.2, 0.35, 0.3, 0.15]))
+        wanted = 0 if rng.random() < normal else int(rng.choice([1, 2, 3, 4], p=[0.35, 0.35, 0.2, 0.1]))
         findings = deal(dealer, wanted, list(weights), rng)
         taken = sets[int(rng.choice(len(sets), p=shares / shares.sum()))]
         cases.append(Case(number, int(rng.integers(2**40)), draw_patient(rng), taken, tuple(findings)))

@@ -110,7 +110,7 @@ def reshape_frontal(finding: Finding, chest: Chest) -> None:
         case "cardiomegaly":
             chest.heart *= 1.34 + 0.11 * g
         case "enlarged cardiomediastinum":
-            chest.mediastinum *= 1.85 + 0.2 * g
+            chest.mediastinum *= 2.4 + 0.25 * g
         case "atelectasis":
             for side in finding.sides:
                 chest.dome[side] -= 0.035 + 0.015 * g

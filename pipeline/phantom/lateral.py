@@ -20,7 +20,7 @@ class Profile:
     heart: float = 1.0
     knob: float = 0.034
     mediastinum: float = 0.055
-    air: float = 0.24
+    air: float = 0.29
     depth: float = 0.0  # how much the chest is deepened (barrel chest)
     vessels: float = 1.0
 

@@ -49,7 +49,7 @@ def findings_text(findings: Sequence[Finding], rng: np.random.Generator, view: s
     ``view`` (of the frontal image) and ``sex`` add what is seen of them: a portable film, breast shadows.
     """
     said = [sentence(findings[i], rng) for i in rng.permutation(len(findings))]
-    said += denials(findings, rng, int(rng.integers(4, 8)) if findings else int(rng.integers(6, 10)))
+    said += denials(findings, rng, int(rng.integers(2, 5)) if findings else int(rng.integers(3, 7)))
     if not findings:
         said.insert(0, str(rng.choice(HEALTHY)))
     if rng.random() < 0.3:
@@ -65,14 +65,14 @@ def findings_text(findings: Sequence[Finding], rng: np.random.Generator, view: s
 
 
 def impression_text(findings: Sequence[Finding], rng: np.random.Generator) -> str:
-    """The impression: the findings in label-like or longer form, sometimes numbered, perhaps one or two denials."""
+    """The impression: the findings in label-like or longer form, sometimes numbered, perhaps a denial."""
     if not findings:
-        return " ".join([str(rng.choice(NORMAL)), *denials(findings, rng, int(rng.integers(0, 5)))])
+        return " ".join([str(rng.choice(NORMAL)), *denials(findings, rng, int(rng.integers(0, 3)))])
     said = [sentence(findings[i], rng, short=bool(rng.random() < 0.65)) for i in rng.permutation(len(findings))]
     if len(said) > 1 and rng.random() < 0.35:
         said = [f"{n}. {s}" for n, s in enumerate(said, 1)]
-    else:
-        said += denials(findings, rng, int(rng.integers(0, 4)))
+    elif rng.random() < 0.25:
+        said += denials(findings, rng, 1)
     return " ".join(said)
 
 

@@ -73,7 +73,11 @@ def write_csv(path: Path, header: Sequence[str], rows: Rows) -> None:
 def chestxray14_plan(studies: int, seed: int) -> list[Case]:
     """Pairs of images belong to one patient."""
     cases = plan(
-        "chestxray14", studies, seed, {**only(_NIH_KINDS), "hiatal hernia": 6, "nodule": 9, "mass": 9}, _SINGLE
+        "chestxray14",
+        studies,
+        seed,
+        {**only(_NIH_KINDS), "pneumothorax": 16, "pneumonia": 14, "hiatal hernia": 6, "nodule": 9, "mass": 9},
+        _SINGLE,
     )
     return [replace(c, patient=cases[c.number - c.number % 2].patient) for c in cases]
 
@@ -196,7 +200,7 @@ def rsna_tables(root: Path, cases: Sequence[Case], rows: Rows) -> None:
 def siim_plan(studies: int, seed: int) -> list[Case]:
     """35 % pneumothorax; the others hold anything else."""
     kinds = only(tuple(k for k in EVERYTHING if k != "pneumothorax"))
-    return _force(plan("siim", studies, seed, kinds, _SINGLE, normal=0.5), "pneumothorax", 7)
+    return _force(plan("siim", studies, seed, kinds, _SINGLE, normal=0.6), "pneumothorax", 7)
 
 
 def siim_case(case: Case, root: Path, size: int) -> Rows:

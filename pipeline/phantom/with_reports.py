@@ -154,7 +154,7 @@ _BESIDE = ("support devices", "rib fracture", "nodule", "pneumothorax", "pleural
 def chexpert_plan(studies: int, seed: int) -> list[Case]:
     """The studies, every sixth a second one of its patient, then those that CheXpert5x200 is drawn from."""
     each = max(8, studies // 35)
-    kinds = {**only(_CHEXPERT_KINDS), "edema": 10, "enlarged cardiomediastinum": 7}
+    kinds = {**only(_CHEXPERT_KINDS), "pneumothorax": 16, "pneumonia": 12, "edema": 10, "enlarged cardiomediastinum": 7}
     cases = plan("chexpert", studies + 5 * each, seed, kinds, _CHEXPERT_VIEWS)
     planned = [replace(c, patient=cases[_first_chexpert(c.number)].patient) for c in cases[:studies]]
     for case in cases[studies:]:

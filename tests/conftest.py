@@ -1,0 +1,121 @@
+"""Tiny studies in real shards, tiny models and their configuration: what the tests of the training half share."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.images import encode
+from pipeline.params import Augment, ImageEncoder, Loss, RunConfig, Sampling, TextEncoder, Train
+from pipeline.prompts import Prompts
+from pipeline.shards import Picture, ShardWriter
+from pipeline.study import Study, View
+
+RESNET = ImageEncoder(
+    "resnet50", False, "imagenet", {"layers": [1] * 4, "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}
+)
+SWIN = ImageEncoder(
+    "swin_tiny_patch4_window7_224",
+    False,
+    "half",
+    {"patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "drop_path_rate": 0.0},
+)
+BERT = TextEncoder(
+    "",
+    300,
+    {
+        **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+        **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    },
+    48,
+)
+CLASSES = tuple(f"Class{i}" for i in range(14))
+PLACES = ("apex", "base", "hilum", "margin", "angle", "field", "zone", "lobe")
+THINGS = ("opacity", "nodule", "scar", "effusion", "catheter", "fracture")
+PLAIN = {  # of a RunConfig
+    "name": "tiny",
+    "seed": 7,
+    "datasets": ("mimic_cxr", "chexpert", "chestxray14"),
+    "image_encoder": SWIN,
+    "text_encoder": BERT,
+    "dim": 16,
+    "scale": 10.0,
+    "image_size": 32,
+    "sampling": Sampling(),
+    "augment": Augment(),
+    "loss": Loss(),
+    "train": Train(epochs=2, batch_size=8, lr=1e-3, precision="fp32", device="cpu", threads=1),
+}
+
+
+def make_config(**changes) -> RunConfig:
+    """The tiny run; a mapping changes single keys of a section."""
+    values = dict(PLAIN)
+    for key, value in changes.items():
+        values[key] = replace(values[key], **value) if isinstance(value, dict) else value
+    return RunConfig(**values)
+
+
+def make_study(number: int, dataset: str = "mimic_cxr", split: str = "train") -> Study:
+    """Study ``number``: 1 to 3 views; a report of two or one section, or labels."""
+    positions = (("PA", "LATERAL"), ("AP",), ("PA", "PA", "LATERAL"), ("AP", "AP"))[number % 4]
+    views = tuple(View(f"{dataset}-{number}-{i}", position) for i, position in enumerate(positions))
+    ids = (dataset, f"p{number // 2}", f"s{number}", split, views)
+    if dataset == "mimic_cxr":
+        place, thing = PLACES[number % 8], THINGS[number % 6]
+        findings = f"There is a {thing} at the {place}. The heart is normal. Image {number} is clear elsewhere."
+        impression = f"A {thing} of the {place}. Nothing else in {number}."
+        return Study(*ids, findings=findings, impression=None if number % 5 == 4 else impression)
+    positive = {CLASSES[number % 14], CLASSES[(3 * number + 1) % 14]}
+    labels = {c: int(c in positive) for c in CLASSES}
+    if dataset == "chexpert":
+        labels = {CLASSES[i]: (1, 0, -1)[(number + i) % 3] for i in range(number % 3 + 1)}
+    return Study(*ids, labels=labels)
+
+
+@pytest.fixture(scope="session")
+def config():
+    return make_config
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    """Every sentence tells its class, value and template, so that a caption can be taken apart again."""
+    words = {1: "present", 0: "absent", -1: "possible"}
+    pools = {c: {v: tuple(f"{c} {w} {k}." for k in range(4)) for v, w in words.items()} for c in CLASSES}
+    pools["No Finding"] = {1: ("Normal chest.",), 0: (), -1: ()}
+    return {"chexpert": Prompts(pools), "chestxray14": Prompts(pools)}
+
+
+@pytest.fixture(scope="session")
+def studies(tmp_path_factory):
+    """24 training and 6 validation studies of reports, 8 and 4 of each label set, with random pictures in shards."""
+    placed = []
+    for dataset, counts in {"mimic_cxr": (24, 6), "chexpert": (8, 4), "chestxray14": (8, 4)}.items():
+        with ShardWriter(tmp_path_factory.mktemp(dataset), dataset, 10) as writer:
+            for number in range(sum(counts)):
+                study = make_study(number, dataset, "train" if number < counts[0] else "valid")
+                rng = np.random.default_rng([len(dataset), number])
+                coarse = rng.integers(0, 256, (len(study.views), 5, 6), dtype=np.uint8)
+                images = coarse.repeat(8, axis=1).repeat(8, axis=2)
+                pictures = [Picture(encode(image, 95), image.shape[1], image.shape[0]) for image in images]
+                placed.append(writer.write(study, pictures))
+    return placed
+
+
+@pytest.fixture
+def corpus(tmp_path, studies, prompts):
+    """Writes what the corpus stage gives to training; the folder."""
+
+    def write(run: RunConfig):
+        from pipeline.corpus import gather
+        from pipeline.study import write_studies
+
+        for dataset in run.datasets:
+            write_studies(tmp_path / "index" / f"{dataset}.parquet", [s for s in studies if s.dataset == dataset])
+        for dataset, pools in prompts.items():
+            pools.write_pools(tmp_path / "prompts" / f"{dataset}.json")
+        gather(run, tmp_path / "index", tmp_path / "prompts", tmp_path / "corpus")
+        return tmp_path / "corpus"
+
+    return write

@@ -1,0 +1,197 @@
+from collections import Counter
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline import augment
+from pipeline.augment import augment_image, evaluation_image, random_resized_crop, sentences, swap_sentences
+from pipeline.params import Augment
+
+QUIET = Augment(crop_scale=(2.0, 2.0), clahe=0.0, brightness=0.0, contrast=0.0)  # a share of 2 is the whole image
+
+
+def crops(monkeypatch, image, scale, draws):
+    """The pieces that are cut out of an image, before they are resized."""
+    cut = []
+    monkeypatch.setattr(augment, "_resize", lambda piece, *_: cut.append(piece.copy()) or piece)
+    for seed in range(draws):
+        random_resized_crop(image, 32, scale, np.random.default_rng(seed))
+    return cut
+
+
+def texture(height, width, low=0, high=256, seed=0):
+    return np.random.default_rng(seed).integers(low, high, (height, width), dtype=np.uint8)
+
+
+def test_crop_has_the_share_and_aspect_asked_for(monkeypatch):
+    cut = crops(monkeypatch, texture(200, 200), (0.3, 0.7), 2000)
+    shares = np.array([piece.size / 200**2 for piece in cut])
+    ratios = np.array([piece.shape[1] / piece.shape[0] for piece in cut])
+    assert 0.295 < shares.min() < 0.31 and 0.69 < shares.max() < 0.705
+    assert shares.mean() == pytest.approx(0.5, abs=0.01)
+    assert 0.74 < ratios.min() < 0.76 and 1.315 < ratios.max() < 1.345
+    assert np.log(ratios).mean() == pytest.approx(0, abs=0.02)  # as often too wide as too tall
+    assert np.quantile(np.log(ratios), 0.25) == pytest.approx(np.log(4 / 3) * -0.5, abs=0.025)
+
+
+def test_crop_lies_anywhere(monkeypatch):
+    column, row = np.meshgrid(np.arange(200), np.arange(200))
+    left = np.array([piece[0, 0] for piece in crops(monkeypatch, column.astype(np.uint8), (0.25, 0.25), 1000)])
+    right = np.array([piece[0, -1] for piece in crops(monkeypatch, column.astype(np.uint8), (0.25, 0.25), 1000)])
+    top = np.array([piece[0, 0] for piece in crops(monkeypatch, row.astype(np.uint8), (0.25, 0.25), 1000)])
+    assert left.min() <= 1 and right.max() >= 198 and top.min() <= 1
+    assert ((left + right.astype(int)) / 2).mean() == pytest.approx(99.5, abs=3)
+
+
+def test_a_share_above_one_is_the_image_itself(monkeypatch):
+    image = texture(60, 60)
+    for piece in crops(monkeypatch, image, (1.34, 1.4), 200):  # sqrt(4/3 * 3/4) = 1: whole whatever the aspect
+        assert np.array_equal(piece, image)
+    wide = texture(40, 80)
+    whole = crops(monkeypatch, wide, (1.0001, 1.1), 400)
+    assert all(piece.shape[0] == 40 for piece in whole)  # whole along the side that the share goes beyond
+    widths = [piece.shape[1] for piece in whole]  # sqrt(3200 * share * aspect), the share up to 1.1
+    assert 49 <= min(widths) <= 51 and 67 <= max(widths) <= 69
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (37, 90), (90, 37), (20, 20), (33, 400)])
+@pytest.mark.parametrize("options", [Augment(), Augment(image=False), QUIET])
+def test_output_is_a_square_of_uint8(shape, options):
+    for seed in range(5):
+        out = augment_image(texture(*shape), 48, options, np.random.default_rng(seed))
+        assert out.shape == (48, 48) and out.dtype == np.uint8 and out.flags.c_contiguous
+
+
+def test_same_generator_same_image_and_input_untouched():
+    image = texture(50, 60)
+    before = image.copy()
+    first, again, other = (augment_image(image, 32, Augment(), np.random.default_rng(s)) for s in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.array_equal(image, before)
+
+
+def test_jitter_is_a_gain_about_black_and_a_gain_about_the_mean():
+    """out = b * (m + c * (x - m)): b and c are found by regression and must lie in their ranges and fill them."""
+    image = texture(40, 40, 70, 160)
+    mean, x = image.mean(), image.ravel().astype(float)
+    found = []
+    for seed in range(400):
+        options = replace(QUIET, brightness=0.1, contrast=0.2)
+        out = augment_image(image, 40, options, np.random.default_rng(seed)).ravel().astype(float)
+        slope, offset = np.polyfit(x, out, 1)
+        assert np.abs(out - (slope * x + offset)).max() < 0.75  # half a grey level of rounding, and the fit's error
+        b = (slope * mean + offset) / mean
+        found.append((b, slope / b))
+    b, c = np.array(found).T
+    assert 0.895 < b.min() < 0.91 and 1.09 < b.max() < 1.105 and b.mean() == pytest.approx(1, abs=0.01)
+    assert 0.79 < c.min() < 0.82 and 1.18 < c.max() < 1.21 and c.mean() == pytest.approx(1, abs=0.02)
+    assert abs(np.corrcoef(b, c)[0, 1]) < 0.15
+
+
+class Fixed:
+    """A generator whose draws are given: uniform in the order scale, aspect, brightness, contrast."""
+
+    def __init__(self, uniform, random):
+        self.values, self.chances = iter(uniform), iter(random)
+
+    def uniform(self, low, high):
+        return next(self.values)
+
+    def random(self):
+        return next(self.chances)
+
+    def integers(self, high):
+        return 0
+
+
+@pytest.mark.parametrize("b", [0.9, 1.1])
+@pytest.mark.parametrize("c", [0.8, 1.2])
+def test_jitter_clips_at_black_and_white_in_either_order(b, c):
+    """Pixel by pixel in float, on a picture a third of which is white: the second step sees the clipped first one."""
+    image = np.where(texture(30, 30, seed=1) > 170, 255, texture(30, 30)).astype(np.uint8)
+    x = image.astype(float)
+
+    def contrast(y):
+        return np.clip(y.mean() + (y - y.mean()) * c, 0, 255)
+
+    expected = (contrast(np.clip(x * b, 0, 255)), np.clip(contrast(x) * b, 0, 255))
+    for chance, truth in zip((0.0, 0.9), expected, strict=True):
+        out = augment_image(image, 30, QUIET, Fixed([2.0, 0.0, b, c], [1.0, chance]))
+        assert np.abs(out - truth).max() <= 0.51
+
+
+def test_clahe_is_drawn_with_its_probability():
+    image = cv2.GaussianBlur(texture(64, 64), (0, 0), 5)
+    equalised = cv2.createCLAHE(4.0, (8, 8)).apply(image)
+    assert not np.array_equal(image, equalised)
+    hits = 0
+    for seed in range(400):
+        out = augment_image(image, 64, replace(QUIET, clahe=0.3), np.random.default_rng(seed))
+        assert np.array_equal(out, equalised) or np.array_equal(out, image)
+        hits += np.array_equal(out, equalised)
+    assert 90 <= hits <= 150  # 120, three standard deviations of 9.2
+
+
+def test_nothing_is_ever_flipped():
+    image = np.zeros((60, 60), dtype=np.uint8)
+    image[:30, :] += 50
+    image[:, 30:] += 150
+    for seed in range(300):
+        out = augment_image(image, 32, Augment(clahe=0.0), np.random.default_rng(seed)).astype(float)
+        assert out[:, 16:].mean() > out[:, :16].mean() + 50
+        assert out[:16].mean() > out[16:].mean() + 10
+
+
+def test_without_image_augmentation_only_a_mild_crop_is_left(monkeypatch):
+    image = texture(100, 100, 60, 200)
+    off = Augment(image=False)
+    levels = [augment_image(image, 100, off, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(abs(out.mean() - image.mean()) < 3 for out in levels)
+    cut = []
+    monkeypatch.setattr(augment, "_resize", lambda piece, *_: cut.append(piece.size) or piece)
+    for seed in range(300):
+        augment_image(image, 32, off, np.random.default_rng(seed))
+    assert 0.75 * 100**2 < min(cut) and max(cut) <= 100**2
+
+
+def test_evaluation_image_is_the_centre_square():
+    wide = np.full((40, 100), 255, dtype=np.uint8)
+    wide[:, 30:70] = np.arange(40) * 4  # the centre square; halved, each pixel is the mean of a pair of columns
+    expected = np.tile(np.round(np.arange(20) * 8 + 2), (20, 1))
+    assert np.array_equal(evaluation_image(wide, 20), expected)
+    assert np.array_equal(evaluation_image(np.ascontiguousarray(wide.T), 20), expected.T)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (31, 77), (77, 31), (200, 33), (10, 12)])
+def test_evaluation_image_shape(shape):
+    out = evaluation_image(texture(*shape), 32)
+    assert out.shape == (32, 32) and out.dtype == np.uint8 and out.flags.c_contiguous
+    if shape == (32, 32):
+        assert np.array_equal(out, texture(32, 32))
+
+
+def test_enlarging_keeps_the_picture():
+    ramp = np.tile(np.linspace(0, 200, 12), (12, 1)).astype(np.uint8)
+    out = evaluation_image(ramp, 48).astype(float)
+    assert (np.diff(out[0]) >= 0).all() and out[0, 0] == 0 and out[0, -1] == ramp[0, -1]
+
+
+def test_sentences_are_cut_after_their_stop():
+    assert sentences("  No effusion. Is it 3.5 cm? Yes!  Heart normal ") == [
+        *("No effusion.", "Is it 3.5 cm?", "Yes!", "Heart normal")
+    ]
+    assert sentences("") == []
+
+
+def test_swap_really_swaps_and_loses_nothing():
+    text = "One a. Two b. Three c. Two b."
+    seen = Counter(swap_sentences(text, np.random.default_rng(seed)) for seed in range(600))
+    for other in seen:
+        assert other != text
+        assert sorted(sentences(other)) == sorted(sentences(text))
+    assert len(seen) == 11  # 4! / 2! orders, less the text's own
+    two = {swap_sentences("First. Second.", np.random.default_rng(seed)) for seed in range(20)}
+    assert two == {"Second. First."}
+    assert swap_sentences("Only one sentence.", np.random.default_rng(0)) == "Only one sentence."

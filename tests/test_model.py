@@ -1,0 +1,202 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel
+
+from pipeline import model as checkpoint
+from pipeline.encoders import ImageTower, TextTower, Tokenizer
+from pipeline.model import CxrClip
+from pipeline.params import ImageEncoder, ParamsError, TextEncoder
+from tests.conftest import BERT, RESNET, SWIN
+
+TEXTS = [f"There is a {thing} at the {place}." for thing in ("nodule", "scar") for place in ("apex", "base", "hilum")]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.build(BERT, TEXTS * 3)
+
+
+@pytest.fixture
+def images():
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 32, 32), dtype=np.uint8))
+
+
+def build(config, tokenizer, seed=0, **changes):
+    torch.manual_seed(seed)
+    return CxrClip(config(**changes), len(tokenizer)).eval()
+
+
+@pytest.mark.parametrize(
+    ("normalise", "mean", "std"),
+    [
+        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ("half", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    ],
+)
+def test_grey_becomes_three_normalised_channels(images, normalise, mean, std):
+    tower = ImageTower(replace(RESNET, normalise=normalise), 32, True).eval()
+    seen = []
+    tower.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    tower(images)
+    for channel in range(3):
+        expected = (images.numpy() / 255.0 - mean[channel]) / std[channel]
+        np.testing.assert_allclose(seen[0][:, channel].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("encoder", [RESNET, SWIN])
+def test_image_features_are_the_mean_over_places(images, encoder):
+    tower = ImageTower(encoder, 32, True).eval()
+    x = (images[:, None].float() / 255 - tower.mean) / tower.std
+    places = tower.model.forward_features(x)
+    channels_first = places if places.shape[1] == tower.width else places.permute(0, 3, 1, 2)
+    expected = channels_first.flatten(2).mean(dim=2)
+    assert expected.shape == (5, tower.width)
+    torch.testing.assert_close(tower(images), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_text_is_pooled_at_its_last_token(tokenizer):
+    """[SEP] ends each text; what stands beside a text in the batch does not change it."""
+    tower = TextTower(BERT, len(tokenizer), True).eval()
+    texts = [TEXTS[0], "Nodule.", f"{TEXTS[1]} {TEXTS[2]}"]
+    tokens, mask = tokenizer(texts)
+    assert mask.sum(1).tolist() != [mask.shape[1]] * 3
+    pooled = tower(tokens, mask)
+    for row, text in enumerate(texts):
+        ids = tokenizer.tokenizer.encode(text)
+        assert ids[0] == tokenizer.tokenizer.cls_token_id and ids[-1] == tokenizer.tokenizer.sep_token_id
+        alone = tower.model(input_ids=torch.tensor([ids])).last_hidden_state[0, len(ids) - 1]
+        torch.testing.assert_close(pooled[row], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_long_text_is_cut_and_still_ends_in_sep(tokenizer):
+    tokens, mask = tokenizer([" ".join(TEXTS * 20)])
+    assert tokens.shape == (1, 48) and mask.all()
+    assert tokens[0, -1] == tokenizer.tokenizer.sep_token_id
+
+
+def test_embeddings_have_unit_norm_and_are_the_projection(config, tokenizer, images):
+    net = build(config, tokenizer)
+    i, t, scale = net(images, *tokenizer(TEXTS))
+    assert i.shape == (5, 16) and t.shape == (6, 16) and i.dtype == t.dtype == torch.float32
+    for x in (i, t):
+        np.testing.assert_allclose(np.linalg.norm(x.detach().numpy(), axis=1), 1, atol=1e-6)
+    w, b = (p.detach().numpy() for p in net.image_projection.parameters())
+    raw = net.image_tower(images).detach().numpy() @ w.T + b
+    np.testing.assert_allclose(i.detach().numpy(), raw / np.linalg.norm(raw, axis=1, keepdims=True), atol=1e-5)
+    assert scale.item() == pytest.approx(10.0, rel=1e-6)
+
+
+def test_scale_is_learnable_and_at_most_100(config, tokenizer):
+    net = build(config, tokenizer)
+    net.scale.backward()
+    assert net.log_scale.grad.item() == pytest.approx(10.0, rel=1e-5)  # d exp(x) = exp(x)
+    for value, expected in ((math.log(99), 99), (math.log(101), 100), (9.0, 100)):
+        net.log_scale.data.fill_(value)
+        assert net.scale.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("encoder", [RESNET, SWIN])
+def test_a_saved_model_embeds_the_same(config, tokenizer, images, tmp_path, encoder):
+    run = config(image_encoder=encoder)
+    net = build(config, tokenizer, seed=3, image_encoder=encoder)
+    net.train()
+    net(images, *tokenizer(TEXTS))  # moves the running statistics of BatchNorm
+    net.eval()
+    checkpoint.save(net, tokenizer, run, tmp_path / "model")
+    torch.manual_seed(99)
+    other, words, again = checkpoint.load(tmp_path / "model")
+    assert again == run and not other.training
+    assert all(map(torch.equal, words(TEXTS), tokenizer(TEXTS)))
+    with torch.no_grad():
+        assert all(map(torch.equal, other(images, *words(TEXTS)), net(images, *tokenizer(TEXTS))))
+    assert not list((tmp_path / "model").glob("*.partial"))
+
+
+@pytest.mark.parametrize("change", ["missing", "extra"])
+def test_every_key_of_a_checkpoint_must_match(config, tokenizer, tmp_path, change):
+    checkpoint.save(build(config, tokenizer), tokenizer, config(), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    if change == "missing":
+        del weights["image_projection.bias"]
+    else:
+        weights["stranger"] = torch.zeros(1)
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match=r"image_projection\.bias|stranger"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_bert_of_a_folder_is_loaded_once_and_then_travels_with_the_model(config, tokenizer, images, tmp_path):
+    """The way the hub's BioClinicalBERT goes, with a local folder in its place."""
+    torch.manual_seed(5)
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 48, **BERT.args}
+    bert = BertModel(BertConfig(**sizes), add_pooling_layer=False)
+    bert.save_pretrained(tmp_path / "bert")
+    vocabulary = sorted(tokenizer.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "bert" / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in vocabulary))
+    named = TextEncoder(str(tmp_path / "bert"), max_tokens=48)
+    words = Tokenizer.build(named, [])
+    assert torch.equal(words(TEXTS)[0], tokenizer(TEXTS)[0])
+    run = config(text_encoder=named)
+    net = CxrClip(run, len(words)).eval()
+    assert all(map(torch.equal, net.text_tower.model.state_dict().values(), bert.state_dict().values()))
+    checkpoint.save(net, words, run, tmp_path / "model")
+    (tmp_path / "bert").rename(tmp_path / "gone")
+    other, read, again = checkpoint.load(tmp_path / "model")
+    assert again == run
+    with torch.no_grad():
+        assert all(map(torch.equal, other(images, *read(TEXTS)), net(images, *words(TEXTS))))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ImageTower(ImageEncoder("resnet18"), 32, True), "model.image_encoders: weights of resnet18 could not"),
+        (lambda: ImageTower(ImageEncoder("resnet9999", False), 32, True), "model.image_encoders: timm cannot build res"),
+        (lambda: TextTower(TextEncoder("nobody/nothing"), 9, True), "model.text_encoder.name: 'nobody/nothing' could"),
+        (lambda: Tokenizer.build(TextEncoder("nobody/nothing"), []), "model.text_encoder.name: 'nobody/nothing' could"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(make, says, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # read once, at import
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ParamsError) as error:
+        make()
+    assert str(error.value).startswith(says)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_are_not_asked_for_when_a_checkpoint_fills_them(monkeypatch):
+    import timm
+
+    asked = []
+    real = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *a, **k: asked.append(k["pretrained"]) or real(*a, **{**k, "pretrained": False})
+    )
+    for load_weights in (True, False):
+        ImageTower(replace(RESNET, pretrained=True), 32, load_weights)
+    assert asked == [True, False]
+
+
+def test_a_tokenizer_trained_twice_is_the_same(tmp_path, studies):
+    corpus = [text for s in studies for text in (s.findings, s.impression) if text]
+    for name in "ab":
+        Tokenizer.build(BERT, iter(corpus)).save(tmp_path / name)
+    files = {name: {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "ab"}
+    assert files["a"] == files["b"] and "tokenizer.json" in files["a"]
+    built = Tokenizer.load(tmp_path / "a", 48)
+    assert len(built) <= BERT.vocabulary
+    decoded = built.tokenizer.decode(built(corpus[:1])[0][0], skip_special_tokens=True)
+    assert decoded.replace(" ", "") == corpus[0].lower().replace(" ", "")

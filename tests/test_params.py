@@ -1,0 +1,185 @@
+import copy
+import json
+
+import pytest
+import yaml
+
+from pipeline import params
+from pipeline.params import ParamsError
+
+RAW = {
+    "seed": 3,
+    "sources": {d: {"path": f"a/{d}", "stamp": f"a/{d}/list.csv"} for d in ("mimic_cxr", "chexpert")},
+    "phantom": {"archives": {"mimic_cxr": 10}},
+    "ingest": {},
+    "prompts": {"file": "prompts.yaml"},
+    "sampling": {},
+    "augment": {"crop_scale": [0.7, 1.0]},
+    "model": {
+        "image_encoders": {"resnet": {"name": "resnet50", "args": {"layers": [1, 1]}}, "swin": {"name": "swin_t"}},
+        "text_encoder": {"args": {"hidden_size": 8}},
+    },
+    "loss": {"tcl_weight": 0.25},
+    "train": {"lr": 0.001, "epochs": 4},
+    "runs": {
+        "plain": {"image_encoder": "resnet", "datasets": ["mimic_cxr"]},
+        "other": {
+            "image_encoder": "swin",
+            "datasets": ["mimic_cxr", "chexpert"],
+            "sampling": {"unit": "image"},
+            "augment": {"text": False},
+            "loss": {"mvs": False, "icl_weight": 0},
+            "train": {"lr": "2e-4"},
+        },
+    },
+    "main": ["plain"],
+    "ablations": ["other", "plain"],
+    "control": "",
+    "evaluate": {"zero_shot": "z.yaml", "few_shot": {"shares": {"p10": 0.1}, "epochs": {"p10": 3}}},
+}
+MISSING = object()
+
+
+def changed(dotted, value):
+    raw = copy.deepcopy(RAW)
+    *path, last = dotted.split(".")
+    at = raw
+    for key in path:
+        at = at.setdefault(key, {})
+    if value is MISSING:
+        del at[last]
+    else:
+        at[last] = value
+    return raw
+
+
+def load(tmp_path, raw):
+    path = tmp_path / "params.yaml"
+    path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw, sort_keys=False))
+    return params.load(path)
+
+
+def test_values_and_defaults(tmp_path):
+    record = load(tmp_path, RAW)
+    assert (record.seed, record.train.lr, record.train.epochs, record.loss.tcl_weight) == (3, 0.001, 4, 0.25)
+    assert record.sources["chexpert"].stamp == "a/chexpert/list.csv"
+    assert record.augment.crop_scale == (0.7, 1.0)
+    assert record.ablations == ("other", "plain")
+    # what the paper sets, where the file is silent
+    assert (record.train.batch_size, record.train.weight_decay, record.loss.icl_weight) == (128, 1e-4, 1.0)
+    assert (record.model.dim, record.model.image_size, record.model.text_encoder.max_tokens) == (512, 224, 256)
+    assert record.model.scale == pytest.approx(14.2857, abs=1e-4)
+
+
+@pytest.mark.parametrize("text", ["1e-4", "'1e-4'", "1.0e-4", "0.0001", ".0001"])
+def test_a_number_may_be_written_as_people_write_it(tmp_path, text):
+    """YAML 1.1 reads 1e-4 as text."""
+    raw = yaml.safe_dump(changed("train.lr", 987654321)).replace("987654321", text)
+    assert load(tmp_path, raw).train.lr == pytest.approx(1e-4)
+
+
+def test_a_whole_number_is_a_number(tmp_path):
+    value = load(tmp_path, changed("loss.icl_weight", 2)).loss.icl_weight
+    assert value == 2.0 and isinstance(value, float)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        # unknown
+        ("los", {}, "los: unknown key (did you mean loss?)"),
+        ("train.batchsize", 8, "train.batchsize: unknown key (did you mean batch_size?)"),
+        ("model.text_encoder.max_token", 8, "model.text_encoder.max_token: unknown key (did you mean max_tokens?)"),
+        ("evaluate.few_shot.zzz", 8, "evaluate.few_shot.zzz: unknown key"),
+        ("sources.mimic_cxr.stmp", "x", "sources.mimic_cxr.stmp: unknown key (did you mean stamp?)"),
+        ("model.image_encoders.swin.weights", "x", "model.image_encoders.swin.weights: unknown key"),
+        ("sources.mimic", {"path": "a", "stamp": "b"}, "sources.mimic: unknown data set"),
+        ("phantom.archives.open_i", 3, "phantom.archives.open_i: unknown data set"),
+        # missing
+        ("seed", MISSING, "seed: missing"),
+        ("prompts.file", MISSING, "prompts.file: missing"),
+        ("sources.mimic_cxr.stamp", MISSING, "sources.mimic_cxr.stamp: missing"),
+        ("runs.plain.datasets", MISSING, "runs.plain.datasets: missing"),
+        # ill-typed
+        ("train.epochs", "four", "train.epochs: expected a whole number, got 'four'"),
+        ("train.epochs", 4.5, "train.epochs: expected a whole number, got 4.5"),
+        ("train.epochs", True, "train.epochs: expected a whole number, got True"),
+        ("train.lr", True, "train.lr: expected a number, got True"),
+        ("train.lr", "fast", "train.lr: expected a number, got 'fast'"),
+        ("train.lr", None, "train.lr: expected a number, got None"),
+        ("loss.mvs", 1, "loss.mvs: expected true or false, got 1"),
+        ("loss.mvs", "yes", "loss.mvs: expected true or false, got 'yes'"),
+        ("prompts.file", 5, "prompts.file: expected text, got 5"),
+        ("train", [1, 2], "train: expected a mapping"),
+        ("runs", ["plain"], "runs: expected a mapping"),
+        ("main", "plain", "main: expected a list, got 'plain'"),
+        ("augment.crop_scale", [0.8], "augment.crop_scale: expected 2 values, got 1"),
+        ("augment.crop_scale", [0.8, "x"], "augment.crop_scale[1]: expected a number"),
+        ("evaluate.retrieval", {"k": [1, 2.5]}, "evaluate.retrieval.k[1]: expected a whole number"),
+        ("train.precision", "fp8", "train.precision: 'fp8' is none of fp32, bf16, fp16"),
+        ("sampling.unit", "patient", "sampling.unit: 'patient' is none of study, image"),
+        ("phantom.archives", {"siim": "many"}, "phantom.archives.siim: expected a whole number"),
+        # outside
+        ("ingest.max_rejected", 1.5, "ingest.max_rejected: 1.5 is outside [0, 1]"),
+        ("train.batch_size", 1, "train.batch_size: 1 is outside"),
+        ("evaluate.few_shot.shares.p10", 10, "evaluate.few_shot.shares.p10: 10.0 is outside [0, 1]"),
+        ("evaluate.few_shot.shares", {"p1": 0.01}, "evaluate.few_shot: shares and epochs"),
+        # runs
+        ("runs.plain.datasets", ["siim"], "runs.plain.datasets.siim: unknown data set"),
+        ("runs.plain.datasets", ["chestxray14"], "runs.plain.datasets: chestxray14 is not among sources"),
+        ("runs.plain.image_encoder", "vit", "runs.plain.image_encoder: 'vit' is none of model.image_encoders (resnet,"),
+        ("runs.plain.train", {"epoch": 3}, "runs.plain.train.epoch: unknown key (did you mean epochs?)"),
+        ("runs.plain.loss", {"mvs": "no"}, "runs.plain.loss.mvs: expected true or false"),
+        ("runs.plain.model", {"dim": 3}, "runs.plain.model: unknown key"),
+        ("runs.a-b", {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}, "runs.a-b: no '-'"),
+        ("main", ["plan"], "main: 'plan' is not among runs"),
+        ("ablations", ["plan"], "ablations: 'plan' is not among runs"),
+        ("control", "plan", "control: 'plan' is not among runs"),
+    ],
+)
+def test_one_line_names_the_key(tmp_path, key, value, says):
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, changed(key, value))
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path / 'params.yaml'}: {says}")
+    assert "\n" not in text
+
+
+def test_a_file_that_is_no_params(tmp_path):
+    with pytest.raises(ParamsError, match=r"nothere\.yaml: not found"):
+        params.load(tmp_path / "nothere.yaml")
+    with pytest.raises(ParamsError, match=r"params\.yaml: line 3: not valid YAML"):
+        load(tmp_path, "seed: 1\ntrain: 2\nloss: {a: [}\n")
+    with pytest.raises(ParamsError, match="the file: expected a mapping"):
+        load(tmp_path, "")
+
+
+def test_a_run_overlays_single_keys(tmp_path):
+    record = load(tmp_path, RAW)
+    plain, other = params.run_config(record, "plain"), params.run_config(record, "other")
+    assert (plain.name, plain.seed, plain.datasets) == ("plain", 3, ("mimic_cxr",))
+    assert plain.image_encoder.name == "resnet50" and other.image_encoder.name == "swin_t"
+    assert (plain.loss, plain.train, plain.augment) == (record.loss, record.train, record.augment)
+    assert (other.train.lr, other.train.epochs) == (2e-4, 4)
+    assert (other.loss.mvs, other.loss.icl_weight, other.loss.tcl_weight) == (False, 0.0, 0.25)
+    assert (other.sampling.unit, other.augment.text, other.augment.crop_scale) == ("image", False, (0.7, 1.0))
+    with pytest.raises(ParamsError, match=r"runs\.third: no such run; runs are plain, other"):
+        params.run_config(record, "third")
+
+
+def test_an_override_equal_to_the_section_changes_nothing(tmp_path):
+    """Training depends on the effective values alone, so two ways to write them must be one configuration."""
+    same = changed("runs.plain.train", {"lr": 0.001, "epochs": 4})
+    expected = params.run_config(load(tmp_path, RAW), "plain")
+    assert params.run_config(load(tmp_path, same), "plain") == expected
+
+
+def test_run_config_survives_json(tmp_path):
+    for name in ("plain", "other"):
+        run = params.run_config(load(tmp_path, RAW), name)
+        params.write_run_config(tmp_path / "run.json", run)
+        first = (tmp_path / "run.json").read_bytes()
+        assert params.read_run_config(tmp_path / "run.json") == run
+        params.write_run_config(tmp_path / "run.json", params.read_run_config(tmp_path / "run.json"))
+        assert (tmp_path / "run.json").read_bytes() == first
+    assert json.loads(first)["train"]["lr"] == 2e-4

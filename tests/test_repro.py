@@ -1,0 +1,69 @@
+"""The whole of `dvc repro` in a clone: every stage of the micro profile, from drawn archives to the page."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(clone: Path, *command: str) -> str:
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+    env = {**keep, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONDONTWRITEBYTECODE": ""}
+    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """The working tree's files in a repository of their own, with the micro profile as params.yaml."""
+    clone = tmp_path_factory.mktemp("clone")
+    files = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, files):
+        if (ROOT / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    shutil.copy(ROOT / "profiles" / "micro.yaml", clone / "params.yaml")
+    run(clone, "git", "init", "-q")
+    run(clone, "git", "add", "-A")
+    run(clone, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "clone")
+    return clone
+
+
+def test_repro_builds_every_table_and_then_has_nothing_to_do(clone):
+    out = run(clone, "dvc", "repro")
+    for n in (1, 2, 3, 4):
+        assert (clone / "reports" / f"table{n}.md").stat().st_size > 200
+        assert (clone / "reports" / f"table{n}.csv").exists()
+    page = (clone / "reports" / "index.html").read_text()
+    assert "say nothing about patients" in page
+    metrics = json.loads((clone / "reports" / "metrics.json").read_text())
+    assert set(metrics) == {"resnet_mcc", "clip"}
+    assert 0 <= metrics["resnet_mcc"]["vindr_cxr_zs_auc"] <= 1
+    for dataset in ("mimic_cxr", "chexpert", "chestxray14", "vindr_cxr", "rsna", "siim", "openi"):
+        summary = json.loads((clone / "data" / "index" / f"{dataset}.json").read_text())
+        assert summary["written_images"] + summary["rejected_images"] == summary["found_images"] > 0
+    assert "up to date" in run(clone, "dvc", "repro")
+    assert "PHANTOM" not in out  # no report text, no file content
+
+
+def test_every_stage_run_is_in_mlflow(clone):
+    if not (clone / "mlflow.db").exists():
+        pytest.fail("the repro above recorded nothing")
+    with sqlite3.connect(clone / "mlflow.db") as db:
+        stages = [v for (v,) in db.execute("select value from tags where key = 'stage'")]
+        parents = db.execute("select count(*) from tags where key = 'kind' and value = 'repro'").fetchone()[0]
+        children = {v for (v,) in db.execute("select value from tags where key = 'mlflow.parentRunId'")}
+        keys = {k for (k,) in db.execute("select distinct key from metrics")}
+    assert parents == 1
+    assert len(children) == 1
+    wanted = {"phantom": 7, "ingest": 7, "prompts": 1, "corpus": 2, "pretrain": 2, "embed": 2, "zero_shot": 2}
+    wanted |= {"retrieval": 2, "few_shot": 1, "tables": 1}
+    assert {s: stages.count(s) for s in set(stages)} == wanted
+    assert {"train_loss", "valid_loss", "rsna.auc", "mimic_cxr.r10", "vindr_cxr.p100", "found_images"} <= keys

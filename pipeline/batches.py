@@ -8,6 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -174,7 +175,7 @@ def training_batches(
         data,  # type: ignore[arg-type]
         batch_sampler=mine,
         num_workers=workers,
-        collate_fn=lambda samples: collate(samples, tokenizer),
+        collate_fn=partial(collate, tokenizer=tokenizer),  # unlike a lambda it reaches spawned workers
         prefetch_factor=4 if workers else None,
     )
     return iter(loader)

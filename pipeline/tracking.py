@@ -63,7 +63,7 @@ class StageRun:
         self.record["metrics"] += [[key, float(value), step, now] for key, value in values.items()]
         self.save()
         if self.folder and time.time() - self.record["started"] > SEND_AFTER:
-            send_waiting()
+            _send_or_say()
 
     def artifact(self, path: Path) -> None:
         """Keep a copy of a file with the record. Never a shard, a report or an image of a patient."""
@@ -123,7 +123,18 @@ def stage_run(
         record["ended"] = time.time()
         run.metrics({"seconds": record["ended"] - record["started"]})
         if folder and send:
-            send_waiting()
+            _send_or_say()
+
+
+def _send_or_say() -> None:
+    """Send what waits; a store that cannot be reached costs a line, not the stage's work."""
+    try:
+        send_waiting()
+    except Exception as error:
+        print(
+            f"tracking: records not sent ({type(error).__name__}); they stay in state/tracking and go with the next "
+            "send, or with: python -m pipeline.tracking"
+        )
 
 
 def send_waiting() -> int:
@@ -163,6 +174,8 @@ def _send(client: Any, experiment_id: str, file: Path) -> None:
         tags = {**record["tags"], "mlflow.parentRunId": parent, "mlflow.runName": label, "stage": record["stage"]}
         run = client.create_run(experiment_id, start_time=int(record["started"] * 1000), tags=tags)
         record["run_id"] = run.info.run_id
+        _write(file, record)  # at once: should a later step fail, the next send goes on with this run
+    if not record["sent"]:
         params = [Param(k, v[:6000]) for k, v in record["params"].items()]
         for start in range(0, len(params), 100):
             client.log_batch(record["run_id"], params=params[start : start + 100])
@@ -175,8 +188,8 @@ def _send(client: Any, experiment_id: str, file: Path) -> None:
         for start in range(0, len(metrics), 1000):
             client.log_batch(target, metrics=metrics[start : start + 1000])
     record["sent"] = len(record["metrics"])
+    _write(file, record)
     if record["status"] == "RUNNING":
-        _write(file, record)
         return
     for artifact in sorted(file.parent.glob("artifacts/*")):
         client.log_artifact(record["run_id"], str(artifact))

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.corpus import gather
 from pipeline.images import encode
 from pipeline.params import Augment, ImageEncoder, Loss, RunConfig, Sampling, TextEncoder, Train
 from pipeline.prompts import Prompts
 from pipeline.shards import Picture, ShardWriter
-from pipeline.study import Study, View
+from pipeline.study import Study, View, write_studies
 
 RESNET = ImageEncoder(
     "resnet50", False, "imagenet", {"layers": [1] * 4, "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}
@@ -103,19 +104,16 @@ def studies(tmp_path_factory):
     return placed
 
 
+def write_corpus(folder, run: RunConfig, studies, prompts):
+    """What the corpus stage gives to training, made below ``folder``; where it lies."""
+    for dataset in run.datasets:
+        write_studies(folder / "index" / f"{dataset}.parquet", [s for s in studies if s.dataset == dataset])
+    for dataset, pools in prompts.items():
+        pools.write_pools(folder / "prompts" / f"{dataset}.json")
+    gather(run, folder / "index", folder / "prompts", folder / "corpus")
+    return folder / "corpus"
+
+
 @pytest.fixture
 def corpus(tmp_path, studies, prompts):
-    """Writes what the corpus stage gives to training; the folder."""
-
-    def write(run: RunConfig):
-        from pipeline.corpus import gather
-        from pipeline.study import write_studies
-
-        for dataset in run.datasets:
-            write_studies(tmp_path / "index" / f"{dataset}.parquet", [s for s in studies if s.dataset == dataset])
-        for dataset, pools in prompts.items():
-            pools.write_pools(tmp_path / "prompts" / f"{dataset}.json")
-        gather(run, tmp_path / "index", tmp_path / "prompts", tmp_path / "corpus")
-        return tmp_path / "corpus"
-
-    return write
+    return lambda run: write_corpus(tmp_path, run, studies, prompts)

@@ -81,7 +81,7 @@ def test_jitter_is_a_gain_about_black_and_a_gain_about_the_mean():
         options = replace(QUIET, brightness=0.1, contrast=0.2)
         out = augment_image(image, 40, options, np.random.default_rng(seed)).ravel().astype(float)
         slope, offset = np.polyfit(x, out, 1)
-        assert np.abs(out - (slope * x + offset)).max() < 0.75  # half a grey level of rounding, and the fit's error
+        assert np.abs(out - (slope * x + offset)).max() < 1.0  # half a grey level of rounding, and as much for the fit
         b = (slope * mean + offset) / mean
         found.append((b, slope / b))
     b, c = np.array(found).T
@@ -153,7 +153,7 @@ def test_without_image_augmentation_only_a_mild_crop_is_left(monkeypatch):
     monkeypatch.setattr(augment, "_resize", lambda piece, *_: cut.append(piece.size) or piece)
     for seed in range(300):
         augment_image(image, 32, off, np.random.default_rng(seed))
-    assert 0.75 * 100**2 < min(cut) and max(cut) <= 100**2
+    assert min(cut) > 0.75 * 100**2 and max(cut) <= 100**2
 
 
 def test_evaluation_image_is_the_centre_square():

@@ -161,7 +161,10 @@ def test_a_bert_of_a_folder_is_loaded_once_and_then_travels_with_the_model(confi
     ("make", "says"),
     [
         (lambda: ImageTower(ImageEncoder("resnet18"), 32, True), "model.image_encoders: weights of resnet18 could not"),
-        (lambda: ImageTower(ImageEncoder("resnet9999", False), 32, True), "model.image_encoders: timm cannot build res"),
+        (
+            lambda: ImageTower(ImageEncoder("resnet9999", False), 32, True),
+            "model.image_encoders: timm cannot build res",
+        ),
         (lambda: TextTower(TextEncoder("nobody/nothing"), 9, True), "model.text_encoder.name: 'nobody/nothing' could"),
         (lambda: Tokenizer.build(TextEncoder("nobody/nothing"), []), "model.text_encoder.name: 'nobody/nothing' could"),
     ],

@@ -19,7 +19,7 @@ EVERYTHING = {
     "pleural effusion": 10,
     "pneumothorax": 10,
     "consolidation": 8,
-    "pneumonia": 8,
+    "pneumonia": 13,
     "edema": 7,
     "atelectasis": 10,
     "nodule": 5,

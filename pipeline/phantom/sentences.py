@@ -43,6 +43,7 @@ AFFIRM: dict[str, tuple[str, ...]] = {
         "Pneumonia.",
         "Patchy {lobe} opacity, findings suggesting pneumonia.",
         "Findings suggesting pneumonia.",
+        "Findings suggesting {lobe} pneumonia.",
         "Patchy airspace lung opacity in the {zone} is consistent with pneumonia.",
         "Findings are compatible with {lobe} pneumonia.",
     ),

@@ -166,8 +166,8 @@ def _force(cases: list[Case], kind: str, share: int, others: float = 0.3) -> lis
 
 
 def rsna_plan(studies: int, seed: int) -> list[Case]:
-    """35 % pneumonia; of the others about half are normal and half abnormal without a lung opacity."""
-    return _force(plan("rsna", studies, seed, only(_CLEAR_KINDS), _SINGLE, normal=0.5), "pneumonia", 7)
+    """35 % pneumonia; of the others about two thirds are normal and one third abnormal without a lung opacity."""
+    return _force(plan("rsna", studies, seed, only(_CLEAR_KINDS), _SINGLE, normal=0.65), "pneumonia", 7)
 
 
 def rsna_case(case: Case, root: Path, size: int) -> Rows:

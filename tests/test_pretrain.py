@@ -1,0 +1,235 @@
+import csv
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline import pretrain
+from pipeline.params import ParamsError, Train
+from tests.conftest import RESNET, SWIN, write_corpus
+
+ROOT = Path(__file__).parents[1]
+TIMING = ("studies_per_second", "seconds")
+TWO_PROCESSES = """
+import multiprocessing, os, sys
+from pathlib import Path
+import timm, transformers
+from pipeline import pretrain
+
+corpus, out = map(Path, sys.argv[1:])
+
+def work(rank):
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+    pretrain.train(corpus, out / "model", out / "history.csv", lambda row, epoch: None)
+
+processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in (0, 1)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(max(abs(process.exitcode) for process in processes))
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_as_it_was():
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_processes(config, studies, prompts, tmp_path_factory):
+    """A training by two processes, begun before the other tests of this file because it takes a while to start."""
+    folder = tmp_path_factory.mktemp("two")
+    write_corpus(folder, config(image_encoder=SWIN, train={"epochs": 3}), studies, prompts)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TWO_PROCESSES, str(folder / "corpus"), str(folder)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        yield process, folder
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def train(folder, out):
+    """(best validation loss, rows of the history, weights, rows as they were reported)."""
+    told = []
+    best = pretrain.train(folder, out / "model", out / "history.csv", lambda row, epoch: told.append((epoch, row)))
+    weights = load_file(out / "model" / "model.safetensors") if (out / "model").exists() else None
+    return best, history(out / "history.csv"), weights, told
+
+
+def history(path):
+    with path.open() as handle:
+        return [{k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(handle)]
+
+
+# learning rate
+
+
+def test_learning_rate_warms_up_from_above_zero_and_ends_at_zero():
+    factor = [pretrain.learning_rate(s, 10, Train(epochs=5, warmup_epochs=1.0)) for s in range(51)]
+    np.testing.assert_allclose(factor[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(factor[10:], [(1 + math.cos(math.pi * k / 40)) / 2 for k in range(41)], atol=1e-12)
+    assert factor[30] == pytest.approx(0.5) and factor[50] == pytest.approx(0, abs=1e-12)
+
+
+def test_warm_up_may_be_absent_or_part_of_an_epoch():
+    assert pretrain.learning_rate(0, 10, Train(epochs=2, warmup_epochs=0.0)) == 1.0
+    factor = [pretrain.learning_rate(s, 10, Train(epochs=2, warmup_epochs=0.5)) for s in range(20)]
+    assert factor[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factor[5:] == sorted(factor[5:], reverse=True) and 0 < factor[-1] < 0.02
+
+
+# training
+
+
+def test_two_trainings_are_bit_identical(config, corpus, tmp_path):
+    folder = corpus(config(image_encoder=RESNET, text_encoder=replace(config().text_encoder, args=WITH_DROPOUT)))
+    first, second = (train(folder, tmp_path / name) for name in "ab")
+    for name in ("model.safetensors", "run.json", "tokenizer.json"):
+        assert (tmp_path / "a" / "model" / name).read_bytes() == (tmp_path / "b" / "model" / name).read_bytes()
+    a, b = ([{k: v for k, v in row.items() if k not in TIMING} for row in run[1]] for run in (first, second))
+    assert a == b and first[0] == second[0]
+
+
+WITH_DROPOUT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def test_history_holds_a_row_an_epoch(config, corpus, tmp_path):
+    run = config(train={"epochs": 3})
+    best, rows, _, told = train(corpus(run), tmp_path)
+    assert list(rows[0]) == [
+        *("epoch", "step", "lr", "train_loss", "valid_loss", "mvs", "icl", "tcl"),
+        *("scale", "studies_per_second", "seconds"),
+    ]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 5), (1, 10), (2, 15)]  # 40 studies, 8 a step
+    assert best == min(row["valid_loss"] for row in rows)
+    for row, (epoch, reported) in zip(rows, told, strict=True):
+        assert reported == row and epoch == row["epoch"]
+        assert row["train_loss"] == pytest.approx(row["mvs"] + row["icl"] + 0.5 * row["tcl"], rel=1e-5)
+        last = pretrain.learning_rate(int(row["step"]) - 1, 5, run.train)
+        assert row["lr"] == pytest.approx(1e-3 * last)
+        assert row["studies_per_second"] * row["seconds"] == pytest.approx(40)
+
+
+def test_it_learns(config, corpus, tmp_path):
+    """On studies it has seen the loss falls below that of a guess among 8, log 8 = 2.08, where it begins."""
+    quiet = {"image": False, "text": False}
+    run = config(augment=quiet, datasets=("mimic_cxr",), train={"epochs": 16, "lr": 1e-2})
+    _, rows, _, _ = train(corpus(replace(run, image_encoder=RESNET)), tmp_path)
+    assert rows[0]["mvs"] > math.log(8)
+    assert np.mean([row["mvs"] for row in rows[-4:]]) < math.log(8) - 0.1
+    assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
+
+
+def test_the_validation_loss_is_the_mean_of_the_data_sets_means(config, studies, prompts, monkeypatch):
+    from pipeline.batches import ValidationSet
+
+    run = config(train={"batch_size": 4})
+    of = {d: [s for s in studies if s.split == "valid" and s.dataset == d] for d in run.datasets}
+    sets = [ValidationSet(of[d], prompts, run) for d in run.datasets]
+    made = iter([[1.0, 3.0], [10.0], [6.0]])  # 6 studies in batches of 4 are two, 4 are one
+    flat = iter([x for losses in made for x in losses])
+    monkeypatch.setattr(pretrain, "_loss", lambda *a, **k: (torch.tensor(next(flat)), {}))
+    net, words = torch.nn.Linear(1, 1), lambda texts: (torch.zeros(1), torch.zeros(1))
+    assert pretrain.validation_loss(net, sets, words, run, torch.device("cpu")) == pytest.approx((2 + 10 + 6) / 3)
+    assert not net.training
+    with pytest.raises(ParamsError, match=r"runs\.tiny\.datasets: none has a validation split"):
+        pretrain.validation_loss(net, [], words, run, torch.device("cpu"))
+
+
+def test_the_best_epoch_by_validation_is_kept(config, corpus, tmp_path, monkeypatch):
+    losses, seen = iter([3.0, 1.0, math.nan, 2.0]), []
+
+    def validation(net, *_):
+        seen.append({k: v.clone() for k, v in net.state_dict().items()})
+        return next(losses)
+
+    monkeypatch.setattr(pretrain, "validation_loss", validation)
+    best, rows, weights, _ = train(corpus(config(train={"epochs": 4})), tmp_path)
+    assert best == 1.0 and [row["valid_loss"] for row in rows][:2] == [3.0, 1.0]
+    assert all(torch.equal(weights[k], v) for k, v in seen[1].items())
+    assert any(not torch.equal(weights[k], v) for k, v in seen[3].items())
+
+
+def test_weight_decay_takes_hold_of_every_parameter(config, corpus, tmp_path, monkeypatch):
+    """Paper section 4.2 names no exception."""
+    groups = []
+    real = torch.optim.AdamW
+
+    def spy(parameters, **options):
+        optimizer = real(parameters, **options)
+        groups.extend(optimizer.param_groups)
+        return optimizer
+
+    monkeypatch.setattr(torch.optim, "AdamW", spy)
+    _, _, weights, _ = train(corpus(config(train={"epochs": 1, "weight_decay": 0.03})), tmp_path)
+    assert [group["weight_decay"] for group in groups] == [0.03]
+    given = sorted(p.shape for p in groups[0]["params"])
+    assert given == sorted(v.shape for k, v in weights.items() if k.endswith(("weight", "bias", "_table", "log_scale")))
+
+
+# errors
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_precision_on_the_cpu_is_an_error(config, corpus, tmp_path, precision):
+    with pytest.raises(ParamsError, match=rf"train\.precision: {precision} needs CUDA.*set fp32"):
+        train(corpus(config(train={"precision": precision})), tmp_path)
+
+
+def test_a_batch_larger_than_the_corpus_is_an_error(config, corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"train\.batch_size: 41 studies a step, but the corpus holds only 40; lower"):
+        train(corpus(config(train={"batch_size": 41})), tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_loss_that_is_not_finite_is_an_error(config, corpus, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"tiny: the loss is (nan|inf) in epoch 0; lower train\.lr"):
+        train(corpus(config(train={"lr": 1e36})), tmp_path)
+
+
+def test_no_finite_validation_is_an_error(config, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: math.nan)
+    with pytest.raises(FloatingPointError, match="no epoch had a finite validation loss"):
+        train(corpus(config(train={"epochs": 1})), tmp_path)
+
+
+# several processes
+
+
+def test_two_processes_compute_what_one_does(two_processes, tmp_path):
+    """Swin has no BatchNorm and nothing here drops out, so gathered negatives with gradients give the same losses; the
+    second and third epoch tell whether the updates, too, were the same."""
+    process, folder = two_processes
+    best, one, _, _ = train(folder / "corpus", tmp_path / "one")
+    said = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, said[-3000:]
+    two = history(folder / "history.csv")
+    for key in ("train_loss", "valid_loss", "mvs", "icl", "tcl"):
+        assert two[0][key] == pytest.approx(one[0][key], abs=1e-4)
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], abs=2e-3)
+    assert [row["scale"] for row in two] == pytest.approx([row["scale"] for row in one], abs=1e-4)
+    assert min(row["valid_loss"] for row in two) == pytest.approx(best, abs=2e-3)
+
+
+def test_a_batch_must_divide_among_processes(config, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "_join_processes", lambda device: (0, 3))
+    with pytest.raises(ParamsError, match=r"train\.batch_size: 8 studies do not divide among 3 processes"):
+        train(corpus(config()), tmp_path)

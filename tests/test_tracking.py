@@ -1,0 +1,223 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline import tracking
+from pipeline.params import Loss, Source
+
+ROOT = Path(__file__).parents[1]
+STORE = "sqlite:///{}/store.db"
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """Making the tables of a store takes seconds: done once, copied for each test."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    from mlflow.tracking import MlflowClient
+
+    folder = tmp_path_factory.mktemp("store")
+    MlflowClient(STORE.format(folder)).search_experiments()
+    return (folder / "store.db").read_bytes()
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch, empty_store):
+    from mlflow.tracking import MlflowClient
+
+    (tmp_path / "store.db").write_bytes(empty_store)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", STORE.format(tmp_path))
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("DVC_EXP_NAME", "tcl-off")
+    monkeypatch.chdir(tmp_path)  # artifacts of a store given by URI go below the working directory
+    return MlflowClient(STORE.format(tmp_path))
+
+
+@pytest.fixture
+def records(tmp_path, monkeypatch):
+    """Reads what waits; the store is never touched."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def read():
+        return [json.loads(p.read_text()) for p in sorted((tmp_path / "state" / "tracking").glob("*/record.json"))]
+
+    return read
+
+
+def runs(client):
+    """(parents, children), oldest first."""
+    experiment = client.get_experiment_by_name("cxr-clip")
+    found = sorted(client.search_runs([experiment.experiment_id]), key=lambda r: r.info.start_time)
+    parents = [r for r in found if "mlflow.parentRunId" not in r.data.tags]
+    return parents, [r for r in found if "mlflow.parentRunId" in r.data.tags]
+
+
+def history(client, run, key):
+    return [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_nested_records_become_dotted_keys():
+    flat = tracking.flatten({"loss": {"mvs": True, "deep": {"er": 1e-4}}, "k": (1, 5), "name": ""})
+    assert flat == {"loss.mvs": "True", "loss.deep.er": "0.0001", "k": "(1, 5)", "name": ""}
+    record = tracking.flatten(Params(Source("a", "b"), Loss()))
+    assert record["source.path"] == "a" and record["loss.tcl_weight"] == "0.5"
+
+
+@dataclass(frozen=True)
+class Params:
+    source: Source
+    loss: Loss
+
+
+def test_stage_runs_become_children_of_one_repro(client, tmp_path, monkeypatch):
+    (tmp_path / "history.csv").write_text("epoch\n0\n")
+    monkeypatch.setenv("DVC_STAGE", "pretrain@resnet_m")
+    with tracking.stage_run("pretrain", "resnet_m", Loss(tcl_weight=0.25)) as record:
+        for epoch in range(3):
+            record.metrics({"train_loss": 3.0 - epoch, "valid_loss": 4.0 - epoch}, epoch)
+        record.artifact(tmp_path / "history.csv")
+    (tmp_path / "history.csv").unlink()  # the record holds a copy
+    monkeypatch.setenv("DVC_STAGE", "tables")
+    with tracking.stage_run("tables", "all", {"loss": {"tcl_weight": 0.25}}) as record:
+        record.metrics({"table2.auc": 0.9})
+    assert tracking.send_waiting() == 2
+    assert tracking.send_waiting() == 0 and not list((tmp_path / "state" / "tracking").glob("*/record.json"))
+
+    (parent,), (pretrain, tables) = runs(client)
+    assert {r.data.tags["mlflow.parentRunId"] for r in (pretrain, tables)} == {parent.info.run_id}
+    assert [r.data.tags["mlflow.runName"] for r in (parent, pretrain, tables)] == [
+        *("tcl-off", "pretrain@resnet_m", "tables")
+    ]
+    assert pretrain.data.tags["dvc_stage"] == "pretrain@resnet_m" and tables.data.tags["stage"] == "tables"
+    assert pretrain.data.tags["dvc_exp_name"] == "tcl-off" and "git_revision" in pretrain.data.tags
+    assert {r.info.status for r in (parent, pretrain, tables)} == {"FINISHED"}
+    assert pretrain.data.params["tcl_weight"] == "0.25" and pretrain.data.params["mvs"] == "True"
+    assert history(client, pretrain, "train_loss") == [(0, 3.0), (1, 2.0), (2, 1.0)]
+    assert history(client, pretrain, "valid_loss") == [(0, 4.0), (1, 3.0), (2, 2.0)]
+    assert 0 <= pretrain.data.metrics["seconds"] < 60
+    assert pretrain.info.start_time <= pretrain.info.end_time
+    # what experiments are compared by stands on the parent
+    assert parent.data.params == {"loss.tcl_weight": "0.25"} and parent.data.metrics["table2.auc"] == 0.9
+    artifacts = client.list_artifacts(pretrain.info.run_id)
+    assert [a.path for a in artifacts] == ["history.csv"]
+    assert Path(client.download_artifacts(pretrain.info.run_id, "history.csv")).read_text() == "epoch\n0\n"
+
+
+def test_a_failure_keeps_the_type_of_its_error_alone(client, tmp_path):
+    with pytest.raises(KeyError), tracking.stage_run("ingest", "siim", send=True):
+        raise KeyError("Doe^Jane")
+    (parent,), (run,) = runs(client)
+    assert (run.info.status, parent.info.status) == ("FAILED", "FAILED")
+    assert run.data.tags["error"] == "KeyError"
+    stored = (tmp_path / "store.db").read_bytes() + b"".join(p.read_bytes() for p in tmp_path.rglob("*.json"))
+    assert b"Doe" not in stored and b"KeyError" in stored
+
+
+def test_a_killed_stage_is_known_by_its_process(client, tmp_path):
+    script = (
+        "import os; from pipeline.tracking import stage_run\n"
+        "with stage_run('pretrain', 'swin_m') as r: r.metrics({'train_loss': 2.5}, 4); os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert ended.returncode == -9
+    assert tracking.send_waiting() == 1
+    _, (run,) = runs(client)
+    assert run.info.status == "KILLED" and history(client, run, "train_loss") == [(4, 2.5)]
+    assert not list((tmp_path / "state" / "tracking").glob("*/record.json"))
+
+
+def test_a_long_stage_is_sent_as_it_runs(client, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "SEND_AFTER", 0.0)
+    with tracking.stage_run("pretrain", "swin_m", Loss()) as record:
+        record.metrics({"train_loss": 2.0}, 0)
+        _, (run,) = runs(client)
+        assert run.info.status == "RUNNING" and history(client, run, "train_loss") == [(0, 2.0)]
+        record.metrics({"train_loss": 1.0}, 1)
+        assert history(client, run, "train_loss") == [(0, 2.0), (1, 1.0)]
+    _, (run,) = runs(client)
+    assert run.info.status == "FINISHED"
+    assert history(client, run, "train_loss") == [(0, 2.0), (1, 1.0)]
+    assert not list((tmp_path / "state" / "tracking").glob("*/record.json"))
+
+
+@pytest.mark.parametrize("step", ["create_run", "log_batch", "log_artifact", "set_terminated"])
+def test_what_could_not_be_sent_stays_and_is_sent_once(client, tmp_path, monkeypatch, capsys, step):
+    from mlflow.tracking import MlflowClient
+
+    def broken(*_, **__):
+        raise ConnectionError("secret")
+
+    (tmp_path / "a.csv").write_text("1")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, step, broken)
+        with tracking.stage_run("few_shot", "resnet_m", Loss(), send=True) as record:
+            record.metrics({"auc": 0.75})
+            record.artifact(tmp_path / "a.csv")
+        with pytest.raises(ConnectionError):
+            tracking.send_waiting()
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "ConnectionError" in said and "secret" not in said
+    assert len(list((tmp_path / "state" / "tracking").glob("*/record.json"))) == 1
+    assert tracking.send_waiting() == 1
+    (_,), (run,) = runs(client)  # one parent, one child
+    assert run.info.status == "FINISHED" and run.data.params["tcl_weight"] == "0.5"
+    assert history(client, run, "auc") == [(0, 0.75)]
+    assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["a.csv"]
+
+
+# without the store
+
+
+def test_a_stage_writes_its_record_without_mlflow(records):
+    with tracking.stage_run("zero_shot", "clip", Loss()) as record:
+        (running,) = records()
+        assert (running["status"], running["pid"], running["ended"]) == ("RUNNING", os.getpid(), None)
+        record.metrics({"auc": 0.5}, 2)
+        assert [m[:3] for m in records()[0]["metrics"]] == [["auc", 0.5, 2]]
+    (ended,) = records()
+    assert ended["status"] == "FINISHED" and ended["started"] <= ended["ended"]
+    assert [m[0] for m in ended["metrics"]] == ["auc", "seconds"]
+
+
+def test_nothing_is_recorded_where_tracking_is_off(records, tmp_path):
+    with tracking.stage_run("zero_shot", "clip", Loss(), enabled=False, send=True) as record:
+        record.metrics({"auc": 0.5})
+        record.artifact(tmp_path / "nothing.csv")
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_store_lies_at_the_repository(monkeypatch, tmp_path):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert tracking.store_uri() == f"sqlite:///{ROOT / 'mlflow.db'}"
+    monkeypatch.setenv("DVC_ROOT", "/elsewhere")
+    assert tracking.store_uri() == "sqlite:////elsewhere/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
+    assert tracking.store_uri() == "http://server:5000"
+
+
+def test_stages_under_one_dvc_share_its_process(records, tmp_path):
+    """Two stages that one ``dvc`` runs, each in its own shell, against a stage run by hand."""
+    stage = "from pipeline.tracking import stage_run\nwith stage_run('ingest', 'siim'): pass\n"
+    (tmp_path / "stage.py").write_text(stage)
+    command = f"cd {tmp_path} && {sys.executable} stage.py; true"
+    (tmp_path / "dvc").write_text(
+        f"import subprocess\nfor _ in range(2): subprocess.run({command!r}, shell=True, check=True)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen([sys.executable, str(tmp_path / "dvc")], env=env)
+    created = int(psutil.Process(started.pid).create_time())
+    assert started.wait(timeout=60) == 0
+    with tracking.stage_run("ingest", "siim"):
+        pass
+    first, second, by_hand = (record["tags"]["repro"] for record in records())
+    assert first == second == f"{started.pid}-{created}"
+    assert by_hand != first

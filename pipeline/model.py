@@ -31,8 +31,13 @@ class CxrClip(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The factor on the cosines, at most 100."""
-        return self.log_scale.clamp(max=MAX_LOG_SCALE).exp()
+        """The factor on the cosines."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Hold the scale at 100 or below; called after every step, so that the parameter can still come down."""
+        self.log_scale.clamp_(max=MAX_LOG_SCALE)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Grey uint8 [B, S, S] -> unit-norm [B, dim]."""

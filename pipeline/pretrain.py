@@ -96,6 +96,7 @@ def train(corpus: Path, out: Path, history: Path, on_epoch: Callable[[dict[str, 
             lr = schedule.get_last_lr()[0]
             scaler.step(optimizer)
             scaler.update()
+            net.clamp_scale()
             schedule.step()
             for name, term in {"train_loss": loss, **parts}.items():
                 sums[name] = sums.get(name, 0.0) + term.item()
@@ -208,6 +209,7 @@ def _seed(config: RunConfig, device: torch.device) -> None:
         torch.set_num_threads(config.train.threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
 
 
 def _autocast(options: Train, device: torch.device) -> torch.autocast | nullcontext[None]:

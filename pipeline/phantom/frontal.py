@@ -18,7 +18,7 @@ def paint_lung(f: Finding, plate: Plate, chest: Chest) -> None:
             case "pleural effusion":
                 plate.dense(plate.polygon(_fluid(chest, side, (0.08, 0.18, 0.34)[g]), 0.006), 0.74)
             case "pneumothorax":
-                _pneumothorax(plate, chest, side, (0.105, 0.15, 0.21)[g])
+                _pneumothorax(plate, chest, side, (0.125, 0.175, 0.225)[g])
             case "consolidation":
                 x, y = chest.spot(side, f.zone, rng.uniform(0.5, 0.62), rng.uniform(-0.02, 0.02))
                 mask = plate.blob(x, y, 0.16, 0.22, 0.012, 1.1) * lung
@@ -114,9 +114,9 @@ def _pneumothorax(plate: Plate, chest: Chest, side: str, depth: float) -> None:
     inner = np.concatenate([edge, [[chest.centre, y[-1] + 0.1], [chest.centre, y[0]]]])
     collapsed = plate.polygon(inner, 0.002)
     free = lung * (1 - collapsed.whole(lung.shape))
-    plate.add(lung * collapsed, 0.14)
+    plate.add(lung * collapsed, 0.22)
     plate.density += free * (np.float32(0.03) - plate.density)
-    plate.dense(plate.lines([edge], 0.008, 0.0015) * lung, 0.66)
+    plate.dense(plate.lines([edge], 0.011, 0.002) * lung, 0.72)
     plate.mark("pneumothorax", free)
 
 

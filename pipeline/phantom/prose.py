@@ -65,15 +65,20 @@ def findings_text(findings: Sequence[Finding], rng: np.random.Generator, view: s
 
 
 def impression_text(findings: Sequence[Finding], rng: np.random.Generator) -> str:
-    """The impression: the findings in label-like or longer form, sometimes numbered, perhaps a denial."""
-    if not findings:
-        return " ".join([str(rng.choice(NORMAL)), *denials(findings, rng, int(rng.integers(0, 3)))])
-    said = [sentence(findings[i], rng, short=bool(rng.random() < 0.65)) for i in rng.permutation(len(findings))]
-    if len(said) > 1 and rng.random() < 0.35:
-        said = [f"{n}. {s}" for n, s in enumerate(said, 1)]
-    elif rng.random() < 0.25:
-        said += denials(findings, rng, 1)
-    return " ".join(said)
+    """The impression: the findings in label-like or longer form, sometimes numbered, perhaps a denial; of a normal
+    study its normality, denials, or both. The last full stop is sometimes forgotten, as people do."""
+    if findings:
+        said = [sentence(findings[i], rng, short=bool(rng.random() < 0.65)) for i in rng.permutation(len(findings))]
+        if len(said) > 1 and rng.random() < 0.35:
+            said = [f"{n}. {s}" for n, s in enumerate(said, 1)]
+        elif rng.random() < 0.25:
+            said += denials(findings, rng, 1)
+    else:
+        said = denials(findings, rng, int(rng.integers(0, 3)))
+        if not said or rng.random() < 0.7:
+            said.insert(0, str(rng.choice(NORMAL)))
+    text = " ".join(said)
+    return text.removesuffix(".") if rng.random() < 0.4 else text
 
 
 def _indication(patient_age: int, sex: str, rng: np.random.Generator) -> str:

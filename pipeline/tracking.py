@@ -2,7 +2,7 @@
 
 Importing MLflow and opening its store takes seconds, more than most stages of a small profile need. So a stage only
 writes its record (a small JSON and copies of its artifacts) under ``state/tracking/``; records are sent by stages that
-run for more than a minute (as they run, so curves appear live), and all that wait by the last stage, ``tables``.
+run for more than five minutes (as they run, so curves appear live), and all that wait by the last stage, ``tables``.
 A record that could not be sent stays and goes with the next send: ``python -m pipeline.tracking`` sends at once.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 EXPERIMENT = "cxr-clip"
-SEND_AFTER = 60.0  # seconds a stage has run before it sends its own record
+SEND_AFTER = 300.0  # seconds a stage has run before it sends its own record
 
 
 def root() -> Path:
@@ -154,13 +154,23 @@ def send_waiting() -> int:
         else:
             experiment_id = experiment.experiment_id
         files = sorted(waiting.glob("*/record.json"))
+        parents: dict[str, str] = {}
+        ended: dict[str, list[tuple[float, str]]] = {}
         for file in files:
-            _send(client, experiment_id, file)
+            record = _send(client, experiment_id, file, parents)
+            if record["ended"] is not None:
+                ended.setdefault(parents[record["tags"]["repro"]], []).append((record["ended"], record["status"]))
+        for parent, ends in ended.items():
+            status = "FINISHED" if all(s == "FINISHED" for _, s in ends) else "FAILED"
+            client.set_terminated(parent, status=status, end_time=int(max(ends)[0] * 1000))
     return len(files)
 
 
-def _send(client: Any, experiment_id: str, file: Path) -> None:
-    """Bring one record's MLflow run up to date; a finished record is removed afterwards."""
+def _send(client: Any, experiment_id: str, file: Path, parents: dict[str, str]) -> dict[str, Any]:
+    """Bring one record's MLflow run up to date; a finished record is removed afterwards. Returns the record.
+
+    ``parents`` remembers the parent run of each repro, to ask the store for it once.
+    """
     from mlflow.entities import Metric, Param
 
     record = json.loads(file.read_text())
@@ -168,7 +178,8 @@ def _send(client: Any, experiment_id: str, file: Path) -> None:
         record.update(
             status="KILLED", ended=record["metrics"][-1][3] / 1000 if record["metrics"] else record["started"]
         )
-    parent = _parent(client, experiment_id, record)
+    repro = record["tags"]["repro"]
+    parent = parents.get(repro) or parents.setdefault(repro, _parent(client, experiment_id, record))
     if "run_id" not in record:
         label = record["stage"] if record["name"] == "all" else f"{record['stage']}@{record['name']}"
         tags = {**record["tags"], "mlflow.parentRunId": parent, "mlflow.runName": label, "stage": record["stage"]}
@@ -190,13 +201,13 @@ def _send(client: Any, experiment_id: str, file: Path) -> None:
     record["sent"] = len(record["metrics"])
     _write(file, record)
     if record["status"] == "RUNNING":
-        return
+        return record
     for artifact in sorted(file.parent.glob("artifacts/*")):
         client.log_artifact(record["run_id"], str(artifact))
     end = int(record["ended"] * 1000)
     client.set_terminated(record["run_id"], status=record["status"], end_time=end)
-    client.set_terminated(parent, status="FINISHED" if record["status"] == "FINISHED" else "FAILED", end_time=end)
     shutil.rmtree(file.parent)
+    return record
 
 
 def _parent(client: Any, experiment_id: str, record: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Stage ``corpus@run``: indexes and prompts -> data/corpus/<run>/, all that the run's training depends on."""
+"""Stage ``corpus``: indexes and prompts -> data/corpus/<run>/ of every run, all that its training depends on."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from pipeline import corpus, tracking
 from pipeline import params as config
 
 
-def main(name: str) -> None:
+def main() -> None:
     params = config.load()
-    run = config.run_config(params, name)
-    with tracking.stage_run("corpus", name, run, params.tracking.enabled) as record:
-        counts = corpus.gather(run, Path("data/index"), Path("data/prompts"), Path("data/corpus") / name)
-        record.metrics({key: float(value) for key, value in counts.items()})
-    print(f"corpus {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+    out = Path("data/corpus")
+    out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
+    for name in params.runs:
+        run = config.run_config(params, name)
+        with tracking.stage_run("corpus", name, run, params.tracking.enabled) as record:
+            counts = corpus.gather(run, Path("data/index"), Path("data/prompts"), out / name)
+            record.metrics({key: float(value) for key, value in counts.items()})
+        print(f"corpus {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main()
     except ValueError as error:
-        sys.exit(f"corpus {sys.argv[1]}: {error}")
+        sys.exit(f"corpus: {error}")

@@ -1,4 +1,4 @@
-"""Stage ``retrieval@run``: data/embeddings/<run> -> data/results/retrieval/<run>.json."""
+"""Stage ``retrieval``: data/embeddings/<run> -> data/results/retrieval/<run>.json of every run."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from pipeline import evaluation, retrieval, tracking
 from pipeline import params as config
 
 
-def main(name: str) -> None:
+def main() -> None:
     params = config.load()
-    with tracking.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
-        found = retrieval.evaluate(
-            Path("data/embeddings") / name,
-            Path("data/index"),
-            list(params.sources),
-            params.evaluate.retrieval.k,
-            params.evaluate.bootstrap,
-            params.seed,
-        )
-        evaluation.write(Path("data/results/retrieval") / f"{name}.json", name, found)
-        record.metrics(evaluation.values(found))
-    evaluation.show("retrieval", name, found)
+    out = Path("data/results/retrieval")
+    out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
+    for name in params.runs:
+        with tracking.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
+            found = retrieval.evaluate(
+                Path("data/embeddings") / name,
+                Path("data/index"),
+                list(params.sources),
+                params.evaluate.retrieval.k,
+                params.evaluate.bootstrap,
+                params.seed,
+            )
+            evaluation.write(out / f"{name}.json", name, found)
+            record.metrics(evaluation.values(found))
+        evaluation.show("retrieval", name, found)
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main()
     except ValueError as error:
-        sys.exit(f"retrieval {sys.argv[1]}: {error}")
+        sys.exit(f"retrieval: {error}")

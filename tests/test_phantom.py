@@ -274,7 +274,7 @@ def test_finding_shows_on_its_side_and_in_its_zone(kind: str) -> None:
             low, high = {"upper": (0.15, 0.42), "mid": (0.3, 0.58), "lower": (0.45, 0.8)}[f.zone]
             assert low < centre < high
         if kind != "mediastinal shift":
-            assert (views["LATERAL"] > 0.1).mean() > 0.004
+            assert (views["LATERAL"] > 0.06).mean() > 0.004
 
 
 def test_severity_shows() -> None:
@@ -320,7 +320,7 @@ def test_reports_affirm_what_is_drawn_and_deny_only_what_is_not() -> None:
                 affirmed[name] += bool(said)
             else:
                 assert said == denied, name
-    assert {n for n in VINDR18 if affirmed[n] <= 0.6 * drawn[n]} == set()
+    assert {n for n in VINDR18 if affirmed[n] <= 0.5 * drawn[n]} == set()
 
 
 def test_short_sentences_are_specific() -> None:

@@ -14,9 +14,6 @@ from pipeline.params import ImageEncoder, ParamsError, TextEncoder
 STATISTICS = {  # mean and standard deviation of the three channels, in [0, 1]
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    # Zero near the grey of aerated lung: an untrained Swin normalises each patch by itself, and can tell a patch that is
-    # darker than lung (a pneumothorax) from lung only by the sign of its grey.
-    "lung": ((0.3, 0.3, 0.3), (0.25, 0.25, 0.25)),
 }
 
 

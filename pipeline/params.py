@@ -89,7 +89,7 @@ class ImageEncoder:
 
     name: str
     pretrained: bool = True
-    normalise: Literal["imagenet", "half", "lung"] = "imagenet"
+    normalise: Literal["imagenet", "half"] = "imagenet"
     args: dict[str, Any] = field(default_factory=dict)
 
 

@@ -114,9 +114,9 @@ def _pneumothorax(plate: Plate, chest: Chest, side: str, depth: float) -> None:
     inner = np.concatenate([edge, [[chest.centre, y[-1] + 0.1], [chest.centre, y[0]]]])
     collapsed = plate.polygon(inner, 0.002)
     free = lung * (1 - collapsed.whole(lung.shape))
-    plate.add(lung * collapsed, 0.22)
+    plate.add(lung * collapsed, 0.36)
     plate.density += free * (np.float32(0.03) - plate.density)
-    plate.dense(plate.lines([edge], 0.011, 0.002) * lung, 0.72)
+    plate.dense(plate.lines([edge], 0.018, 0.002) * lung, 0.85)
     plate.mark("pneumothorax", free)
 
 

@@ -67,3 +67,23 @@ def test_every_stage_run_is_in_mlflow(clone):
     wanted |= {"retrieval": 2, "few_shot": 1, "tables": 1}
     assert {s: stages.count(s) for s in set(stages)} == wanted
     assert {"train_loss", "valid_loss", "rsna.auc", "mimic_cxr.r10", "vindr_cxr.p100", "found_images"} <= keys
+
+
+def test_an_experiment_trains_again_what_it_changes_and_ingests_nothing(clone):
+    """`clip` has its own tcl_weight of 0, so a change of the common one leaves it alone."""
+    run(clone, "git", "add", "-A")
+    run(clone, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "results")
+    out = run(clone, "dvc", "exp", "run", "-n", "notcl", "-S", "loss.tcl_weight=0")
+    started = {line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")}
+    assert started == {
+        *("corpus", "pretrain@resnet_mcc", "embed@resnet_mcc"),
+        *("zero_shot", "few_shot@resnet_mcc", "retrieval", "tables"),
+    }
+    diff = json.loads(run(clone, "dvc", "exp", "diff", "--json"))
+    assert diff["params"]["params.yaml"]["loss.tcl_weight"] == {"old": 0.5, "new": 0, "diff": -0.5}
+    assert "resnet_mcc.vindr_cxr_zs_auc" in diff["metrics"]["reports/metrics.json"]
+    with sqlite3.connect(clone / "mlflow.db") as db:
+        names = [v for (v,) in db.execute("select value from tags where key = 'dvc_exp_name'")]
+        values = {v for (v,) in db.execute("select value from params where key = 'loss.tcl_weight'")}
+    assert "notcl" in names
+    assert {"0.5", "0.0"} <= values

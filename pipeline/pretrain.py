@@ -93,7 +93,7 @@ def train(corpus: Path, out: Path, history: Path, on_epoch: Callable[[dict[str, 
                 raise FloatingPointError(f"{config.name}: the loss is {loss.item()} in epoch {epoch}; lower train.lr")
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
-            lr = schedule.get_last_lr()[0]
+            lr = float(schedule.get_last_lr()[0])
             scaler.step(optimizer)
             scaler.update()
             net.clamp_scale()
@@ -209,7 +209,8 @@ def _seed(config: RunConfig, device: torch.device) -> None:
         torch.set_num_threads(config.train.threads)
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+        # Filling memory costs time, and nothing here reads it before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _autocast(options: Train, device: torch.device) -> torch.autocast | nullcontext[None]:

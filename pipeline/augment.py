@@ -16,6 +16,7 @@ PLAIN_CROP = (
     1.0,
 )  # crop of the rows before "+ Augmentations" of Table 4; the paper does not say (docs/fidelity.md)
 ASPECT = (3 / 4, 4 / 3)
+cv2.setNumThreads(0)  # images are small, and a process forked beside OpenCV's threads can hang
 _CLAHE = cv2.createCLAHE(clipLimit=4.0, tileGridSize=(8, 8))
 
 

@@ -320,7 +320,9 @@ def test_reports_affirm_what_is_drawn_and_deny_only_what_is_not() -> None:
                 affirmed[name] += bool(said)
             else:
                 assert said == denied, name
-    assert {n for n in VINDR18 if affirmed[n] <= 0.5 * drawn[n]} == set()
+    # "Lung Opacity" is an umbrella: consolidation or pneumonia is mostly called by its own name.
+    least = {name: 0.3 if name == "Lung Opacity" else 0.6 for name in VINDR18}
+    assert {n for n in VINDR18 if affirmed[n] <= least[n] * drawn[n]} == set()
 
 
 def test_short_sentences_are_specific() -> None:

@@ -11,12 +11,9 @@ from numpy.random import Generator
 
 from pipeline.params import Augment
 
-PLAIN_CROP = (
-    0.9,
-    1.0,
-)  # crop of the rows before "+ Augmentations" of Table 4; the paper does not say (docs/fidelity.md)
+# Crop of the rows before "+ Augmentations" of Table 4; the paper does not say (docs/fidelity.md).
+PLAIN_CROP = (0.9, 1.0)
 ASPECT = (3 / 4, 4 / 3)
-cv2.setNumThreads(0)  # images are small, and a process forked beside OpenCV's threads can hang
 _CLAHE = cv2.createCLAHE(clipLimit=4.0, tileGridSize=(8, 8))
 
 

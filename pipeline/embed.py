@@ -12,13 +12,13 @@ from tqdm import tqdm
 from pipeline.augment import evaluation_image
 from pipeline.encoders import Tokenizer
 from pipeline.model import CxrClip
+from pipeline.params import BINARY_DATASETS
 from pipeline.prompts import zero_shot_grid, zero_shot_pairs
 from pipeline.retrieval import RETRIEVAL_SETS, candidates
 from pipeline.shards import load_view
 from pipeline.study import View, read_studies
 
-BINARY_SETS = ("vindr_cxr", "rsna", "siim")  # "{class}" against "No {class}"
-EVALUATED = (*RETRIEVAL_SETS, *BINARY_SETS)
+EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS)
 
 
 @torch.inference_mode()
@@ -98,7 +98,7 @@ def embed(
         _save(out / f"{dataset}.npz", arrays)
         counts[dataset] = len(studies)
     sentences: dict[str, Sequence[str]] = {}
-    for dataset in (d for d in BINARY_SETS if d in present):
+    for dataset in (d for d in BINARY_DATASETS if d in present):
         sentences.update({f"{dataset}/{c}": pair for c, pair in zero_shot_pairs(prompts, dataset).items()})
     if "chexpert" in present:
         sentences.update({f"chexpert/{c}": grid for c, grid in zero_shot_grid(prompts).items()})

@@ -11,11 +11,6 @@ from torch import Tensor, nn
 
 from pipeline.params import ImageEncoder, ParamsError, TextEncoder
 
-STATISTICS = {  # mean and standard deviation of the three channels, in [0, 1]
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-}
-
 
 class ImageTower(nn.Module):
     """A timm model up to its global average pool (the paper pools ResNet and Swin alike)."""
@@ -42,9 +37,8 @@ class ImageTower(nn.Module):
                 ) from None
             raise ParamsError(f"model.image_encoders: timm cannot build {options.name}: {error}") from None
         self.width: int = self.model.num_features
-        mean, std = STATISTICS[options.normalise]
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(options.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(options.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Grey uint8 [B, S, S] -> pooled features [B, width]."""

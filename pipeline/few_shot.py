@@ -17,10 +17,11 @@ from pipeline.augment import augment_image, evaluation_image
 from pipeline.embed import encode_views
 from pipeline.metrics import classes_with_intervals
 from pipeline.model import CxrClip
-from pipeline.params import Augment, Bootstrap, FewShot
+from pipeline.params import BINARY_DATASETS, Augment, Bootstrap, FewShot
 from pipeline.prompts import zero_shot_pairs
+from pipeline.schedule import warmup_cosine
 from pipeline.study import read_studies
-from pipeline.zero_shot import BINARY_SETS, positives
+from pipeline.zero_shot import positives
 
 
 def subset(count: int, share: float, seed: int) -> np.ndarray:
@@ -49,13 +50,7 @@ def linear_probe(
     optimizer = torch.optim.AdamW(layer.parameters(), lr=options.lr, weight_decay=options.weight_decay)
     total = epochs * math.ceil(train.shape[1] / options.batch_size)
     warmup = max(1, round(0.1 * total))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
     draws, target = torch.from_numpy(train), torch.from_numpy(train_labels).float()
     x_valid, y_valid = torch.from_numpy(valid), torch.from_numpy(valid_labels).float()
     best, best_loss = layer.state_dict(), math.inf
@@ -95,7 +90,7 @@ def evaluate(
     validation and test image once; with ``draws`` equal to the epochs this is the paper's recipe exactly.
     """
     result: dict[str, Any] = {"metrics": {}, "classes": {}, "notes": []}
-    for dataset in (d for d in BINARY_SETS if d in sources):
+    for dataset in (d for d in BINARY_DATASETS if d in sources):
         classes = list(zero_shot_pairs(prompts, dataset))
         splits = {s: read_studies(index / f"{dataset}.parquet", (s,)) for s in ("train", "valid", "test")}
         if not all(splits.values()):
@@ -113,7 +108,9 @@ def evaluate(
         def augmented(image: np.ndarray, i: int, draw: int) -> np.ndarray:
             return augment_image(image, image_size, augment, np.random.default_rng([seed, draw, i]))
 
-        train = np.stack([features("train", partial(augmented, draw=draw)) for draw in range(options.draws)])
+        train = np.empty((options.draws, len(splits["train"]), model.image_tower.width), dtype=np.float32)
+        for draw in range(options.draws):
+            train[draw] = features("train", partial(augmented, draw=draw))
         valid, test = features("valid", plain), features("test", plain)
         for name, share in options.shares.items():
             chosen = subset(train.shape[1], share, seed)

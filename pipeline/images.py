@@ -11,8 +11,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+# Pictures are small and processes are the parallelism; a process forked beside OpenCV's own threads can hang.
+cv2.setNumThreads(0)
 
 Grey = NDArray[np.uint8]
 
@@ -155,8 +159,6 @@ def _dicom(data: bytes) -> tuple[NDArray[Any], str]:
 
 def resize(image: Grey, short_side: int) -> Grey:
     """Shrink uint8 [H, W] until its short side is ``short_side`` pixels, aspect kept, by area averaging."""
-    import cv2
-
     height, width = image.shape
     if min(height, width) <= short_side:
         return image
@@ -167,8 +169,6 @@ def resize(image: Grey, short_side: int) -> Grey:
 
 def encode(image: Grey, quality: int) -> bytes:
     """Grey JPEG of uint8 [H, W]; ``quality`` 1..100. The same pixels give the same bytes."""
-    import cv2
-
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
         raise ImageError("picture cannot be encoded")
@@ -181,8 +181,6 @@ def decode(data: bytes) -> Grey:
     Raises:
         ImageError: not a JPEG.
     """
-    import cv2
-
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
     if image is None:
         raise ImageError("not an encoded picture")

@@ -153,7 +153,7 @@ def _decode_all(studies: Iterable[Study], root: Path, options: Ingest) -> Iterat
     workers = options.workers or _cores()
     remaining = iter(studies)
     pending: deque[tuple[list[Study], Future[list[list[Picture | str]]]]] = deque()
-    pool = ProcessPoolExecutor(workers, initializer=_start)
+    pool = ProcessPoolExecutor(workers)
     try:
         while True:
             while len(pending) < workers * AHEAD and (chunk := list(islice(remaining, CHUNK))):
@@ -161,7 +161,7 @@ def _decode_all(studies: Iterable[Study], root: Path, options: Ingest) -> Iterat
                     future = pool.submit(_decode_chunk, root, chunk, options)
                 except BrokenProcessPool:
                     pool.shutdown(wait=False)
-                    pool = ProcessPoolExecutor(workers, initializer=_start)
+                    pool = ProcessPoolExecutor(workers)
                     future = pool.submit(_decode_chunk, root, chunk, options)
                 pending.append((chunk, future))
             if not pending:
@@ -185,19 +185,12 @@ def _decode_alone(root: Path, study: Study, options: Ingest) -> list[Picture | s
     """Decode each view in a process of its own, so that a crash costs that view only."""
     results: list[Picture | str] = []
     for view in study.views:
-        with ProcessPoolExecutor(1, initializer=_start) as pool:
+        with ProcessPoolExecutor(1) as pool:
             try:
                 results += pool.submit(_decode_chunk, root, [study.with_views([view])], options).result()[0]
             except BrokenProcessPool:
                 results.append(CRASHED)
     return results
-
-
-def _start() -> None:
-    """In each decoding process: one thread, the processes are the parallelism."""
-    import cv2
-
-    cv2.setNumThreads(1)
 
 
 def _decode_chunk(root: Path, studies: list[Study], options: Ingest) -> list[list[Picture | str]]:

@@ -18,8 +18,8 @@ import numpy as np
 import yaml
 
 from pipeline import figures
-from pipeline.params import Params
-from pipeline.results import CLASSIFICATION, RunResult, Summary, load_paper
+from pipeline.params import BINARY_DATASETS, Params
+from pipeline.results import RunResult, Summary, load_paper
 from pipeline.study import Study, View, read_studies
 from pipeline.tables import ControlRow, Row, Table, control_rows, figure_lines, phantom_line, phantoms
 
@@ -182,7 +182,7 @@ def _colours(params: Params, results: Mapping[str, RunResult]) -> dict[str, tupl
 def _rocs(params: Params, results: Mapping[str, RunResult], names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     """One chart a data set: (name, what the curve is, SVG)."""
     styles = _colours(params, results)
-    for dataset in CLASSIFICATION:
+    for dataset in BINARY_DATASETS:
         lines, classes = [], 0
         for name, (colour, dashes) in styles.items():
             curves = results[name].curves.get(dataset)
@@ -198,7 +198,7 @@ def _rocs(params: Params, results: Mapping[str, RunResult], names: Mapping[str, 
 def _roc_legend(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, str, str]]:
     """(run, CSS colour, SVG dash array) of each curve."""
     styles = _colours(params, results).items()
-    drawn = [(n, s) for n, s in styles if any(results[n].curves.get(d) for d in CLASSIFICATION)]
+    drawn = [(n, s) for n, s in styles if any(results[n].curves.get(d) for d in BINARY_DATASETS)]
     return [(n, figures.MARKERS[colour], " ".join(f"{1.3 * d:g}" for d in dashes)) for n, (colour, dashes) in drawn]
 
 

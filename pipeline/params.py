@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
 
+from pipeline.records import ParamsError, hint, read_record
+
 LABEL_DATASETS = ("chexpert", "chestxray14")  # captions come from their labels through prompts
 PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
-DATASETS = (*PRETRAIN_DATASETS, "vindr_cxr", "rsna", "siim", "openi")
-
-T = TypeVar("T")
-
-
-class ParamsError(ValueError):
-    """A key of params.yaml that cannot be used; the message is one line that names it."""
+BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
+DATASETS = (*PRETRAIN_DATASETS, *BINARY_DATASETS, "openi")
+MANY = 1 << 20  # upper bound of a whole number that has no other
 
 
 @dataclass(frozen=True)
@@ -85,11 +80,13 @@ class Augment:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """A timm model: its name, whether hub weights are loaded, its input statistics and extra arguments."""
+    """A timm model: its name, whether hub weights are loaded, mean and deviation that its three input channels are
+    normalised with (of grey in [0, 1]; ImageNet's unless given), and extra arguments."""
 
     name: str
     pretrained: bool = True
-    normalise: Literal["imagenet", "half"] = "imagenet"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -306,6 +303,7 @@ def _check(params: Params) -> None:
     """What types alone cannot say."""
     _known("sources", params.sources, DATASETS)
     _known("phantom.archives", params.phantom.archives, DATASETS)
+    _check_sections("", params)
     for name, run in params.runs.items():
         if "-" in name:
             raise ParamsError(f"runs.{name}: no '-' in a run's name (DVC joins stage names with it)")
@@ -315,7 +313,7 @@ def _check(params: Params) -> None:
                 raise ParamsError(
                     f"runs.{name}.datasets: {dataset} is not among sources; add it there or leave out the run"
                 )
-        run_config(params, name)
+        _check_sections(f"runs.{name}.", run_config(params, name))
     for key, names in (("main", params.main), ("ablations", params.ablations), ("control", (params.control,))):
         for name in names:
             if name and name not in params.runs:
@@ -323,96 +321,51 @@ def _check(params: Params) -> None:
     few_shot = params.evaluate.few_shot
     if few_shot.shares.keys() != few_shot.epochs.keys():
         raise ParamsError("evaluate.few_shot: shares and epochs name different subsets")
-    bounds: list[tuple[str, float, float, float]] = [
-        ("ingest.max_rejected", params.ingest.max_rejected, 0, 1),
-        ("ingest.short_side", params.ingest.short_side, 16, 1 << 14),
-        ("ingest.jpeg_quality", params.ingest.jpeg_quality, 1, 100),
-        ("ingest.shard_size", params.ingest.shard_size, 1, 1 << 20),
-        ("train.epochs", params.train.epochs, 1, 1 << 20),
-        ("train.batch_size", params.train.batch_size, 2, 1 << 20),
-        ("sampling.negatives", params.sampling.negatives, 1, 14),  # a study without any positive must say something
-        ("augment.clahe", params.augment.clahe, 0, 1),
-        ("loss.label_smoothing", params.loss.label_smoothing, 0, 1),
-        ("evaluate.bootstrap.confidence", params.evaluate.bootstrap.confidence, 0, 1),
-        *((f"evaluate.few_shot.shares.{k}", v, 0, 1) for k, v in few_shot.shares.items()),
-    ]
+    _bounded(
+        "",
+        [
+            ("ingest.max_rejected", params.ingest.max_rejected, 0, 1),
+            ("ingest.short_side", params.ingest.short_side, 16, MANY),
+            ("ingest.jpeg_quality", params.ingest.jpeg_quality, 1, 100),
+            ("ingest.shard_size", params.ingest.shard_size, 1, MANY),
+            ("ingest.workers", params.ingest.workers, 0, MANY),
+            ("evaluate.batch_size", params.evaluate.batch_size, 1, MANY),
+            ("evaluate.bootstrap.samples", params.evaluate.bootstrap.samples, 1, MANY),
+            ("evaluate.bootstrap.confidence", params.evaluate.bootstrap.confidence, 0, 1),
+            ("evaluate.few_shot.batch_size", few_shot.batch_size, 1, MANY),
+            ("evaluate.few_shot.draws", few_shot.draws, 1, MANY),
+            *((f"evaluate.few_shot.shares.{k}", v, 0, 1) for k, v in few_shot.shares.items()),
+            *((f"evaluate.few_shot.epochs.{k}", v, 1, MANY) for k, v in few_shot.epochs.items()),
+        ],
+    )
+
+
+def _check_sections(where: str, config: Params | RunConfig) -> None:
+    """The bounds of what a run may set for itself."""
+    _bounded(
+        where,
+        [
+            ("train.epochs", config.train.epochs, 1, MANY),
+            ("train.batch_size", config.train.batch_size, 2, MANY),
+            ("train.lr", config.train.lr, 0, 1),
+            ("train.warmup_epochs", config.train.warmup_epochs, 0, config.train.epochs),
+            ("train.workers", config.train.workers, 0, MANY),
+            ("sampling.negatives", config.sampling.negatives, 1, 14),  # a study without any positive must say something
+            ("augment.clahe", config.augment.clahe, 0, 1),
+            ("loss.icl_weight", config.loss.icl_weight, 0, MANY),
+            ("loss.tcl_weight", config.loss.tcl_weight, 0, MANY),
+            ("loss.label_smoothing", config.loss.label_smoothing, 0, 1),
+        ],
+    )
+
+
+def _bounded(where: str, bounds: Iterable[tuple[str, float, float, float]]) -> None:
     for key, value, low, high in bounds:
         if not low <= value <= high:
-            raise ParamsError(f"{key}: {value} is outside [{low}, {high}]")
+            raise ParamsError(f"{where}{key}: {value} is outside [{low}, {high}]")
 
 
-def _known(key: str, names: typing.Iterable[str], known: tuple[str, ...]) -> None:
+def _known(key: str, names: Iterable[str], known: tuple[str, ...]) -> None:
     for name in names:
         if name not in known:
-            raise ParamsError(f"{key}.{name}: unknown data set; known are {', '.join(known)}{_hint(name, known)}")
-
-
-def _hint(name: str, known: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def read_record(cls: type[T], raw: Any, at: str = "") -> T:
-    """Build the dataclass ``cls`` from plain YAML/JSON data, checking every key and type on the way down.
-
-    Raises:
-        ParamsError: unknown key, missing key or a value of another type, with its dotted path.
-    """
-    if not isinstance(raw, Mapping):
-        raise ParamsError(f"{at or 'the file'}: expected a mapping of keys, got {_show(raw)}")
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    prefix = f"{at}." if at else ""
-    for key in raw:
-        if key not in known:
-            raise ParamsError(f"{prefix}{key}: unknown key{_hint(str(key), known)}")
-    values = {}
-    for name, f in known.items():
-        if name in raw:
-            values[name] = _convert(hints[name], raw[name], f"{prefix}{name}")
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise ParamsError(f"{prefix}{name}: missing")
-    return cls(**values)
-
-
-def _convert(kind: Any, raw: Any, at: str) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return raw
-    if is_dataclass(kind):
-        return read_record(typing.cast(type, kind), raw, at)
-    if origin is Literal:
-        if raw not in args:
-            raise ParamsError(f"{at}: {_show(raw)} is none of {', '.join(map(str, args))}")
-        return raw
-    if origin is dict:
-        if not isinstance(raw, Mapping):
-            raise ParamsError(f"{at}: expected a mapping, got {_show(raw)}")
-        return {_convert(args[0], k, f"{at}.{k}"): _convert(args[1], v, f"{at}.{k}") for k, v in raw.items()}
-    if origin is tuple:
-        if not isinstance(raw, list | tuple):
-            raise ParamsError(f"{at}: expected a list, got {_show(raw)}")
-        kinds = [args[0]] * len(raw) if args[-1] is Ellipsis else list(args)
-        if len(kinds) != len(raw):
-            raise ParamsError(f"{at}: expected {len(kinds)} values, got {len(raw)}")
-        return tuple(_convert(k, v, f"{at}[{i}]") for i, (k, v) in enumerate(zip(kinds, raw, strict=True)))
-    if origin in (typing.Union, types.UnionType):
-        raise TypeError(f"{at}: unions are not supported in params records")
-    if kind is float:
-        if isinstance(raw, str):  # YAML 1.1 reads 1e-4 as text, YAML 1.2 and people read it as a number
-            try:
-                return float(raw)
-            except ValueError:
-                pass
-        elif isinstance(raw, int | float) and not isinstance(raw, bool):
-            return float(raw)
-        raise ParamsError(f"{at}: expected a number, got {_show(raw)}")
-    if isinstance(raw, kind) and not (kind is int and isinstance(raw, bool)):
-        return raw
-    names = {int: "a whole number", bool: "true or false", str: "text"}
-    raise ParamsError(f"{at}: expected {names[kind]}, got {_show(raw)}")
-
-
-def _show(raw: Any) -> str:
-    text = repr(raw)
-    return text if len(text) <= 60 else text[:57] + "..."
+            raise ParamsError(f"{key}.{name}: unknown data set; known are {', '.join(known)}{hint(name, known)}")

@@ -25,6 +25,7 @@ from pipeline.losses import Embeddings, cxr_clip_loss
 from pipeline.model import CxrClip
 from pipeline.params import ParamsError, RunConfig, Train, read_run_config
 from pipeline.prompts import Prompts, read_pools
+from pipeline.schedule import warmup_cosine
 from pipeline.study import Study, read_studies
 
 HISTORY = (
@@ -69,9 +70,10 @@ def train(corpus: Path, out: Path, history: Path, on_epoch: Callable[[dict[str, 
     valid = [ValidationSet([s for s in validation if s.dataset == d], prompts, config) for d in config.datasets]
     steps = len(data) // config.train.batch_size
     optimizer = torch.optim.AdamW(
-        net.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=device.type == "cuda"
+        net.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, config.train))
+    warmup, total = round(config.train.warmup_epochs * steps), config.train.epochs * steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     if rank == 0:
         size = sum(p.numel() for p in net.parameters()) / 1e6
@@ -80,7 +82,7 @@ def train(corpus: Path, out: Path, history: Path, on_epoch: Callable[[dict[str, 
             f"{config.train.precision}, {config.train.epochs} epochs of {steps} steps"
         )
     best, rows = math.inf, []
-    bar = tqdm(total=config.train.epochs * steps, desc=config.name, unit="step", disable=rank != 0, mininterval=1)
+    bar = tqdm(total=total, desc=config.name, unit="step", disable=rank != 0, mininterval=1)
     for epoch in range(config.train.epochs):
         start = time.perf_counter()
         net.train()
@@ -127,15 +129,6 @@ def train(corpus: Path, out: Path, history: Path, on_epoch: Callable[[dict[str, 
     if not math.isfinite(best):
         raise FloatingPointError(f"{config.name}: no epoch had a finite validation loss")
     return best
-
-
-def learning_rate(step: int, steps_per_epoch: int, options: Train) -> float:
-    """Factor on the learning rate at a step (from 0): linear warm-up that starts above 0, then cosine to 0."""
-    warmup = round(options.warmup_epochs * steps_per_epoch)
-    total = options.epochs * steps_per_epoch
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 @torch.no_grad()

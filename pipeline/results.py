@@ -14,8 +14,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.params import BINARY_DATASETS
+
 PAPER = Path(__file__).with_name("paper.yaml")
-CLASSIFICATION = ("vindr_cxr", "rsna", "siim")  # the zero-shot sets whose AUCs make up macro_zs_auc
 RECALL = re.compile(r"_r\d+$")
 
 
@@ -181,7 +182,7 @@ def rsum(run: RunResult, recalls: Sequence[str]) -> Measure | None:
 
 def _add_totals(run: RunResult) -> None:
     """The metrics made of others: macro zero-shot AUC, RSUM and R@10 against chance."""
-    aucs = [run.measures.get(f"{d}_zs_auc") for d in CLASSIFICATION]
+    aucs = [run.measures.get(f"{d}_zs_auc") for d in BINARY_DATASETS]
     known = [m for m in aucs if m]
     if len(known) == len(aucs):
         run.measures["macro_zs_auc"] = Measure(math.fsum(m.value for m in known) / len(known))

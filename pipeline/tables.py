@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import Params
-from pipeline.results import CLASSIFICATION, RECALL, Measure, RunResult, Summary, load_paper, rsum
+from pipeline.params import BINARY_DATASETS, Params
+from pipeline.results import RECALL, Measure, RunResult, Summary, load_paper, rsum
 
 DASH = "—"
 AUC_AT_CHANCE = (0.43, 0.57)
@@ -116,7 +116,7 @@ def control_rows(params: Params, results: Mapping[str, RunResult]) -> tuple[str,
     full = next((n for n in twins if set(params.runs[n].datasets) == set(own.datasets)), "")
     names = {key: d["name"] for key, d in load_paper()["datasets"].items()}
     tests: list[tuple[str, str, float, tuple[float, float] | None]] = [
-        (f"{d}_zs_auc", f"{names[d]} zero-shot AUC", 0.5, AUC_AT_CHANCE) for d in CLASSIFICATION
+        (f"{d}_zs_auc", f"{names[d]} zero-shot AUC", 0.5, AUC_AT_CHANCE) for d in BINARY_DATASETS
     ]
     tests.append(("macro_zs_auc", "Mean of the three AUCs", 0.5, AUC_AT_CHANCE))
     tests.append(("chexpert5x200_zs_accuracy", f"{names['chexpert5x200']} accuracy", 0.2, None))  # five equal classes

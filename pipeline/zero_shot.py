@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.metrics import classes_with_intervals, mean_with_interval, resamples, roc_points
-from pipeline.params import Bootstrap
+from pipeline.params import BINARY_DATASETS, Bootstrap
 from pipeline.study import POSITIVE, Study, read_studies
-
-BINARY_SETS = ("vindr_cxr", "rsna", "siim")
 
 
 def pair_scores(images: np.ndarray, pair: np.ndarray) -> np.ndarray:
@@ -43,7 +41,7 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
     """
     prompts = np.load(embeddings / "prompts.npz", allow_pickle=False)
     result: dict[str, Any] = {"metrics": {}, "classes": {}, "curves": {}, "notes": []}
-    for dataset in (d for d in BINARY_SETS if d in sources):
+    for dataset in (d for d in BINARY_DATASETS if d in sources):
         studies, images = _test_set(embeddings, index, dataset)
         if not studies:
             result["notes"].append(f"{dataset}: no test study")

@@ -13,12 +13,13 @@ from pipeline.shards import Picture, ShardWriter
 from pipeline.study import Study, View, write_studies
 
 RESNET = ImageEncoder(
-    "resnet50", False, "imagenet", {"layers": [1] * 4, "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}
+    "resnet50", False, args={"layers": [1] * 4, "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}
 )
 SWIN = ImageEncoder(
     "swin_tiny_patch4_window7_224",
     False,
-    "half",
+    (0.5, 0.5, 0.5),
+    (0.5, 0.5, 0.5),
     {"patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4, "drop_path_rate": 0.0},
 )
 BERT = TextEncoder(

@@ -37,14 +37,14 @@ def build(config, tokenizer, seed=0, **changes):
 
 
 @pytest.mark.parametrize(
-    ("normalise", "mean", "std"),
+    ("given", "mean", "std"),
     [
-        ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ("half", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ({}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's, as timm documents its ResNets
+        ({"mean": (0.1, 0.5, 0.9), "std": (0.5, 0.25, 0.2)}, (0.1, 0.5, 0.9), (0.5, 0.25, 0.2)),
     ],
 )
-def test_grey_becomes_three_normalised_channels(images, normalise, mean, std):
-    tower = ImageTower(replace(RESNET, normalise=normalise), 32, True).eval()
+def test_grey_becomes_three_normalised_channels(images, given, mean, std):
+    tower = ImageTower(replace(RESNET, **given), 32, True).eval()
     seen = []
     tower.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     tower(images)

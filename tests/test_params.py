@@ -122,6 +122,8 @@ def test_a_whole_number_is_a_number(tmp_path):
         # outside
         ("ingest.max_rejected", 1.5, "ingest.max_rejected: 1.5 is outside [0, 1]"),
         ("train.batch_size", 1, "train.batch_size: 1 is outside"),
+        ("runs.plain.train", {"epochs": 0}, "runs.plain.train.epochs: 0 is outside"),
+        ("evaluate.few_shot.draws", 0, "evaluate.few_shot.draws: 0 is outside"),
         ("evaluate.few_shot.shares.p10", 10, "evaluate.few_shot.shares.p10: 10.0 is outside [0, 1]"),
         ("evaluate.few_shot.shares", {"p1": 0.01}, "evaluate.few_shot: shares and epochs"),
         # runs

@@ -11,7 +11,8 @@ from pipeline import params
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-CARRIERS = {"params", "tracking", "evaluation"}  # they carry values and make none: editing them re-runs nothing
+# They carry values and make none: editing them re-runs nothing.
+CARRIERS = {"params", "records", "tracking", "evaluation"}
 
 
 def imports(file: Path) -> set[Path]:

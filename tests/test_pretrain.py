@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import pretrain
-from pipeline.params import ParamsError, Train
+from pipeline.params import ParamsError
+from pipeline.schedule import warmup_cosine
 from tests.conftest import RESNET, SWIN, write_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -83,15 +84,15 @@ def history(path):
 
 
 def test_learning_rate_warms_up_from_above_zero_and_ends_at_zero():
-    factor = [pretrain.learning_rate(s, 10, Train(epochs=5, warmup_epochs=1.0)) for s in range(51)]
+    factor = [warmup_cosine(s, 10, 50) for s in range(51)]
     np.testing.assert_allclose(factor[:10], np.arange(1, 11) / 10)
     np.testing.assert_allclose(factor[10:], [(1 + math.cos(math.pi * k / 40)) / 2 for k in range(41)], atol=1e-12)
     assert factor[30] == pytest.approx(0.5) and factor[50] == pytest.approx(0, abs=1e-12)
 
 
 def test_warm_up_may_be_absent_or_part_of_an_epoch():
-    assert pretrain.learning_rate(0, 10, Train(epochs=2, warmup_epochs=0.0)) == 1.0
-    factor = [pretrain.learning_rate(s, 10, Train(epochs=2, warmup_epochs=0.5)) for s in range(20)]
+    assert warmup_cosine(0, 0, 20) == 1.0
+    factor = [warmup_cosine(s, 5, 20) for s in range(20)]
     assert factor[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factor[5:] == sorted(factor[5:], reverse=True) and 0 < factor[-1] < 0.02
 
@@ -123,7 +124,7 @@ def test_history_holds_a_row_an_epoch(config, corpus, tmp_path):
     for row, (epoch, reported) in zip(rows, told, strict=True):
         assert reported == row and epoch == row["epoch"]
         assert row["train_loss"] == pytest.approx(row["mvs"] + row["icl"] + 0.5 * row["tcl"], rel=1e-5)
-        last = pretrain.learning_rate(int(row["step"]) - 1, 5, run.train)
+        last = warmup_cosine(int(row["step"]) - 1, 5, 15)
         assert row["lr"] == pytest.approx(1e-3 * last)
         assert row["studies_per_second"] * row["seconds"] == pytest.approx(40)
 

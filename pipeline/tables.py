@@ -18,7 +18,6 @@ from pipeline.params import BINARY_DATASETS, Params
 from pipeline.results import RECALL, Measure, RunResult, Summary, load_paper, rsum
 
 DASH = "—"
-AUC_AT_CHANCE = (0.43, 0.57)
 CSV_COLUMNS = ("table", "row", "model", "data", "column", "ours", "low", "high", "paper", "difference", "n")
 
 
@@ -102,7 +101,9 @@ def build(params: Params, summaries: Mapping[str, Summary], results: Mapping[str
 
 
 def control_rows(params: Params, results: Mapping[str, RunResult]) -> tuple[str, list[ControlRow]]:
-    """The control run (shuffled pairs) against chance: AUC within 0.5 ± 0.07, R@10 at most twice chance.
+    """The control run (shuffled pairs) against chance: R@10 at most twice chance.
+
+    No limit is set for an AUC: that of one shuffled run is the AUC of a random direction (see tests/test_control.py).
 
     Returns:
         The name of the main run with the same encoder and data sets but true pairs ("" = none), and the rows; no rows
@@ -116,9 +117,9 @@ def control_rows(params: Params, results: Mapping[str, RunResult]) -> tuple[str,
     full = next((n for n in twins if set(params.runs[n].datasets) == set(own.datasets)), "")
     names = {key: d["name"] for key, d in load_paper()["datasets"].items()}
     tests: list[tuple[str, str, float, tuple[float, float] | None]] = [
-        (f"{d}_zs_auc", f"{names[d]} zero-shot AUC", 0.5, AUC_AT_CHANCE) for d in BINARY_DATASETS
+        (f"{d}_zs_auc", f"{names[d]} zero-shot AUC", 0.5, None) for d in BINARY_DATASETS
     ]
-    tests.append(("macro_zs_auc", "Mean of the three AUCs", 0.5, AUC_AT_CHANCE))
+    tests.append(("macro_zs_auc", "Mean of the three AUCs", 0.5, None))
     tests.append(("chexpert5x200_zs_accuracy", f"{names['chexpert5x200']} accuracy", 0.2, None))  # five equal classes
     for dataset, pool in run.pools.items():
         if "r10" in pool["chance"]:

@@ -1,0 +1,67 @@
+"""The control: trained on shuffled image-text pairs, a model must stay at chance.
+
+Retrieval shows it in a single run. A zero-shot AUC does not: the direction from "No X" to "X" is then a random one, and
+what is random about it is the same for every image of a test set, so that one run may score .3 or .8. Over many
+shuffles the mean is .5 if nothing leaks; the drill takes that mean.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import corpus, embed, model, params, pretrain, retrieval, zero_shot
+from pipeline.ingest import ingest
+from pipeline.params import BINARY_DATASETS, Bootstrap, Source
+from pipeline.phantom.archives import write
+
+ROOT = Path(__file__).parents[1]
+
+
+def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[np.ndarray, np.ndarray]:
+    """Train the profile's control run once a seed on one set of phantoms (``studies``: how many, where not as there).
+
+    Returns:
+        Macro zero-shot AUC over VinDr-CXR, RSNA and SIIM, and MIMIC-CXR R@10 as a multiple of chance; both [seeds].
+    """
+    p = params.load(ROOT / "profiles" / f"{profile}.yaml")
+    datasets = ("mimic_cxr", *BINARY_DATASETS)
+    for name in datasets:
+        write(name, folder / "phantom" / name, studies.get(name, p.phantom.archives[name]), p.phantom.size, p.seed)
+        source = Source(str(folder / "phantom" / name), "")
+        ingest(name, source, p.ingest, folder / "shards" / name, folder / "index" / f"{name}.parquet", p.seed)
+    some = next(iter(p.runs)) if not p.control else p.control
+    run = replace(params.run_config(p, some), datasets=("mimic_cxr",))
+    run = replace(run, train=replace(run.train, shuffle_pairs=True))
+    aucs, recalls = [], []
+    for seed in seeds:
+        out = folder / str(seed)
+        corpus.gather(replace(run, seed=seed), folder / "index", folder / "none", out / "corpus")
+        pretrain.train(out / "corpus", out / "model", out / "history.csv", lambda row, epoch: None)
+        net, tokenizer, config = model.load(out / "model")
+        prompts = ROOT / p.evaluate.zero_shot
+        size, cpu = config.image_size, torch.device("cpu")
+        embed.embed(net, tokenizer, size, datasets, folder / "index", prompts, 256, cpu, out / "embeddings")
+        few = Bootstrap(samples=2)
+        seen = zero_shot.evaluate(out / "embeddings", folder / "index", list(datasets), few, 0)["metrics"]
+        aucs.append(np.mean([seen[f"{name}.auc"]["value"] for name in BINARY_DATASETS]))
+        found = retrieval.evaluate(out / "embeddings", folder / "index", list(datasets), (10,), few, 0)
+        recalls.append(found["metrics"]["mimic_cxr.r10"]["value"] / found["pools"]["mimic_cxr"]["chance"]["r10"])
+    return np.array(aucs), np.array(recalls)
+
+
+def test_a_shuffled_run_retrieves_at_chance(tmp_path):
+    aucs, recalls = control(tmp_path, "micro", range(2), mimic_cxr=200)
+    assert 0.5 <= recalls.mean() <= 2
+    assert ((aucs > 0) & (aucs < 1)).all()
+
+
+@pytest.mark.drill
+def test_sixteen_shuffled_runs_are_at_chance_on_average(tmp_path):
+    aucs, recalls = control(tmp_path, "demo", range(16))
+    print(f"macro AUC mean {aucs.mean():.3f}, sd {aucs.std(ddof=1):.3f}, {aucs.min():.3f} to {aucs.max():.3f}")
+    print(f"MIMIC R@10 / chance mean {recalls.mean():.2f}, {recalls.min():.2f} to {recalls.max():.2f}")
+    assert abs(aucs.mean() - 0.5) <= 0.07
+    assert (recalls <= 2).all()

@@ -74,7 +74,7 @@ def render(
         phantom=phantom,
         phantom_line=phantom_line(phantom) if phantom else "",
         real=[names[d] for d, s in summaries.items() if not s.phantom],
-        tiles=list(_tiles(params, summaries, results, twin)),
+        tiles=list(_tiles(params, summaries, results)),
         tables=[_table(t) for t in tables],
         accounts=[(names[d], s) for d, s in summaries.items()],
         control=[_control_line(row) for row in control],
@@ -114,24 +114,20 @@ def _table(table: Table) -> dict[str, Any]:
 
 
 def _tiles(
-    params: Params, summaries: Mapping[str, Summary], results: Mapping[str, RunResult], twin: str
+    params: Params, summaries: Mapping[str, Summary], results: Mapping[str, RunResult]
 ) -> Iterator[tuple[str, str, str]]:
-    """Headline figures (label, figure, remark) of the control's counterpart, else of the last main run."""
-    name = twin or next((n for n in reversed(params.main) if n in results), "")
+    """Headline figures (label, figure, remark) of the last main run that has any, in the paper's order the fullest."""
+    name = next((n for n in reversed(params.main) if n in results), "")
     measures = results[name].measures if name else {}
     control = results[params.control].measures if params.control in results else {}
     if "macro_zs_auc" in measures:
-        remark = "chance 50" + (
-            f", control {100 * control['macro_zs_auc'].value:.1f}" if "macro_zs_auc" in control else ""
-        )
-        yield "Mean zero-shot AUC", f"{100 * measures['macro_zs_auc'].value:.1f}", f"{name}; {remark}"
-    if "mimic_cxr_r10_over_chance" in measures:
-        key = "mimic_cxr_r10_over_chance"
-        remark = (
-            f"{100 * measures['mimic_cxr_r10'].value:.1f} % of {results[name].pools['mimic_cxr']['queries']:,} images"
-        )
+        yield "Mean zero-shot AUC", f"{100 * measures['macro_zs_auc'].value:.1f}", f"{name}; chance 50"
+    key = "mimic_cxr_r10_over_chance"
+    if key in measures:
+        queries = results[name].pools["mimic_cxr"]["queries"]
+        remark = f"{name}; {100 * measures['mimic_cxr_r10'].value:.1f} % of {queries:,} images"
         remark += f"; control {control[key].value:.1f}×" if key in control else ""
-        yield "MIMIC-CXR R@10 over chance", f"{measures[key].value:.1f}×", f"{name}; {remark}"
+        yield "MIMIC-CXR R@10 over chance", f"{measures[key].value:.1f}×", remark
     if "chexpert5x200_zs_accuracy" in measures:
         value = 100 * measures["chexpert5x200_zs_accuracy"].value
         yield "CheXpert5x200 accuracy", f"{value:.1f}", f"{name}; chance 20"

@@ -6,7 +6,7 @@ Every draw is decided by (seed, epoch, data set, study) alone, so it is the same
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,7 +69,7 @@ def draw_texts(study: Study, count: int, prompts: Prompts | None, config: RunCon
 class TrainingSet(Dataset[tuple[list[np.ndarray], list[str]]]):
     """Draws of training studies, addressed by (epoch, index)."""
 
-    def __init__(self, studies: list[Study], prompts: dict[str, Prompts], config: RunConfig) -> None:
+    def __init__(self, studies: Sequence[Study], prompts: dict[str, Prompts], config: RunConfig) -> None:
         """``texts_of[i]`` is the study whose texts study i gets: itself, or another one in the shuffled control."""
         self.studies = studies
         self.prompts = prompts
@@ -98,7 +98,7 @@ class TrainingSet(Dataset[tuple[list[np.ndarray], list[str]]]):
 class ValidationSet(Dataset[tuple[list[np.ndarray], list[str]]]):
     """The one fixed view of validation studies: no augmentation, sections in order, positive prompts only."""
 
-    def __init__(self, studies: list[Study], prompts: dict[str, Prompts], config: RunConfig) -> None:
+    def __init__(self, studies: Sequence[Study], prompts: dict[str, Prompts], config: RunConfig) -> None:
         self.studies = studies
         self.prompts = prompts
         self.config = config

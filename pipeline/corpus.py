@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.params import LABEL_DATASETS, RunConfig, write_run_config
@@ -33,20 +34,22 @@ def gather(config: RunConfig, index: Path, prompts: Path, out: Path) -> dict[str
     """
     (out / "prompts").mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
-    studies: list[Study] = []
-    for dataset in config.datasets:
-        sentences = None
-        if dataset in LABEL_DATASETS:
-            sentences = read_pools(prompts / f"{dataset}.json")
-            sentences.write_pools(out / "prompts" / f"{dataset}.json")
-        found = read_studies(index / f"{dataset}.parquet", ("train", "valid"))
-        kept = [s for s in found if usable(s, sentences)]
-        counts[f"{dataset}.silent"] = len(found) - len(kept)
-        for split in ("train", "valid"):
-            counts[f"{dataset}.{split}"] = sum(s.split == split for s in kept)
-        if not counts[f"{dataset}.train"]:
-            raise ValueError(f"{index / dataset}.parquet: no training study with a text; see the summary beside it")
-        studies += kept
-    write_studies(out / "studies.parquet", studies)
+
+    def kept() -> Iterator[Study]:
+        for dataset in config.datasets:
+            sentences = None
+            if dataset in LABEL_DATASETS:
+                sentences = read_pools(prompts / f"{dataset}.json")
+                sentences.write_pools(out / "prompts" / f"{dataset}.json")
+            counts.update({f"{dataset}.{part}": 0 for part in ("silent", "train", "valid")})
+            for study in read_studies(index / f"{dataset}.parquet", ("train", "valid")):
+                speaks = usable(study, sentences)
+                counts[f"{dataset}.{study.split if speaks else 'silent'}"] += 1
+                if speaks:
+                    yield study
+            if not counts[f"{dataset}.train"]:
+                raise ValueError(f"{index / dataset}.parquet: no training study with a text; see the summary beside it")
+
+    write_studies(out / "studies.parquet", kept())
     write_run_config(out / "run.json", config)
     return counts

@@ -1,51 +1,97 @@
-"""Archive -> shards, index and an account of every image: reader, decoding processes, writer.
+"""Archive -> shards, index and an account of every image.
 
-Whatever the number of processes, studies are written in the reader's order, so the same archive gives the same bytes.
+An archive's studies are listed first (the plan) and cut into shards of ``shard_size`` studies. Each shard is then one
+piece of work, done by any process on any machine that sees the archive and the work folder: it decodes its studies'
+images, writes its tar and, last, its part of the index. A piece whose part is there is done, so a run that was killed
+anywhere goes on where it was, and its bytes are those of a run that was not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline import images, sources
+from pipeline import dicom, dicom_display, dicom_pixels, grey, images, shards, sources, study
+from pipeline.files import Files, Gone
+from pipeline.grey import ImageError, encode
 from pipeline.params import Ingest, Source
-from pipeline.shards import Picture, ShardWriter
-from pipeline.study import SPLITS, Reject, Study, write_rejects, write_studies
+from pipeline.shards import Picture, ShardWriter, key, publish
+from pipeline.sources.archive import Archive
+from pipeline.study import SPLITS, Reject, Study, read_studies, write_rejects, write_studies
 
-CHUNK = 8  # studies a task: large enough to hide the cost of handing it over
-AHEAD = 4  # tasks a process may be ahead of the writer: what bounds memory
 MISSING = "file missing"
 CRASHED = "the decoder crashed on it"
+UNLISTED = "an image that no list of the archive names, or another copy of one"
+AHEAD = 2  # pieces of work a process that are handed out: what bounds memory
 
 
 class IngestError(RuntimeError):
     """An ingest whose result must not be used; one line."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to do any piece of an ingest. ``work`` is a folder that all processes see; ``address`` of a
+    shard is ``<target>/<dataset>-<number>.tar``, where ``target`` is a folder or URL."""
+
+    dataset: str
+    files: Files
+    witness: str  # a file that is there as long as the archive is
+    work: str
+    target: str
+    short_side: int
+    jpeg_quality: int
+    parent: int  # local processes stop when this process is gone; 0 = processes that another system looks after
+
+    def plan(self, number: int) -> Path:
+        """The piece's studies as the archive lists them; a view's ``shard`` is there the file it is to be read from."""
+        return Path(self.work) / "plan" / f"{number:06d}.parquet"
+
+    def part(self, number: int) -> Path:
+        """The piece's share of the index; its presence says that the piece is done."""
+        return Path(self.work) / "parts" / f"{number:06d}.parquet"
+
+    def tar(self, number: int) -> Path:
+        """The piece's tar before it is published."""
+        return Path(self.work) / "shards" / f"{self.dataset}-{number:06d}.tar"
+
+    def address(self, number: int) -> str:
+        """Where the index says the tar is."""
+        return f"{self.target}/{self.dataset}-{number:06d}.tar"
+
+
 def ingest(
-    dataset: str, source: Source, options: Ingest, out_shards: Path, out_index: Path, seed: int
+    dataset: str, source: Source, options: Ingest, out_shards: Path, out_index: Path, work: Path, seed: int
 ) -> dict[str, Any]:
     """Read an archive and write its shards, index, rejects and summary.
 
-    Writes ``out_shards/<dataset>-*.tar``, ``out_shards/rejects.parquet``, ``out_index`` (Parquet) and beside it the
-    summary (.json), which is also returned. In it written_images + rejected_images == found_images, where found are the
-    images of all listed studies. With ``options.labels_only`` no image is opened and nothing is found or written.
+    Writes ``out_shards/<dataset>-*.tar`` (or below ``options.target``, a URL), ``out_shards/rejects.parquet``,
+    ``out_index`` (Parquet) and beside it the summary (.json), which is also returned. In it written_images +
+    rejected_images == found_images, where found are the images of all listed studies. With ``options.labels_only`` no
+    image is opened and nothing is found or written.
+
+    Args:
+        work: folder on the file system of ``out_shards``, for what a later run can go on from; emptied at the end.
 
     Raises:
         SourceError: the archive cannot be read at all.
-        IngestError: more than ``options.max_rejected`` of the images were rejected; rejects.parquet is written by then.
+        IngestError: more than ``options.max_rejected`` of the images were rejected (rejects.parquet is written by
+            then), the archive vanished or the disk is full (the next run goes on), or a study stands in two splits.
     """
-    out_shards.mkdir(parents=True, exist_ok=True)
     for old in (
         *out_shards.glob(f"{dataset}-*.tar*"),
         out_shards / "rejects.parquet",
@@ -53,43 +99,310 @@ def ingest(
         out_index.with_suffix(".json"),
     ):
         old.unlink(missing_ok=True)
-    items = list(sources.read(dataset, source, seed))
-    studies = [item for item in items if isinstance(item, Study)]
-    rejects = [item for item in items if isinstance(item, Reject)]
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        archive = sources.open_archive(dataset, source.path, work / "packs")
+        target = f"{options.target.rstrip('/')}/{dataset}" if options.target else out_shards.as_posix()
+        job = Job(
+            dataset=dataset,
+            files=archive.files,
+            witness=min(archive.names, key=lambda name: ("!/" in name, name), default=""),
+            work=str(work.resolve()),
+            target=target,
+            short_side=options.short_side,
+            jpeg_quality=options.jpeg_quality,
+            parent=0 if options.scheduler else os.getpid(),
+        )
+        plan = _plan(job, archive, source, options.shard_size, seed)
+        pieces = 0 if options.labels_only else plan.pieces
+        _forget_unless_same(job, archive.fingerprint)
+        _run(job, pieces, plan.studies, options)
+    except Gone as error:
+        raise IngestError(f"{dataset}: {error}; run again when it is back, it goes on where it was") from None
+    except OSError as error:
+        raise IngestError(
+            f"{dataset}: a shard could not be written ({error.strerror or type(error).__name__}); "
+            "run again when that is mended, it goes on where it was"
+        ) from None
+    summary = _finish(job, pieces, plan, source, archive, options, out_shards, out_index)
+    shutil.rmtree(work)
+    return summary
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the archive's lists hold: studies to be written (in files, one a piece), rejects, and images by split."""
+
+    pieces: int
+    studies: int
+    listed: dict[str, dict[str, int]]
+    rejects: list[Reject]
+
+
+def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> Plan:
+    """Write the plan of every piece of ``size`` studies, holding one at a time."""
+    split_of: dict[str, str] = {}
+    used: set[str] = set()
+    listed = {split: {"studies": 0, "images": 0} for split in SPLITS}
+    rejects = [Reject(archive.dataset, name, "file", reason) for name, reason in archive.problems]
+    pieces = 0
+    shutil.rmtree(job.plan(0).parent, ignore_errors=True)
+
+    def studies() -> Iterator[Study]:
+        for item in sources.read(archive, source, seed):
+            if isinstance(item, Reject):
+                rejects.append(item)
+                continue
+            name = key(item)
+            before = split_of.get(name)
+            if before not in (None, item.split):
+                raise IngestError(
+                    f"{archive.dataset}: study {name} stands in two splits, {before} and {item.split}; "
+                    "mend the archive's lists"
+                )
+            if before:
+                rejects.append(Reject(archive.dataset, name, "study", "a study of this id was listed before"))
+                continue
+            split_of[name] = item.split
+            listed[item.split]["studies"] += 1
+            listed[item.split]["images"] += len(item.views)
+            used.update(view.path for view in item.views)
+            yield item.with_views(replace(view, shard=view.path) for view in item.views)
+
+    remaining = studies()
+    while group := list(islice(remaining, size)):
+        write_studies(job.plan(pieces), group)
+        pieces += 1
+    rejects += [Reject(archive.dataset, n, "unlisted", UNLISTED) for n in archive.images if n not in used]
+    return Plan(pieces, len(split_of), listed, rejects)
+
+
+def _forget_unless_same(job: Job, fingerprint: str) -> None:
+    """Drop the pieces of an earlier run that had other studies, files, settings or code."""
+    work = Path(job.work)
+    token = hashlib.sha256()
+    for plan in sorted(job.plan(0).parent.glob("*.parquet")):
+        token.update(plan.read_bytes())
+    settings = {**asdict(job), "files": job.files.root, "parent": 0, "fingerprint": fingerprint}
+    token.update(json.dumps(settings, sort_keys=True).encode())
+    for module in (dicom, dicom_display, dicom_pixels, grey, images, shards, study):
+        token.update(Path(module.__file__ or "").read_bytes())
+    state = work / "state.json"
+    if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != token.hexdigest():
+        for folder in ("parts", "shards"):
+            shutil.rmtree(work / folder, ignore_errors=True)
+        state.write_text(json.dumps(token.hexdigest()), encoding="utf-8")
+    for folder in ("parts", "shards"):
+        (work / folder).mkdir(exist_ok=True)
+        for stray in (work / folder).glob("*.partial"):
+            stray.unlink()
+
+
+def _run(job: Job, pieces: int, studies: int, options: Ingest) -> None:
+    """Do every piece that is not done, a bounded number at a time. One that kills its process is done again alone."""
+    todo = iter([n for n in range(pieces) if not _done(job, n)])
+    crashed: list[int] = []
+    with tqdm(total=pieces, desc=f"ingest {job.dataset} ({studies} studies)", unit="shard", mininterval=1.0) as bar:
+        bar.update(sum(_done(job, n) for n in range(pieces)))
+        while True:
+            with _executor(options) as (executor, workers):
+                pending: dict[Future[None], int] = {}
+                broken = False
+                while not broken:
+                    while len(pending) < workers * AHEAD and (number := next(todo, None)) is not None:
+                        pending[executor.submit(write_piece, job, number)] = number
+                    if not pending:
+                        break
+                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                        number = pending.pop(future)
+                        try:
+                            future.result()
+                            bar.update()
+                        except Exception as error:
+                            if not _is_crash(error):
+                                raise
+                            crashed.append(number)
+                            broken = isinstance(error, BrokenExecutor)
+                crashed += (
+                    pending.values()
+                )  # of a broken pool: some were only waiting, and doing them alone is harmless
+            if not broken:
+                break
+        for number in sorted(crashed):
+            if not _done(job, number):
+                write_piece(job, number, alone=True)
+            bar.update()
+
+
+def _is_crash(error: Exception) -> bool:
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"  # the latter is dask's
+
+
+@contextmanager
+def _executor(options: Ingest) -> Iterator[tuple[Executor, int]]:
+    """Local processes, or the workers of the dask scheduler at ``options.scheduler``; and how many there are."""
+    if options.scheduler:
+        from distributed import Client
+
+        with Client(options.scheduler) as client:
+            workers = len(client.scheduler_info()["workers"]) or 1
+            yield client.get_executor(pure=False, retries=0), workers
+        return
+    workers = options.workers or cores()
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    try:
+        yield pool, workers
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cores() -> int:
+    """Cores this process may use; a container or scheduler may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def write_piece(job: Job, number: int, alone: bool = False) -> None:
+    """Decode the studies of a piece, write and publish its tar, then its part of the index.
+
+    Args:
+        alone: decode in a process of its own, so that a crash of a codec costs that image only.
+    """
     written: list[Study] = []
-    if not options.labels_only:
-        written, more = _write(studies, Path(source.path), dataset, options, out_shards)
-        rejects += more
+    rejects: list[Reject] = []
+    with ShardWriter(job.tar(number), job.address(number)) as writer, _decoder(job, alone) as decode:
+        for item in read_studies(job.plan(number)):
+            good = []
+            for view in item.views:
+                result = decode(view.shard)
+                if isinstance(result, Picture):
+                    good.append((view, result))
+                else:
+                    rejects.append(Reject(job.dataset, view.shard or view.id, "image", result))
+            if good:
+                views, pictures = zip(*good, strict=True)
+                written.append(writer.write(item.with_views(views), pictures))
+            else:
+                rejects.append(Reject(job.dataset, f"{item.patient}/{item.study}", "study", "no readable image"))
+            if job.parent and job.parent not in (os.getpid(), os.getppid()):
+                raise SystemExit("the ingest that started this process is gone")
+    if written:
+        publish(job.tar(number), job.address(number))
+    write_rejects(job.part(number).with_suffix(".rejects"), rejects)
+    write_studies(job.part(number), written)
+
+
+@contextmanager
+def _decoder(job: Job, alone: bool) -> Iterator[Any]:
+    """A function from a file's name to its picture, or to the reason why there is none."""
+    if not alone:
+        yield lambda path: decode_file(job, path)
+        return
+    pools: list[ProcessPoolExecutor] = []
+
+    def decode(path: str) -> Picture | str:
+        for _ in range(2):  # a process may also be killed for want of memory: once is no verdict
+            if not pools:
+                pools.append(ProcessPoolExecutor(1, get_context("spawn")))
+            try:
+                return pools[0].submit(decode_file, job, path).result()
+            except BrokenExecutor:
+                pools.pop().shutdown(wait=False)
+        return CRASHED
+
+    try:
+        yield decode
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=True)
+
+
+def decode_file(job: Job, path: str) -> Picture | str:
+    """The encoded picture of one file of the archive, or the reason there is none.
+
+    Raises:
+        Gone: the archive is no longer there.
+    """
+    if not path:
+        return MISSING
+    try:
+        loose = job.files.local / path if job.files.local is not None and "!/" not in path else None
+        data = loose if loose is not None else job.files.read(path, images.MAX_FILE)
+        image, position = images.read_view(data, job.short_side)
+        height, width = image.shape
+        return Picture(encode(image, job.jpeg_quality), width, height, position)
+    except ImageError as error:
+        reason = str(error)
+    except Gone:
+        raise
+    except Exception as error:  # one bad file never stops the archive; the type alone says nothing of its content
+        reason = str(error) if isinstance(error, OSError) and not error.errno else f"unexpected {type(error).__name__}"
+    if not job.files.has(job.witness):
+        raise Gone(f"the archive at {job.files.root} is no longer there")
+    return reason
+
+
+def _done(job: Job, number: int) -> bool:
+    """Whether a piece is finished: its part is written last, but its tar may have been taken away since."""
+    part = job.part(number)
+    if not part.is_file():
+        return False
+    return "://" in job.target or job.tar(number).is_file() or not pq.read_metadata(part).num_rows
+
+
+def _finish(
+    job: Job,
+    pieces: int,
+    plan: Plan,
+    source: Source,
+    archive: Archive,
+    options: Ingest,
+    out_shards: Path,
+    out_index: Path,
+) -> dict[str, Any]:
+    """Gather the parts, settle the account, and put everything in its place."""
+    out_shards.mkdir(parents=True, exist_ok=True)
+    rejects = list(plan.rejects)
+    counts = {split: {"studies": 0, "images": 0} for split in SPLITS}
+    for number in range(pieces):
+        rejects += [Reject(**row) for row in pq.read_table(job.part(number).with_suffix(".rejects")).to_pylist()]
+        for item in read_studies(job.part(number)):
+            counts[item.split]["studies"] += 1
+            counts[item.split]["images"] += len(item.views)
     rejected = sum(r.kind == "image" for r in rejects)
-    found = 0 if options.labels_only else sum(len(s.views) for s in studies)
+    found = 0 if options.labels_only else sum(n["images"] for n in plan.listed.values())
     summary: dict[str, Any] = {
-        "dataset": dataset,
+        "dataset": job.dataset,
         "labels_only": options.labels_only,
-        "phantom": (Path(source.path) / "PHANTOM.json").is_file(),
-        "listed": _count(studies),
-        "written": _count(written),
+        "phantom": job.files.has("PHANTOM.json"),
+        "listed": plan.listed,
+        "written": counts,
         "found_images": found,
-        "written_images": sum(len(s.views) for s in written),
+        "written_images": sum(n["images"] for n in counts.values()),
         "rejected_images": rejected,
         "reasons": dict(sorted(Counter(r.reason for r in rejects).items())),
-        "notes": sources.notes(dataset, source),
+        "notes": sources.notes(archive, source),
     }
     write_rejects(out_shards / "rejects.parquet", rejects)
     print(account(summary))
-    if not studies:
+    if not plan.studies:
         raise IngestError(
-            f"{dataset}: the archive at {source.path} lists no usable study; see {out_shards}/rejects.parquet"
+            f"{job.dataset}: the archive at {source.path} lists no usable study; see {out_shards}/rejects.parquet"
         )
     share = rejected / found if found else 0.0
     if share > options.max_rejected:
+        for number in range(pieces):  # what was rejected may be mended without a file changing: permissions, say
+            if pq.read_metadata(job.part(number).with_suffix(".rejects")).num_rows:
+                job.part(number).unlink()
         reasons = Counter(r.reason for r in rejects if r.kind == "image").most_common(3)
         raise IngestError(
-            f"{dataset}: {share:.1%} of {found} images rejected, more than ingest.max_rejected = "
+            f"{job.dataset}: {share:.1%} of {found} images rejected, more than ingest.max_rejected = "
             f"{options.max_rejected:.1%} ({'; '.join(f'{reason}: {n}' for reason, n in reasons)}); "
             f"see {out_shards}/rejects.parquet (images are looked for anywhere under {source.path})"
         )
-    write_studies(out_index, written)
+    write_studies(out_index, (item for number in range(pieces) for item in read_studies(job.part(number))))
     out_index.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    for tar in sorted((Path(job.work) / "shards").glob("*.tar")):
+        tar.replace(out_shards / tar.name)
     return summary
 
 
@@ -112,101 +425,3 @@ def account(summary: dict[str, Any]) -> str:
     lines += [f"  {n:>8,} x {reason}" for reason, n in top[:12]]
     lines += [f"  note: {note}" for note in summary["notes"]]
     return "\n".join(lines)
-
-
-def _count(studies: Iterable[Study]) -> dict[str, dict[str, int]]:
-    counts = {split: {"studies": 0, "images": 0} for split in SPLITS}
-    for study in studies:
-        counts[study.split]["studies"] += 1
-        counts[study.split]["images"] += len(study.views)
-    return counts
-
-
-def _write(
-    studies: list[Study], root: Path, dataset: str, options: Ingest, out_shards: Path
-) -> tuple[list[Study], list[Reject]]:
-    """Decode and write; the studies written, with their places, and what was rejected."""
-    written: list[Study] = []
-    rejects: list[Reject] = []
-    with (
-        ShardWriter(out_shards, dataset, options.shard_size) as writer,
-        tqdm(total=len(studies), desc=f"ingest {dataset}", unit="study", mininterval=1.0) as bar,
-    ):
-        for study, results in _decode_all(studies, root, options):
-            good = []
-            for view, result in zip(study.views, results, strict=True):
-                if isinstance(result, Picture):
-                    good.append((view, result))
-                else:
-                    rejects.append(Reject(dataset, view.path or view.id, "image", result))
-            if good:
-                views, pictures = zip(*good, strict=True)
-                written.append(writer.write(study.with_views(views), pictures))
-            else:
-                rejects.append(Reject(dataset, f"{study.patient}/{study.study}", "study", "no readable image"))
-            bar.update()
-    return written, rejects
-
-
-def _decode_all(studies: Iterable[Study], root: Path, options: Ingest) -> Iterator[tuple[Study, list[Picture | str]]]:
-    """Each study with its views' pictures, or reasons; in order, at most ``AHEAD`` tasks a process under way."""
-    workers = options.workers or _cores()
-    remaining = iter(studies)
-    pending: deque[tuple[list[Study], Future[list[list[Picture | str]]]]] = deque()
-    pool = ProcessPoolExecutor(workers)
-    try:
-        while True:
-            while len(pending) < workers * AHEAD and (chunk := list(islice(remaining, CHUNK))):
-                try:
-                    future = pool.submit(_decode_chunk, root, chunk, options)
-                except BrokenProcessPool:
-                    pool.shutdown(wait=False)
-                    pool = ProcessPoolExecutor(workers)
-                    future = pool.submit(_decode_chunk, root, chunk, options)
-                pending.append((chunk, future))
-            if not pending:
-                return
-            chunk, future = pending.popleft()
-            try:
-                results = future.result()
-            except BrokenProcessPool:  # a codec crashed, in this task or in one beside it: find out which image it was
-                results = [_decode_alone(root, study, options) for study in chunk]
-            yield from zip(chunk, results, strict=True)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores this process may use; a container or scheduler may allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _decode_alone(root: Path, study: Study, options: Ingest) -> list[Picture | str]:
-    """Decode each view in a process of its own, so that a crash costs that view only."""
-    results: list[Picture | str] = []
-    for view in study.views:
-        with ProcessPoolExecutor(1) as pool:
-            try:
-                results += pool.submit(_decode_chunk, root, [study.with_views([view])], options).result()[0]
-            except BrokenProcessPool:
-                results.append(CRASHED)
-    return results
-
-
-def _decode_chunk(root: Path, studies: list[Study], options: Ingest) -> list[list[Picture | str]]:
-    return [[_decode_view(root, view.path, options) for view in study.views] for study in studies]
-
-
-def _decode_view(root: Path, path: str, options: Ingest) -> Picture | str:
-    """The encoded picture of one file, or the reason there is none."""
-    if not path:
-        return MISSING
-    try:
-        image, position = images.read_view(root / path)
-        image = images.resize(image, options.short_side)
-        height, width = image.shape
-        return Picture(images.encode(image, options.jpeg_quality), width, height, position)
-    except images.ImageError as error:
-        return str(error)
-    except Exception as error:  # one bad file never stops the archive; the type alone says nothing of its content
-        return f"unexpected {type(error).__name__}"

@@ -58,7 +58,7 @@ def render(
         index: folder of the Parquet indexes (data/index).
         load: gives the picture of a view, uint8 [H, W].
     """
-    names = {key: d["name"] for key, d in load_paper()["datasets"].items()}
+    names = {d: d for d in summaries} | {key: d["name"] for key, d in load_paper()["datasets"].items()}
     hidden = [d for d, s in summaries.items() if not shown(params, s)]
     twin, control = control_rows(params, results)
     environment = jinja2.Environment(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,17 +17,25 @@ LABEL_DATASETS = ("chexpert", "chestxray14")  # captions come from their labels 
 PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
 BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
 DATASETS = (*PRETRAIN_DATASETS, *BINARY_DATASETS, "openi")
+MANIFEST = "manifest"  # the reader of archives that are nobody else's
 MANY = 1 << 20  # upper bound of a whole number that has no other
 
 
 @dataclass(frozen=True)
 class Source:
-    """An archive on disk. ``stamp`` is a small file DVC watches in the archive's stead."""
+    """An archive: a folder, or an fsspec URL such as s3://bucket/folder.
 
+    ``reader`` is the module of pipeline/sources that understands its layout; ``stamp`` a small file that DVC watches in
+    the archive's stead (``python -m stages.fingerprint`` writes one).
+    """
+
+    reader: str
     path: str
     stamp: str
-    reports: str = ""  # MIMIC-CXR: root of the report tree where it is not the image root
-    list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not in the archive
+    split: Literal["paper", "patient"] = "paper"  # patient: for chestxray14 and rsna
+    reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
+    list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
+    manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,19 @@ class Ingest:
     short_side: int = 512
     jpeg_quality: int = 95
     shard_size: int = 512
-    workers: int = 0
+    workers: int = 0  # local processes; 0 = one a core
+    scheduler: str = ""  # address of a dask scheduler whose workers do the work instead
+    target: str = ""  # URL under which the shards go; "" = data/shards
     labels_only: bool = False
     max_rejected: float = 0.05
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The search for test images that training has seen."""
+
+    min_correlation: float = 0.8  # of two pictures' detail, from which on they are copies
+    workers: int = 0  # processes; 0 = one a core
 
 
 @dataclass(frozen=True)
@@ -221,6 +240,7 @@ class Params:
     ablations: tuple[str, ...]
     control: str
     evaluate: Evaluate
+    audit: Audit = Audit()
     report: Report = Report()
     tracking: Tracking = Tracking()
 
@@ -301,13 +321,25 @@ def read_run_config(path: Path) -> RunConfig:
 
 def _check(params: Params) -> None:
     """What types alone cannot say."""
-    _known("sources", params.sources, DATASETS)
+    for name, source in params.sources.items():
+        if source.reader == MANIFEST:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+                raise ParamsError(f"sources.{name}: a data set's name is small letters, digits and _")
+            if not source.manifest:
+                raise ParamsError(f"sources.{name}.manifest: missing; the CSV or Parquet file that lists the images")
+            continue
+        _known("sources", [name], DATASETS)
+        if source.reader != name:
+            raise ParamsError(f"sources.{name}.reader: {source.reader!r} is neither {name} nor {MANIFEST}")
+        if source.split != "paper" and name not in ("chestxray14", "rsna"):
+            raise ParamsError(f"sources.{name}.split: only chestxray14 and rsna can be split by patient")
     _known("phantom.archives", params.phantom.archives, DATASETS)
     _check_sections("", params)
     for name, run in params.runs.items():
         if "-" in name:
             raise ParamsError(f"runs.{name}: no '-' in a run's name (DVC joins stage names with it)")
-        _known(f"runs.{name}.datasets", run.datasets, PRETRAIN_DATASETS)
+        own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
+        _known(f"runs.{name}.datasets", run.datasets, (*PRETRAIN_DATASETS, *own))
         for dataset in run.datasets:
             if dataset not in params.sources:
                 raise ParamsError(
@@ -329,6 +361,8 @@ def _check(params: Params) -> None:
             ("ingest.jpeg_quality", params.ingest.jpeg_quality, 1, 100),
             ("ingest.shard_size", params.ingest.shard_size, 1, MANY),
             ("ingest.workers", params.ingest.workers, 0, MANY),
+            ("audit.min_correlation", params.audit.min_correlation, 0, 1),
+            ("audit.workers", params.audit.workers, 0, MANY),
             ("evaluate.batch_size", params.evaluate.batch_size, 1, MANY),
             ("evaluate.bootstrap.samples", params.evaluate.bootstrap.samples, 1, MANY),
             ("evaluate.bootstrap.confidence", params.evaluate.bootstrap.confidence, 0, 1),

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
@@ -67,7 +67,7 @@ def train(corpus: Path, out: Path, history: Path, on_epoch: Callable[[dict[str, 
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
     module: nn.Module = DistributedDataParallel(net) if world > 1 else net
     data = TrainingSet(training, prompts, config)
-    valid = [ValidationSet([s for s in validation if s.dataset == d], prompts, config) for d in config.datasets]
+    valid = [ValidationSet(validation.select(dataset=d), prompts, config) for d in config.datasets]
     steps = len(data) // config.train.batch_size
     optimizer = torch.optim.AdamW(
         net.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
@@ -167,7 +167,7 @@ def _loss(
     return cxr_clip_loss(Embeddings(image1, text1, image2, text2), scale, config.loss)
 
 
-def _texts(studies: list[Study], prompts: dict[str, Prompts]) -> list[str]:
+def _texts(studies: Sequence[Study], prompts: dict[str, Prompts]) -> list[str]:
     """All text a tokenizer may learn from: every section, and every prompt sentence once."""
     texts = [text for s in studies for text in (s.findings, s.impression) if text]
     texts += [text for said in prompts.values() for pool in said.pools.values() for text in chain(*pool.values())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def report_text(study: Study) -> str | None:
     return max(study.findings or "", study.impression or "", key=len) or None
 
 
-def candidates(studies: list[Study]) -> Candidates:
+def candidates(studies: Sequence[Study]) -> Candidates:
     """Deduplicate the texts of test studies. A study without a text, or with lateral views only, takes no part."""
     texts: dict[str, int] = {}
     queries, targets = [], []

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from pipeline.images import Grey, decode
+from pipeline.files import file_system
+from pipeline.grey import Grey, decode
 from pipeline.study import Study, View
 
 BLOCK = 512  # bytes; tar's unit
@@ -52,18 +53,18 @@ def key(study: Study) -> str:
 
 
 class ShardWriter:
-    """Writes studies into ``<folder>/<name>-000000.tar``, ``-000001.tar`` ..., ``size`` studies each.
+    """Writes studies into one tar, ``path``; the index will say that it lies at ``address`` (a path or URL).
 
-    A tar is written as ``.partial`` and renamed when complete. The bytes depend on the studies and their order alone.
-    Use as a context manager; leaving it through an exception discards the tar being written.
+    The tar is written beside its place and renamed when complete; without any study there is none. The bytes depend on
+    the studies and their order alone. Use as a context manager; leaving it through an exception discards the tar.
     """
 
-    def __init__(self, folder: Path, name: str, size: int) -> None:
-        self.folder, self.name, self.size = folder, name, size
+    def __init__(self, path: Path, address: str = "") -> None:
+        self.path = path
+        self.address = address or path.as_posix()
         self._keys: set[str] = set()
-        self._shard, self._count, self._offset = 0, 0, 0
+        self._offset = 0
         self._file: BinaryIO | None = None
-        folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, study: Study, pictures: Sequence[Picture]) -> Study:
         """Append a study with one picture a view; the same study with its views' places, sizes and digests.
@@ -72,14 +73,14 @@ class ShardWriter:
             ShardError: a study of this key was written before, or the number of pictures is not that of the views.
         """
         if not pictures or len(pictures) != len(study.views):
-            raise ShardError(f"{self.name}: a study needs one picture for each of its views")
+            raise ShardError(f"{self.path.name}: a study needs one picture for each of its views")
         sample = key(study)
         if sample in self._keys:
-            raise ShardError(f"{self.name}: two studies have the key {sample}")
+            raise ShardError(f"{self.path.name}: two studies have the key {sample}")
         self._keys.add(sample)
         if self._file is None:
-            self._file = self._path(".partial").open("wb")
-        path = self._path().as_posix()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("wb")
         views = []
         for number, (view, picture) in enumerate(zip(study.views, pictures, strict=True)):
             views.append(
@@ -87,7 +88,7 @@ class ShardWriter:
                     view,
                     position=view.position or picture.position,
                     path="",
-                    shard=path,
+                    shard=self.address,
                     offset=self._member(f"{sample}.{number}.jpg", picture.data),
                     length=len(picture.data),
                     width=picture.width,
@@ -97,13 +98,12 @@ class ShardWriter:
             )
         placed = study.with_views(views)
         self._member(f"{sample}.json", _describe(placed))
-        self._count += 1
-        if self._count == self.size:
-            self._finish()
         return placed
 
-    def _path(self, suffix: str = "") -> Path:
-        return self.folder / f"{self.name}-{self._shard:06d}.tar{suffix}"
+    @property
+    def _partial(self) -> Path:
+        """Named after the process, so that one left over from a killed run cannot meddle."""
+        return self.path.with_name(f"{self.path.name}.{os.getpid()}.partial")
 
     def _member(self, name: str, data: bytes) -> int:
         """Append one file; the offset of its content."""
@@ -117,26 +117,34 @@ class ShardWriter:
         self._offset = start + len(data) + len(padding)
         return start
 
-    def _finish(self) -> None:
-        if self._file is None:
-            return
-        self._file.write(bytes(2 * BLOCK))
-        self._file.close()
-        self._path(".partial").replace(self._path())
-        self._file = None
-        self._shard, self._count, self._offset = self._shard + 1, 0, 0
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._finish()
-        elif self._file is not None:
+        if self._file is None:
+            return
+        try:
+            if kind is None:
+                self._file.write(bytes(2 * BLOCK))
+                self._file.flush()
+                os.fsync(self._file.fileno())  # a part of the index must never outlive its tar
+        finally:
             self._file.close()
-            self._path(".partial").unlink()
+        if kind is None:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink(missing_ok=True)
+
+
+def publish(path: Path, address: str) -> None:
+    """Put a finished tar at its URL and drop the local one; a local address is left to the caller."""
+    if "://" not in address:
+        return
+    system, target = file_system(address)
+    system.put_file(str(path), target)  # an object appears whole or not at all
+    path.unlink()
 
 
 def _describe(study: Study) -> bytes:
@@ -173,6 +181,8 @@ class ShardReader:
         Raises:
             ShardError: the shard is missing or shorter than the index says.
         """
+        if "://" in view.shard:
+            return self._fetch(view)
         with self._lock:
             descriptor = self._open.get(view.shard)
             if descriptor is None:
@@ -186,6 +196,16 @@ class ShardReader:
     def load_view(self, view: View) -> Grey:
         """The picture of a view, uint8 [H, W]."""
         return decode(self.read_bytes(view))
+
+    def _fetch(self, view: View) -> bytes:
+        system, path = file_system(view.shard)
+        try:
+            data: bytes = system.cat_file(path, start=view.offset, end=view.offset + view.length)
+        except OSError:
+            raise ShardError(f"{view.shard}: no such shard; run ingest first") from None
+        if len(data) != view.length:
+            raise ShardError(f"{view.shard}: shorter than its index says; run ingest again")
+        return data
 
     def _add(self, shard: str) -> int:
         try:

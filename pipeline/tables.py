@@ -133,7 +133,7 @@ def control_rows(params: Params, results: Mapping[str, RunResult]) -> tuple[str,
 def phantoms(summaries: Mapping[str, Summary]) -> list[str]:
     """The names of the data sets that are phantoms."""
     names = load_paper()["datasets"]
-    return [names[d]["name"] for d, s in summaries.items() if s.phantom]
+    return [names[d]["name"] if d in names else d for d, s in summaries.items() if s.phantom]
 
 
 def write(folder: Path, tables: Sequence[Table], metrics: Mapping[str, Any], phantom: Sequence[str]) -> list[Path]:
@@ -324,7 +324,7 @@ def _fills(params: Params, name: str, row: Mapping[str, Any]) -> bool:
 
 
 def _short(paper: Mapping[str, Any], datasets: Iterable[str]) -> str:
-    return ",".join(paper["datasets"][d].get("short", d) for d in datasets)
+    return ",".join(paper["datasets"].get(d, {}).get("short", d) for d in datasets)
 
 
 def _cells(columns: Sequence[Column], run: RunResult | None, printed: Sequence[float | None]) -> tuple[Cell, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,12 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
     return result
 
 
-def positives(studies: list[Study], cls: str) -> np.ndarray:
+def positives(studies: Sequence[Study], cls: str) -> np.ndarray:
     """Whether each study is labelled positive for a class, bool [N]."""
     return np.array([s.labels.get(cls) == POSITIVE for s in studies])
 
 
-def _test_set(embeddings: Path, index: Path, dataset: str) -> tuple[list[Study], np.ndarray]:
+def _test_set(embeddings: Path, index: Path, dataset: str) -> tuple[Sequence[Study], np.ndarray]:
     studies = read_studies(index / f"{dataset}.parquet", ("test",))
     if not studies:
         return [], np.empty((0, 0))

@@ -17,7 +17,9 @@ def main(dataset: str) -> None:
             raise params.ParamsError(f"sources.{dataset}: missing; add where the archive lies to params.yaml")
         with tracking.stage_run("ingest", dataset, settings.ingest, enabled=settings.tracking.enabled) as run:
             shards, index = Path("data/shards") / dataset, Path("data/index") / f"{dataset}.parquet"
-            summary = ingest(dataset, settings.sources[dataset], settings.ingest, shards, index, settings.seed)
+            work = Path("data/work") / dataset
+            source = settings.sources[dataset]
+            summary = ingest(dataset, source, settings.ingest, shards, index, work, settings.seed)
             counts = ("found_images", "written_images", "rejected_images")
             run.metrics({name: float(summary[name]) for name in counts})
             for split, listed in summary["listed"].items():

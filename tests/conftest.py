@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.corpus import gather
-from pipeline.images import encode
+from pipeline.grey import encode
 from pipeline.params import Augment, ImageEncoder, Loss, RunConfig, Sampling, TextEncoder, Train
 from pipeline.prompts import Prompts
 from pipeline.shards import Picture, ShardWriter
@@ -94,7 +94,7 @@ def studies(tmp_path_factory):
     """24 training and 6 validation studies of reports, 8 and 4 of each label set, with random pictures in shards."""
     placed = []
     for dataset, counts in {"mimic_cxr": (24, 6), "chexpert": (8, 4), "chestxray14": (8, 4)}.items():
-        with ShardWriter(tmp_path_factory.mktemp(dataset), dataset, 10) as writer:
+        with ShardWriter(tmp_path_factory.mktemp(dataset) / f"{dataset}-000000.tar") as writer:
             for number in range(sum(counts)):
                 study = make_study(number, dataset, "train" if number < counts[0] else "valid")
                 rng = np.random.default_rng([len(dataset), number])

@@ -20,7 +20,9 @@ RETRIEVAL = ("chexpert5x200", "mimic_cxr", "openi")
 PLAIN = {"loss": {"mvs": False, "icl_weight": 0.0, "tcl_weight": 0.0}}
 PARAMS = {
     "seed": 7,
-    "sources": {d: {"path": f"/somewhere/of/jane/{d}", "stamp": "x"} for d in (M, C, C14, *EVALUATED, "openi")},
+    "sources": {
+        d: {"reader": d, "path": f"/somewhere/of/jane/{d}", "stamp": "x"} for d in (M, C, C14, *EVALUATED, "openi")
+    },
     "phantom": {"archives": {M: 8}},
     "ingest": {},
     "prompts": {"file": "pipeline/prompts.yaml"},
@@ -107,7 +109,7 @@ def studies(dataset: str, count: int = 4) -> list[Study]:
 def write_dataset(root: Path, dataset: str, phantom: bool = True, **changes) -> list[Study]:
     """Shards (relative to ``root``), index and summary of one data set; the studies with their places."""
     index = root / "data" / "index"
-    with ShardWriter(root / "data" / "shards" / dataset, dataset, 100) as writer:
+    with ShardWriter(root / "data" / "shards" / dataset / f"{dataset}-000000.tar") as writer:
         placed = [
             writer.write(s, [Picture(picture(zlib.crc32(s.views[0].id.encode())), 96, 96)]) for s in studies(dataset)
         ]

@@ -30,8 +30,9 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
     datasets = ("mimic_cxr", *BINARY_DATASETS)
     for name in datasets:
         write(name, folder / "phantom" / name, studies.get(name, p.phantom.archives[name]), p.phantom.size, p.seed)
-        source = Source(str(folder / "phantom" / name), "")
-        ingest(name, source, p.ingest, folder / "shards" / name, folder / "index" / f"{name}.parquet", p.seed)
+        source = Source(name, str(folder / "phantom" / name), "")
+        index = folder / "index" / f"{name}.parquet"
+        ingest(name, source, p.ingest, folder / "shards" / name, index, folder / "work" / name, p.seed)
     some = next(iter(p.runs)) if not p.control else p.control
     run = replace(params.run_config(p, some), datasets=("mimic_cxr",))
     run = replace(run, train=replace(run.train, shuffle_pairs=True))

@@ -1,13 +1,16 @@
 import io
 import logging
+import struct
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_dicom import make
 
-from pipeline.images import MAX_PIXELS, ImageError, decode, encode, read_image, read_view, resize
+from pipeline.grey import MAX_PIXELS, ImageError, decode, encode, resize
+from pipeline.images import read_image, read_view
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 RAMP = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16)
@@ -138,30 +141,279 @@ def noise():
     return np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda: b"", "empty"),
-        (lambda: b"not an image" * 50, "not a DICOM, JPEG or PNG"),
-        (lambda: png(noise(), "GIF"), "not a DICOM, JPEG or PNG"),
-        (lambda: png(np.full((16, 16), 7, np.uint8)), "constant"),
-        (lambda: dicom(np.full((16, 16), 7, np.uint16)), "constant"),
-        (lambda: png(noise())[:1000], "truncated"),
-        (lambda: encode(noise(), 90)[:1000], "truncated"),
-        (lambda: dicom(RAMP)[:-100], "DICOM"),
-        (lambda: dicom(RAMP)[:300], "DICOM"),
-        (lambda: dicom(RAMP, PixelData=RAMP.tobytes()[:-64]), "DICOM pixel data"),
-        (lambda: dicom(np.stack([RAMP, RAMP]), NumberOfFrames=2), "several frames"),
-        (lambda: dicom(RAMP, Rows=65535, Columns=65535), "no radiograph has"),
-        (absurd_png, "no radiograph has"),
-        (lambda: png(np.arange(16, dtype=np.uint8).reshape(4, 4)), "smaller"),
-        (lambda: dicom(RAMP, "PALETTE COLOR"), "DICOM"),
-    ],
-)
-def test_bad_input_is_one_line_with_a_reason(make, reason):
+def jpeg(values, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def absurd_jpeg():
+    data = bytearray(jpeg(noise()))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = (60000).to_bytes(2, "big") * 2
+    return bytes(data)
+
+
+def table(descriptor, entries):
+    import pydicom
+
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US", descriptor)
+    item.add_new("LUTData", "US", entries)
+    return pydicom.Sequence([item])
+
+
+def without(*names, **fields):
+    return make(RAMP, **fields, **dict.fromkeys(names))
+
+
+def renamed(syntax):
+    """The transfer syntax replaced by another of the same length, the rest as it was."""
+    old = b"1.2.840.10008.1.2.1\0"
+    return make(RAMP).replace(old, syntax.ljust(20, b"\0"))
+
+
+def framed(syntax, frame, **fields):
+    import pydicom
+
+    return make(RAMP, syntax=getattr(pydicom.uid, syntax), frame=frame, **fields)
+
+
+def deflated(change):
+    import pydicom
+
+    return change(make(RAMP, syntax=pydicom.uid.DeflatedExplicitVRLittleEndian))
+
+
+def header_of(width, height, precision=8, marker=0xC0):
+    """The start of a JPEG, up to its first scan."""
+    frame = struct.pack(">BHHB", precision, height, width, 1) + b"\1\x11\0"
+    return b"\xff\xd8\xff" + bytes([marker]) + b"\0\x0b" + frame + b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+
+
+def flat(kind=np.uint16):
+    return np.full((16, 16), 7, kind)
+
+
+BAD = {
+    # neither kind
+    "empty file": (lambda: b"", "^file is empty$"),
+    "text": (lambda: b"not an image" * 50, "^not a DICOM, JPEG or PNG file$"),
+    "GIF": (lambda: png(noise(), "GIF"), "^not a DICOM, JPEG or PNG file$"),
+    "zeros": (lambda: bytes(5000), "^not a DICOM, JPEG or PNG file$"),
+    # PNG
+    "constant PNG": (lambda: png(flat(np.uint8)), "^image is constant$"),
+    "truncated PNG": (lambda: png(noise())[:1000], "^image data truncated or damaged"),
+    "PNG of a signature only": (lambda: png(noise())[:8], "^image header truncated or damaged$"),
+    "PNG with a wrong checksum": (lambda: png(noise())[:40] + b"x" + png(noise())[41:], "damaged"),
+    "PNG of absurd size": (absurd_png, "^header states a size no radiograph has$"),
+    "small PNG": (lambda: png(np.arange(16, dtype=np.uint8).reshape(4, 4)), "^image is smaller than a radiograph"),
+    # JPEG
+    "constant JPEG": (lambda: jpeg(flat(np.uint8)), "^image is constant$"),
+    "truncated JPEG": (lambda: jpeg(noise())[:1000], "^image data truncated or damaged"),
+    "JPEG without its end": (lambda: jpeg(noise())[:-12], "^image data truncated or damaged"),
+    "truncated progressive JPEG": (lambda: jpeg(noise(), progressive=True)[:-300], "^image data truncated or damaged"),
+    "JPEG of a start only": (lambda: jpeg(noise())[:4], "^image header truncated or damaged$"),
+    "JPEG of absurd size": (absurd_jpeg, "^header states a size no radiograph has$"),
+    "small JPEG": (lambda: jpeg(np.arange(16, dtype=np.uint8).reshape(4, 4)), "^image is smaller than a radiograph"),
+    # DICOM: file
+    "DICOM of a magic only": (lambda: make(RAMP)[:132], "^DICOM without pixel data$"),
+    "DICOM cut in its meta group": (lambda: make(RAMP)[:200], "^DICOM file meta information truncated or damaged$"),
+    "DICOM cut in its header": (lambda: make(RAMP)[:-430], "^DICOM "),
+    "DICOM cut in its pixels": (lambda: make(RAMP)[:-100], "^DICOM pixel data truncated$"),
+    "DICOM without pixels": (
+        lambda: make(RAMP).replace(b"\xe0\x7f\x10\0", b"\xe0\x7f\x11\0"),
+        "^DICOM without pixel data$",
+    ),
+    "unknown transfer syntax": (lambda: renamed(b"1.2.840.10008.9.9.9"), "^DICOM transfer syntax is not supported$"),
+    "MPEG": (lambda: renamed(b"1.2.840.10008.1.2.4"), "^DICOM transfer syntax is not supported$"),
+    "deflated, damaged": (lambda: deflated(lambda d: d[:400] + b"\xff" * 300), "^DICOM deflated data damaged$"),
+    "deflated, truncated": (lambda: deflated(lambda d: d[:-60]), "^DICOM deflated data truncated$"),
+    # DICOM: image pixel module
+    "no rows": (lambda: without("Rows"), r"^DICOM header incomplete or damaged \(AttributeError\)$"),
+    "no bits allocated": (lambda: without("BitsAllocated", BitsStored=16, HighBit=15), "^DICOM header incomplete"),
+    "no interpretation": (lambda: without("PhotometricInterpretation"), "^DICOM header incomplete"),
+    "absurd size": (lambda: make(RAMP, Rows=65535, Columns=65535), "^header states a size no radiograph has$"),
+    "no width": (lambda: make(RAMP, Columns=0), "^image is smaller than a radiograph"),
+    "pixels missing": (lambda: make(RAMP, Rows=RAMP.shape[0] + 1), "^DICOM pixel data truncated$"),
+    "several frames": (lambda: make(RAMP, Rows=8, NumberOfFrames=2), "^several frames in one file$"),
+    "palette": (lambda: make(RAMP, "PALETTE COLOR"), "^DICOM palette colour is no radiograph$"),
+    "unknown interpretation": (lambda: make(RAMP, "ARGB"), "^DICOM photometric interpretation is not supported$"),
+    "three samples of grey": (lambda: make(RAMP, SamplesPerPixel=3), "^DICOM samples per pixel do not fit"),
+    "12 bits allocated": (lambda: make(RAMP, BitsAllocated=12, BitsStored=12), "^DICOM bits allocated are not"),
+    "more bits stored than allocated": (lambda: make(RAMP, BitsStored=17), "^DICOM bits stored or high bit do not fit"),
+    "high bit too low": (lambda: make(RAMP, BitsStored=12, HighBit=7), "^DICOM bits stored or high bit do not fit"),
+    "constant DICOM": (lambda: make(flat()), "^image is constant$"),
+    "padding only": (
+        lambda: make(RAMP, PixelPaddingValue=0, PixelPaddingRangeLimit=65535),
+        "^image is constant: padding only$",
+    ),
+    # DICOM: transforms
+    "rescale slope of zero": (
+        lambda: make(RAMP, RescaleSlope=0, RescaleIntercept=1),
+        "^DICOM rescale slope is zero$",
+    ),
+    "infinite rescale": (lambda: make(RAMP, RescaleSlope="1e999", RescaleIntercept=0), "^DICOM rescale is not finite$"),
+    "window without width": (lambda: make(RAMP, WindowCenter=5, WindowWidth=0), "^DICOM window width is too small$"),
+    "window under 1": (lambda: make(RAMP, WindowCenter=5, WindowWidth=0.5), "^DICOM window width is too small$"),
+    "negative exact window": (
+        lambda: make(RAMP, WindowCenter=5, WindowWidth=-3, VOILUTFunction="LINEAR_EXACT"),
+        "^DICOM window width is too small$",
+    ),
+    "window not a number": (lambda: make(RAMP, WindowCenter="NaN", WindowWidth=5), "^DICOM window is not finite$"),
+    "infinite window": (lambda: make(RAMP, WindowCenter=5, WindowWidth="inf"), "^DICOM window is not finite$"),
+    "window of letters": (
+        lambda: make(RAMP, WindowCenter="77", WindowWidth=50).replace(b"77", b"ab"),
+        r"^DICOM window is damaged \(\w+\)$",
+    ),
+    "unknown window function": (
+        lambda: make(RAMP, WindowCenter=5, WindowWidth=9, VOILUTFunction="CUBIC"),
+        "^DICOM window function is not known$",
+    ),
+    "window beside the values": (lambda: make(RAMP, WindowCenter=9000, WindowWidth=9), "^image is constant$"),
+    "short VOI table": (
+        lambda: make(RAMP, VOILUTSequence=table([300, 0, 16], [1, 2, 3])),
+        "^DICOM VOI look-up table is damaged",
+    ),
+    "short modality table": (
+        lambda: make(RAMP, ModalityLUTSequence=table([300, 0, 16], [1, 2, 3])),
+        "^DICOM modality look-up table is damaged",
+    ),
+    # DICOM: encapsulated pixels
+    "fragments in a native syntax": (
+        lambda: framed("JPEGBaseline8Bit", b"x" * 10).replace(b"1.2.840.10008.1.2.4.50", b"1.2.840.10008.1.2.1\0\0\0"),
+        "^DICOM pixel data encapsulated against its transfer syntax$",
+    ),
+    "bare pixels in an RLE syntax": (
+        lambda: renamed(b"1.2.840.10008.1.2.5"),
+        "^DICOM pixel data not encapsulated as its transfer syntax asks$",
+    ),
+    "fragment cut": (
+        lambda: framed("JPEGBaseline8Bit", b"x" * 500)[:-100],
+        "^DICOM encapsulated pixel data truncated$",
+    ),
+    "fragment of another tag": (
+        lambda: framed("JPEGBaseline8Bit", b"x" * 50).replace(b"\xfe\xff\x00\xe0", b"\xfe\xff\x11\xe0"),
+        "^DICOM encapsulated pixel data damaged$",
+    ),
+    "no fragment": (
+        lambda: framed("JPEGBaseline8Bit", b"xx").replace(b"\2\0\0\0xx", b"\0\0\0\0"),
+        "^DICOM encapsulated pixel data empty$",
+    ),
+    "no JPEG in a JPEG syntax": (lambda: framed("JPEGBaseline8Bit", b"x" * 500), "^DICOM holds no JPEG where"),
+    "JPEG of another size": (
+        lambda: framed("JPEGBaseline8Bit", encode(noise(), 90)),
+        "^DICOM pixel data has another shape than its header states$",
+    ),
+    "JPEG of another depth": (
+        lambda: framed("JPEGLossless", header_of(16, 12, 17, 0xC3)),
+        "^DICOM compressed pixel data has another depth",
+    ),
+    "hierarchical JPEG": (
+        lambda: framed("JPEGLossless", header_of(16, 12, 12, 0xC5)),
+        "^DICOM JPEG process is not supported$",
+    ),
+    "JPEG of a header only": (
+        lambda: framed("JPEGBaseline8Bit", header_of(16, 12)),
+        "^DICOM compressed pixel data truncated or damaged",
+    ),
+    "lossless JPEG of a header only": (
+        lambda: framed("JPEGLosslessSV1", header_of(16, 12, 12, 0xC3)),
+        "^DICOM compressed pixel data truncated or damaged",
+    ),
+    "JPEG cut before its scan": (
+        lambda: framed("JPEGLosslessSV1", header_of(16, 12, 12, 0xC3)[:-10]),
+        r"^DICOM compressed pixel data truncated or damaged \(before the first scan\)$",
+    ),
+    "a million elements": (
+        lambda: make(RAMP)[:132] + b"\x08\0\x05\0\0\0\0\0" * 10**6,
+        "^DICOM header is larger than a radiograph's$",
+    ),
+    "a long header": (
+        lambda: make(RAMP).replace(b"\xe0\x7f\x10\0OW", b"\xe0\x7f\x11\0OW") + bytes(1 << 25),
+        "^DICOM header is larger than a radiograph's$",
+    ),
+    "JPEG in a JPEG-LS syntax": (lambda: framed("JPEGLSLossless", header_of(16, 12)), "^DICOM holds no JPEG-LS where"),
+    "no JPEG 2000 in its syntax": (
+        lambda: framed("JPEG2000", b"\xff\x4f\xff\x51" + b"x" * 90),
+        "^DICOM compressed pixel data truncated or damaged",
+    ),
+    "RLE header cut": (lambda: framed("RLELossless", b"x" * 20), "^DICOM RLE header truncated$"),
+    "RLE of one segment": (
+        lambda: framed("RLELossless", struct.pack("<16I", 1, 64, *[0] * 14) + b"x" * 20),
+        "^DICOM RLE segments do not fit the header$",
+    ),
+    "RLE offsets backwards": (
+        lambda: framed("RLELossless", struct.pack("<16I", 2, 90, 64, *[0] * 13) + b"x" * 90),
+        "^DICOM RLE header damaged$",
+    ),
+    "RLE data cut": (
+        lambda: framed("RLELossless", struct.pack("<16I", 2, 64, 70, *[0] * 13) + b"\xff\1" * 9),
+        "^DICOM RLE data truncated$",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("short_side", [0, 9])
+def test_bad_input_is_one_line_with_its_own_reason(name, short_side):
+    build, reason = BAD[name]
+    data = build()
     with pytest.raises(ImageError, match=reason) as error:
-        read_image(make())
-    assert "\n" not in str(error.value)
+        read_view(data, short_side)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 120
+
+
+def smooth(height=1000, width=900):
+    rows, columns = np.mgrid[0:height, 0:width]
+    rng = np.random.default_rng(1)
+    values = 130 + 70 * np.sin(rows / 60) + 40 * np.cos(columns / 45) + rng.normal(0, 2, (height, width))
+    return values.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("cut", [1, 2, 3, 9, 200, 5000, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("short_side", [0, 100])
+def test_truncated_jpeg_is_refused_wherever_it_ends(colour, progressive, cut, short_side):
+    values = smooth(300, 260)
+    data = jpeg(np.dstack([values, values // 2, values]) if colour else values, quality=90, progressive=progressive)
+    read_view(data, short_side)
+    with pytest.raises(ImageError, match="truncated"):
+        read_view(data[: -cut if isinstance(cut, int) else int(len(data) * (1 - cut))], short_side)
+
+
+@pytest.mark.parametrize("short_side", [512, 449, 300, 224, 113, 50])
+@pytest.mark.parametrize("colour", [False, True])
+def test_reduced_jpeg_is_close_to_the_area_mean(short_side, colour):
+    values = smooth()
+    data = jpeg(np.dstack([values] * 3) if colour else values, quality=93)
+    small, position = read_view(data, short_side)
+    expected = resize(np.asarray(Image.open(io.BytesIO(data)).convert("L")), short_side)
+    assert small.shape == expected.shape and position == ""
+    assert 10 * np.log10(255**2 / np.mean((small.astype(float) - expected) ** 2)) >= 40
+
+
+@pytest.mark.parametrize("short_side", [512, 449, 300, 225])
+def test_reduced_jpeg_is_never_decoded_below_what_is_asked(short_side):
+    values = np.tile(128 + 100 * np.sin(np.arange(900) * 2 * np.pi * short_side / 900 / 3.5), (1000, 1)).astype(
+        np.uint8
+    )
+    assert read_view(jpeg(values, quality=95), short_side)[0].std() > 0.5 * resize(values, short_side).std()
+
+
+def test_cmyk_and_rgb_coded_jpegs():
+    values = smooth(64, 80)
+    cmyk = Image.fromarray(np.dstack([values, values, values, np.zeros_like(values)]), "CMYK")
+    for picture, expected in ((cmyk, 255 - values), (Image.fromarray(np.dstack([values] * 3)), values)):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=97, **({"keep_rgb": True} if picture.mode == "RGB" else {}))
+        assert np.abs(read_image(buffer.getvalue()).astype(int) - expected).max() <= 8
+        assert read_view(buffer.getvalue(), 16)[0].shape == (16, 20)
+
+
+def test_reduced_png_is_the_area_mean():
+    assert np.array_equal(read_view(png(smooth()), 90)[0], resize(smooth(), 90))
 
 
 def test_absurd_size_is_refused_before_it_is_allocated():

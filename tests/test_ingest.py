@@ -1,6 +1,12 @@
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,10 +14,13 @@ import pytest
 from PIL import Image
 
 from pipeline import ingest as module
-from pipeline.images import decode, encode, read_image, resize
-from pipeline.ingest import IngestError, ingest
+from pipeline.files import Gone
+from pipeline.grey import decode, encode, resize
+from pipeline.images import read_image
+from pipeline.ingest import IngestError, Job, decode_file, ingest
 from pipeline.params import Ingest, Source
-from pipeline.shards import read_bytes
+from pipeline.shards import Picture, read_bytes
+from pipeline.sources import SourceError, open_archive
 from pipeline.study import read_studies
 
 N = 30
@@ -31,13 +40,13 @@ def archive(root, bad=()):
             if dict(bad)[n] is not None:
                 path.write_bytes(dict(bad)[n])
     (root / "Data_Entry_2017_v2020.csv").write_text("\n".join(rows) + "\n")
-    return Source(str(root), "")
+    return Source("chestxray14", str(root), "")
 
 
 def run(source, tmp_path, name="out", **options):
     keys = {"short_side": 16, "shard_size": 7, "workers": 2, **options}
     shards, index = tmp_path / name / "shards", tmp_path / name / "index.parquet"
-    return ingest("chestxray14", source, Ingest(**keys), shards, index, 0)
+    return ingest("chestxray14", source, Ingest(**keys), shards, index, tmp_path / name / "work", 0)
 
 
 def test_every_image_arrives_reduced_and_in_order(tmp_path):
@@ -111,33 +120,254 @@ def test_an_old_result_does_not_outlive_a_failed_run(tmp_path):
         path.unlink()
     with pytest.raises(IngestError, match=r"looked for anywhere under"):
         run(source, tmp_path)
-    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["rejects.parquet"]
+    left = {p for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert left - set((tmp_path / "out" / "work").rglob("*")) == {tmp_path / "out" / "shards" / "rejects.parquet"}
 
 
 def test_labels_only_opens_no_image(tmp_path, monkeypatch):
     source = archive(tmp_path / "archive", dict.fromkeys(range(N)).items())
-    monkeypatch.setattr(module, "_decode_all", None)
+    monkeypatch.setattr(module, "write_piece", None)
     summary = run(source, tmp_path, labels_only=True)
     assert summary["listed"]["train"] == {"studies": 24, "images": 24}
     assert (summary["found_images"], summary["written_images"], summary["rejected_images"]) == (0, 0, 0)
     assert read_studies(tmp_path / "out" / "index.parquet") == []
 
 
-def _crash_on_the_third(root, path, options, decode=module._decode_view):
+def _dies_in_a_pool(job, number, alone=False, write=module.write_piece):
+    if number == 0 and not alone:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(job, number, alone)
+
+
+def _dies_on_the_third(job, path, decode=module.decode_file):
     if path.endswith("00000003_000.png"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return decode(root, path, options)
+    return decode(job, path)
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the patched function must be inherited")
 def test_a_crashing_decoder_costs_one_image(tmp_path, monkeypatch):
     source = archive(tmp_path / "archive")
-    monkeypatch.setattr(module, "_decode_view", _crash_on_the_third)
+    monkeypatch.setattr(module, "write_piece", _dies_in_a_pool)
+    monkeypatch.setattr(module, "decode_file", _dies_on_the_third)
     summary = run(source, tmp_path, max_rejected=0.1)
     assert (summary["written_images"], summary["reasons"]) == (
         N - 1,
         {"no readable image": 1, "the decoder crashed on it": 1},
     )
+
+
+def test_a_process_killed_from_outside_costs_nothing(tmp_path, monkeypatch):
+    source = archive(tmp_path / "archive")
+    run(source, tmp_path, "whole")
+    monkeypatch.setattr(module, "write_piece", _dies_in_a_pool)
+    run(source, tmp_path)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_lists_that_contradict_themselves(tmp_path):
+    source = archive(tmp_path / "archive")
+    table = tmp_path / "archive" / "Data_Entry_2017_v2020.csv"
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join([*rows, rows[1]]) + "\n")  # one image twice: split by image, so on one side
+    summary = run(source, tmp_path)
+    assert summary["reasons"] == {"a study of this id was listed before": 1}
+    manifest = ["image,study,split", "images/00000000_000.png,a,train", "images/00000001_000.png,a,test"]
+    (tmp_path / "archive" / "own.csv").write_text("\n".join(manifest))
+    own = Source("manifest", source.path, "", manifest="own.csv")
+    with pytest.raises(SourceError, match="two splits"):
+        ingest("own", own, Ingest(), tmp_path / "o", tmp_path / "o.parquet", tmp_path / "w", 0)
+
+
+def test_images_no_list_names_are_recorded(tmp_path):
+    source = archive(tmp_path / "archive")
+    (tmp_path / "archive" / "images" / "stray.png").write_bytes(b"x")
+    summary = run(source, tmp_path)
+    assert summary["reasons"] == {module.UNLISTED: 1} and summary["rejected_images"] == 0
+
+
+# Killed, full, gone
+
+
+def contents(out):
+    """Bytes of every file of a result, by name; the index's shard addresses hold the folder, so they are compared
+    without it."""
+    found = {p.name: p.read_bytes() for p in (out / "shards").iterdir()}
+    table = read_studies(out / "index.parquet")
+    found["index"] = [s.with_views(replace(v, shard=Path(v.shard).name) for v in s.views) for s in table]
+    assert not (out / "work").exists()
+    return found
+
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+from pipeline.ingest import IngestError, ingest
+from pipeline.params import Ingest, Source
+
+if __name__ == "__main__":
+    root, out, limit, scheduler = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    options = Ingest(short_side=16, shard_size=7, workers=2, scheduler=scheduler)
+    try:
+        source = Source("chestxray14", root, "")
+        ingest("chestxray14", source, options, out / "shards", out / "index.parquet", out / "work", 0)
+    except IngestError as error:
+        sys.exit(f"ingest: {error}")
+"""
+
+
+def start(tmp_path, out, limit=0, scheduler=""):
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path / "archive"), str(out), str(limit), scheduler]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+
+
+def killed_and_resumed(tmp_path, kills, seed, scheduler=""):
+    """Kill ingests of one archive at random moments, each time into the same folders, then let one end."""
+    source = archive(tmp_path / "archive")
+    run(source, tmp_path, "whole")
+    begin = time.monotonic()
+    assert start(tmp_path, tmp_path / "timed", scheduler=scheduler).wait() == 0
+    whole_run = time.monotonic() - begin
+    random = np.random.default_rng(seed)
+    interrupted = 0
+    for _ in range(kills):
+        process = start(tmp_path, tmp_path / "out", scheduler=scheduler)
+        try:
+            process.wait(random.uniform(0.2, 1.0) * whole_run)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            interrupted += 1
+    assert start(tmp_path, tmp_path / "out", scheduler=scheduler).wait() == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    return interrupted
+
+
+def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    assert killed_and_resumed(tmp_path, kills=3, seed=0) >= 1
+
+
+@pytest.mark.drill
+def test_thirty_kills_of_local_processes(tmp_path):
+    print("interrupted", killed_and_resumed(tmp_path, kills=30, seed=1))
+
+
+@pytest.mark.drill
+def test_thirty_kills_beside_dask(tmp_path):
+    from distributed import LocalCluster
+
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        print("interrupted", killed_and_resumed(tmp_path, kills=30, seed=2, scheduler=cluster.scheduler_address))
+
+
+def test_dask_workers_give_the_same_bytes(tmp_path):
+    from distributed import LocalCluster
+
+    source = archive(tmp_path / "archive", {3: b"not an image"}.items())
+    run(source, tmp_path, "whole")
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        run(source, tmp_path, scheduler=cluster.scheduler_address)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_full_disk_stops_with_a_line_and_the_next_run_goes_on(tmp_path):
+    source = archive(tmp_path / "archive")
+    run(source, tmp_path, "whole")
+    process = start(tmp_path, tmp_path / "out", limit=12_000)  # a shard is 17 kB or more
+    _, said = process.communicate()
+    assert process.returncode == 1 and "could not be written" in said.splitlines()[-1]
+    assert not list((tmp_path / "out" / "shards").glob("*"))
+    run(source, tmp_path)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_done_pieces_are_not_done_again_unless_something_changed(tmp_path, monkeypatch):
+    source = archive(tmp_path / "archive")
+    run(source, tmp_path, "whole")
+    done = []
+    monkeypatch.setattr(module, "_executor", _here(done))
+    monkeypatch.setattr(module, "_finish", _stop)
+    for change, expected in ((None, 5), (None, 0), ("option", 5), ("image", 5)):
+        if change == "image":
+            Image.fromarray(np.eye(24, dtype=np.uint8) * 255).save(tmp_path / "archive" / "images" / "00000001_000.png")
+        with pytest.raises(InterruptedError):
+            run(source, tmp_path, jpeg_quality=90 if change else 95)
+        assert len(done) == expected, change
+        done.clear()
+
+
+def _stop(*args):
+    raise InterruptedError
+
+
+def _here(done):
+    """In the place of processes: pieces are done at once, and counted."""
+
+    class Here:
+        def submit(self, write, job, number):
+            done.append(number)
+            future = Future()
+            future.set_result(write(job, number))
+            return future
+
+    @contextmanager
+    def executor(options):
+        yield Here(), 1
+
+    return executor
+
+
+def test_a_vanished_archive_is_no_reason_to_reject_its_files(tmp_path):
+    source = archive(tmp_path / "archive")
+    opened = open_archive("chestxray14", source.path, tmp_path / "packs")
+    job = Job("chestxray14", opened.files, opened.names[0], str(tmp_path), "t", 16, 95, 0)
+    image = opened.images[0]
+    assert isinstance(decode_file(job, image), Picture)
+    (tmp_path / "archive" / image).unlink()
+    assert decode_file(job, image) == "file missing"
+    (tmp_path / "archive").rename(tmp_path / "gone")
+    with pytest.raises(Gone):
+        decode_file(job, image)
+
+
+# Elsewhere than in a folder
+
+
+def test_s3_gives_the_same_bytes(tmp_path, monkeypatch):
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+        }.items():
+            monkeypatch.setenv(name, value)
+        source = archive(tmp_path / "archive", {3: b"not an image"}.items())
+        run(source, tmp_path, "whole")
+        system = s3fs.S3FileSystem(skip_instance_cache=True)
+        system.mkdir("bucket")
+        system.put(str(tmp_path / "archive"), "bucket/archive", recursive=True)
+        far = replace(source, path="s3://bucket/archive")
+        run(far, tmp_path, target="s3://bucket/shards")
+        whole = contents(tmp_path / "whole")
+        fetched = {n.rpartition("/")[2]: system.cat_file(n) for n in system.find("bucket/shards")}
+        assert fetched == {name: data for name, data in whole.items() if name.endswith(".tar")}
+        studies = read_studies(tmp_path / "out" / "index.parquet")
+        assert {v.shard.rpartition("/")[0] for s in studies for v in s.views} == {"s3://bucket/shards/chestxray14"}
+        near = read_studies(tmp_path / "whole" / "index.parquet")
+        assert read_bytes(studies[4].views[0]) == read_bytes(near[4].views[0])
+    finally:
+        server.stop()
 
 
 def test_an_archive_without_a_usable_study_fails(tmp_path):
@@ -146,4 +376,4 @@ def test_an_archive_without_a_usable_study_fails(tmp_path):
         "Image Index,Finding Labels,Patient ID,View Position\na,Flu,1,PA\n"
     )
     with pytest.raises(IngestError, match="lists no usable study"):
-        run(Source(str(tmp_path / "archive"), ""), tmp_path)
+        run(Source("chestxray14", str(tmp_path / "archive"), ""), tmp_path)

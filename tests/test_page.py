@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def test_phantoms_are_announced_and_real_archives_are_not(world):
     said = "The figures on this page say nothing about patients."
     assert said in Tags(html).text and html.index(said) < html.index("<main>")
     summaries, _, _ = fake.load(Path(), p)
-    real = {d: type(s)(**{**vars(s), "phantom": False}) for d, s in summaries.items()}
+    real = {d: replace(s, phantom=False) for d, s in summaries.items()}
     assert said not in render(p, real)
     mixed = {**real, "rsna": summaries["rsna"]}
     assert said in render(p, mixed) and "stand in for RSNA;" in render(p, mixed)
@@ -112,7 +113,7 @@ def test_phantoms_are_announced_and_real_archives_are_not(world):
 def test_patients_appear_only_where_allowed(world):
     p = fake.params(**fake.SMALL)
     summaries, _, _ = fake.load(Path(), p)
-    real = {d: type(s)(**{**vars(s), "phantom": False}) for d, s in summaries.items()}
+    real = {d: replace(s, phantom=False) for d, s in summaries.items()}
     html = render(p, real)
     assert "<img" not in html and "Small left pleural effusion" not in html and "Text 2 of" not in html
     assert "report.show_patient_data" in html
@@ -125,7 +126,7 @@ def test_patients_appear_only_where_allowed(world):
 def test_caption_is_the_first_sentence_or_the_positive_labels():
     report, labelled = fake.studies("mimic_cxr")[0], fake.studies("rsna")[3]
     assert page._caption(report) == "Small left pleural effusion."
-    numbered = type(report)(**{**vars(report), "impression": "1. Large heart. 2. No effusion."})
+    numbered = replace(report, impression="1. Large heart. 2. No effusion.")
     assert page._caption(numbered) == "Large heart."
     assert page._caption(labelled) == "Pneumonia, Cardiomegaly"
 

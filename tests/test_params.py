@@ -9,7 +9,7 @@ from pipeline.params import ParamsError
 
 RAW = {
     "seed": 3,
-    "sources": {d: {"path": f"a/{d}", "stamp": f"a/{d}/list.csv"} for d in ("mimic_cxr", "chexpert")},
+    "sources": {d: {"reader": d, "path": f"a/{d}", "stamp": f"a/{d}/list.csv"} for d in ("mimic_cxr", "chexpert")},
     "phantom": {"archives": {"mimic_cxr": 10}},
     "ingest": {},
     "prompts": {"file": "prompts.yaml"},
@@ -93,7 +93,10 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("evaluate.few_shot.zzz", 8, "evaluate.few_shot.zzz: unknown key"),
         ("sources.mimic_cxr.stmp", "x", "sources.mimic_cxr.stmp: unknown key (did you mean stamp?)"),
         ("model.image_encoders.swin.weights", "x", "model.image_encoders.swin.weights: unknown key"),
-        ("sources.mimic", {"path": "a", "stamp": "b"}, "sources.mimic: unknown data set"),
+        ("sources.mimic", {"reader": "mimic", "path": "a", "stamp": "b"}, "sources.mimic: unknown data set"),
+        ("sources.mimic_cxr.reader", "siim", "sources.mimic_cxr.reader: 'siim' is neither mimic_cxr nor manifest"),
+        ("sources.mimic_cxr.split", "patient", "sources.mimic_cxr.split: only chestxray14 and rsna"),
+        ("sources.mine", {"reader": "manifest", "path": "a", "stamp": "b"}, "sources.mine.manifest: missing"),
         ("phantom.archives.open_i", 3, "phantom.archives.open_i: unknown data set"),
         # missing
         ("seed", MISSING, "seed: missing"),

@@ -48,7 +48,7 @@ def listed(stage: str, archive: str = "siim") -> set[str]:
     spec = DVC[stage].get("do", DVC[stage])
     files: set[str] = set()
     for dep in spec["deps"]:
-        path = ROOT / dep.replace("${key}", archive)
+        path = ROOT / dep.replace("${item.reader}", archive)
         files |= {
             str(p.relative_to(ROOT)) for p in (path.rglob("*.py") if path.is_dir() and "pipeline" in dep else [path])
         }
@@ -59,7 +59,7 @@ def listed(stage: str, archive: str = "siim") -> set[str]:
 def test_stage_depends_on_the_modules_it_imports(stage):
     wanted = closure(ROOT / "stages" / f"{stage}.py")
     if stage == "ingest":  # a reader is imported by name: each archive's stage depends on its own only
-        readers = {f"pipeline/sources/{d}.py" for d in params.DATASETS}
+        readers = {f"pipeline/sources/{d}.py" for d in (*params.DATASETS, "manifest")}
         wanted = (wanted - readers) | {"pipeline/sources/siim.py", "pipeline/sources/archive.py"}
     assert listed(stage) == wanted
 
@@ -88,7 +88,7 @@ def test_the_graph_has_every_stage_of_every_axis():
     names = subprocess.run(
         ["dvc", "stage", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert set(names.stdout.split()) == wanted | {"prompts", "corpus", "zero_shot", "retrieval", "tables"}
+    assert set(names.stdout.split()) == wanted | {"audit", "prompts", "corpus", "zero_shot", "retrieval", "tables"}
 
 
 def test_a_stage_never_opens_a_gate_to_pickle_or_remote_code():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.images import encode
+from pipeline.grey import encode
 from pipeline.shards import MAX_KEY, Picture, ShardError, ShardReader, ShardWriter, key, load_view, read_bytes
 from pipeline.study import Study, View
 
@@ -26,8 +26,12 @@ def study(number, views=2):
 
 
 def write(folder, studies, size=2):
-    with ShardWriter(folder, "openi", size) as writer:
-        return [writer.write(s, [picture(10 * n + i) for i in range(len(s.views))]) for n, s in enumerate(studies)]
+    placed = []
+    for start in range(0, len(studies), size):
+        with ShardWriter(folder / f"openi-{start // size:06d}.tar") as writer:
+            for n, s in enumerate(studies[start : start + size], start):
+                placed.append(writer.write(s, [picture(10 * n + i) for i in range(len(s.views))]))
+    return placed
 
 
 @pytest.fixture
@@ -92,21 +96,21 @@ def test_same_studies_same_bytes(written, tmp_path):
 
 
 def test_a_failure_leaves_no_half_shard(tmp_path):
-    with pytest.raises(RuntimeError), ShardWriter(tmp_path, "x", 2) as writer:
-        for n in range(3):
-            writer.write(study(n, 1), [picture(n)])
+    with pytest.raises(RuntimeError), ShardWriter(tmp_path / "x.tar") as writer:
+        writer.write(study(0, 1), [picture(0)])
+        assert len(list(tmp_path.iterdir())) == 1 and not (tmp_path / "x.tar").exists()
         raise RuntimeError
-    assert [path.name for path in tmp_path.iterdir()] == ["x-000000.tar"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_shard_without_studies(tmp_path):
-    with ShardWriter(tmp_path, "x", 2):
+    with ShardWriter(tmp_path / "x.tar"):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
 def test_writer_refuses_a_second_study_of_one_key_and_missing_pictures(tmp_path):
-    with ShardWriter(tmp_path, "x", 9) as writer:
+    with ShardWriter(tmp_path / "x.tar") as writer:
         writer.write(study(0, 1), [picture(0)])
         with pytest.raises(ShardError, match="two studies"):
             writer.write(study(0, 1), [picture(0)])

@@ -2,6 +2,7 @@ import csv
 import gzip
 import io
 import tarfile
+import tempfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from pipeline import sources
 from pipeline.params import DATASETS, Source
-from pipeline.sources import SourceError, archive, read
+from pipeline.sources import SourceError, archive, open_archive, read
 from pipeline.study import Reject, Study
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
@@ -33,8 +34,15 @@ def put(root, name, content=""):
 
 
 def read_all(dataset, root, seed=0, **keys):
-    items = list(read(dataset, Source(str(root), "", **keys), seed))
+    source = Source(dataset, str(root), "", **keys)
+    with tempfile.TemporaryDirectory() as cache:
+        items = list(read(open_archive(dataset, source.path, Path(cache)), source, seed))
     return [i for i in items if isinstance(i, Study)], [i for i in items if isinstance(i, Reject)]
+
+
+def notes(root):
+    source = Source("chexpert", str(root), "")
+    return sources.notes(open_archive("chexpert", source.path, root / "cache"), source)
 
 
 def splits(studies):
@@ -137,7 +145,7 @@ def mimic(root, texts):
 
 
 def test_mimic(tmp_path):
-    mimic(tmp_path, ["FINDINGS: Clear.\nIMPRESSION: Normal.", "IMPRESSION: Nodule.", "Nothing said.", None])
+    mimic(tmp_path, ["FINDINGS: Clear.\nIMPRESSION: Normal.", "IMPRESSION: Nodule.", "INDICATION: Nothing said.", None])
     studies, rejects = read_all("mimic_cxr", tmp_path)
     assert [(s.study, s.split, s.findings, s.impression) for s in studies] == [
         ("50000000", "valid", "Clear.", "Normal."),
@@ -212,7 +220,7 @@ def test_chexpert_with_its_list(tmp_path, prefix):
     assert test.labels == {"Atelectasis": 1, "Cardiomegaly": 0, "Consolidation": 0, "Edema": 0, "Pleural Effusion": 0}
     assert [(v.position, v.path) for v in test.views] == [("AP", "train/patient00002/study1/view1_frontal.jpg")]
     assert [(r.kind, r.reason) for r in rejects] == [("row", "label of Edema is none of 1, 0, -1, blank")]
-    assert sources.notes("chexpert", Source(str(tmp_path), "")) == []
+    assert notes(tmp_path) == []
 
 
 def test_chexpert_without_its_list_draws_one_by_the_rule(tmp_path):
@@ -232,7 +240,7 @@ def test_chexpert_without_its_list_draws_one_by_the_rule(tmp_path):
     assert not {s.patient for s in test} & {s.patient for s in studies if s.split == "train"}
     assert read_all("chexpert", tmp_path)[0] == studies
     assert read_all("chexpert", tmp_path, seed=1)[0] != studies
-    (note,) = sources.notes("chexpert", Source(str(tmp_path), ""))
+    (note,) = notes(tmp_path)
     assert "seeded list" in note
 
 
@@ -379,7 +387,7 @@ def test_missing_archive_names_path_and_where_to_get_it(tmp_path, dataset):
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_empty_archive_names_the_label_file(tmp_path, dataset):
-    with pytest.raises(SourceError, match=r"not found|no reports") as error:
+    with pytest.raises(SourceError, match=r"not found|no report") as error:
         read_all(dataset, tmp_path)
     assert str(tmp_path) in str(error.value) and archive.WHERE[dataset] in str(error.value)
 
@@ -400,6 +408,6 @@ def test_truncated_reports_archive(tmp_path):
         read_all("openi", tmp_path)
 
 
-def test_unknown_dataset():
+def test_unknown_dataset(tmp_path):
     with pytest.raises(SourceError, match="padchest"):
-        read("padchest", Source("", ""), 0)
+        read_all("padchest", tmp_path)

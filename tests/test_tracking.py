@@ -66,7 +66,7 @@ def history(client, run, key):
 def test_nested_records_become_dotted_keys():
     flat = tracking.flatten({"loss": {"mvs": True, "deep": {"er": 1e-4}}, "k": (1, 5), "name": ""})
     assert flat == {"loss.mvs": "True", "loss.deep.er": "0.0001", "k": "(1, 5)", "name": ""}
-    record = tracking.flatten(Params(Source("a", "b"), Loss()))
+    record = tracking.flatten(Params(Source("r", "a", "b"), Loss()))
     assert record["source.path"] == "a" and record["loss.tcl_weight"] == "0.5"
 
 

@@ -9,62 +9,105 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.files import PACK_SUFFIXES, Files, FilesError
 from pipeline.params import Source
-from pipeline.sources.archive import SourceError
+from pipeline.sources.archive import WHERE, Archive, SourceError, open_archive
 from pipeline.study import Reject, Study
 
-__all__ = ["SourceError", "notes", "read"]
+__all__ = ["SourceError", "fingerprint", "notes", "open_archive", "read"]
 
 
-def read(dataset: str, source: Source, seed: int) -> Iterator[Study | Reject]:
+def read(archive: Archive, source: Source, seed: int) -> Iterator[Study | Reject]:
     """Every study of an archive, in a fixed order.
 
     Args:
-        dataset: key of the archive, e.g. ``mimic_cxr``.
-        source: where the archive lies.
+        archive: as ``open_archive`` lists it.
+        source: its entry in params.yaml.
         seed: used only where the paper's own list is absent (CheXpert5x200); the paper's splits have their own.
 
     Raises:
-        SourceError: the archive or one of its label files is missing or has another layout; says where to get it.
+        SourceError: one of its label files is missing or has another layout; says where to get it.
     """
     # Imported by name, not through a table of names, so that every reader is found by searching for its module.
-    match dataset:
+    match source.reader:
         case "mimic_cxr":
             from pipeline.sources.mimic_cxr import read_mimic_cxr
 
-            return read_mimic_cxr(source)
+            return read_mimic_cxr(archive, _reports(archive, source))
         case "chexpert":
             from pipeline.sources.chexpert import read_chexpert
 
-            return read_chexpert(source, seed)
+            return read_chexpert(archive, source.list_5x200, seed)
         case "chestxray14":
             from pipeline.sources.chestxray14 import read_chestxray14
 
-            return read_chestxray14(source)
+            return read_chestxray14(archive, source.split)
         case "vindr_cxr":
             from pipeline.sources.vindr_cxr import read_vindr_cxr
 
-            return read_vindr_cxr(source)
+            return read_vindr_cxr(archive)
         case "rsna":
             from pipeline.sources.rsna import read_rsna
 
-            return read_rsna(source)
+            return read_rsna(archive, source.split)
         case "siim":
             from pipeline.sources.siim import read_siim
 
-            return read_siim(source)
+            return read_siim(archive)
         case "openi":
             from pipeline.sources.openi import read_openi
 
-            return read_openi(source)
-    raise SourceError(f"{dataset}: there is no reader for this data set")
+            return read_openi(archive)
+        case "manifest":
+            from pipeline.sources.manifest import read_manifest
+
+            return read_manifest(archive, source.manifest)
+    raise SourceError(f"{archive.dataset}: there is no reader {source.reader!r}")
 
 
-def notes(dataset: str, source: Source) -> list[str]:
+def _reports(archive: Archive, source: Source) -> Archive:
+    """Where MIMIC-CXR's reports lie: among the images, in another tree, or in one zip file."""
+    if not source.reports:
+        return archive
+    if not source.reports.lower().endswith(PACK_SUFFIXES):
+        return open_archive(archive.dataset, source.reports, archive.files.cache)
+    folder, _, pack = source.reports.rpartition("/")
+    files = Files(folder or ".", archive.files.cache)
+    try:
+        return Archive(archive.dataset, files, tuple(files.list_pack(pack)), (), "")
+    except FilesError as error:
+        raise SourceError(
+            f"{archive.dataset}: {source.reports}: {error}. To get it: {WHERE[archive.dataset]}"
+        ) from None
+
+
+def fingerprint(dataset: str, source: Source) -> dict[str, str]:
+    """What changes whenever a file of an archive does: a digest of all names, sizes and times of change, of its images
+    and, where they lie elsewhere, of its reports. No file is opened.
+
+    Raises:
+        SourceError: there is nothing where it should be.
+    """
+    prints = {}
+    for key, place in (("path", source.path), ("reports", source.reports)):
+        files = Files(place, "")
+        if place and files.exists():
+            prints[key] = files.fingerprint()
+        elif place and files.local is not None and files.local.is_file():
+            status = files.local.stat()
+            prints[key] = f"{status.st_size} {status.st_mtime_ns}"
+        elif place:
+            raise SourceError(f"{dataset}: sources.{dataset}.{key}: {place} not found. To get it: {WHERE.get(dataset)}")
+    return prints
+
+
+def notes(archive: Archive, source: Source) -> list[str]:
     """What a reader of the tables must know about how this archive was read; one sentence each."""
-    if dataset == "chexpert":
-        from pipeline.sources.chexpert import list_file
+    if source.split != "paper":
+        return ["Split by patient, not as the paper does: the counts and metrics are not the paper's"]
+    if source.reader == "chexpert":
+        from pipeline.sources.chexpert import find_list
 
-        if list_file(source) is None:
-            return ["CheXpert5x200 list absent: a seeded list drawn by the same rule is used, without impressions"]
+        if find_list(archive, source.list_5x200) is None:
+            return ["CheXpert5x200 list absent: a seeded list drawn by the same rule is used"]
     return []

@@ -1,17 +1,17 @@
-"""What the readers share: finding label files and images under an archive's root, and the paper's random splits."""
+"""What the readers share: an archive's files, its label tables and images among them, and the paper's random splits."""
 
 from __future__ import annotations
 
 import csv
 import gzip
-import io
-import os
-import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 import numpy as np
+
+from pipeline.files import Files, FilesError, Gone, base, lines, text
 
 WHERE = {
     "mimic_cxr": "credentialed PhysioNet access: physionet.org/content/mimic-cxr-jpg (images, split and metadata csv) "
@@ -25,6 +25,8 @@ WHERE = {
 }
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # where one image comes in two formats, the earlier wins
 LABELS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+MAX_TABLE = 1 << 33  # bytes; CheXpert Plus with all its reports is one gigabyte
+MAX_REPORT = 1 << 20  # bytes; real ones are 10 kB
 MAX_CELL = 1 << 24  # characters; a run-length mask is longer than the csv module's default of 131,072 allows
 
 
@@ -32,51 +34,95 @@ class SourceError(ValueError):
     """An archive that cannot be read as a whole; one line with the path, what is wrong and what to do."""
 
 
-def root(dataset: str, path: str) -> Path:
-    """The archive's folder.
+@dataclass(frozen=True)
+class Archive:
+    """One archive as a reader sees it: every file below its root, those inside zip and tar files included."""
+
+    dataset: str
+    files: Files
+    names: tuple[str, ...]
+    problems: tuple[tuple[str, str], ...]
+    fingerprint: str
+
+    @property
+    def images(self) -> list[str]:
+        """Every image file, sorted."""
+        return [name for name in self.names if name.lower().endswith(IMAGE_SUFFIXES)]
+
+    def text(self, name: str) -> str | None:
+        """The text of a report, or ``None`` where it cannot be read or is too large to be one."""
+        try:
+            return text(self.files.read(name, MAX_REPORT))
+        except Gone:
+            raise
+        except FilesError:
+            return None
+
+
+def open_archive(dataset: str, path: str, cache: Path) -> Archive:
+    """List an archive.
+
+    Args:
+        path: its folder or fsspec URL.
+        cache: see ``files.Files``.
 
     Raises:
-        SourceError: there is no such folder.
+        SourceError: there is nothing at ``path``.
     """
-    folder = Path(path)
-    if not folder.is_dir():
+    files = Files(path, cache)
+    if not files.exists():
         raise SourceError(
-            f"{dataset}: archive folder {folder} not found; set sources.{dataset}.path, or leave sources.{dataset} "
-            f"out. To get it: {WHERE[dataset]}"
+            f"{dataset}: archive folder {path} not found; set sources.{dataset}.path, or leave sources.{dataset} "
+            f"out. To get it: {WHERE.get(dataset, 'it is your own')}"
         )
-    return folder
+    listing = files.walk()
+    return Archive(dataset, files, listing.files, listing.problems, listing.fingerprint)
 
 
-def find_table(folder: Path, names: Iterable[str], subfolders: Iterable[str] = ("",)) -> Path | None:
-    """The first of the named csv files that exists, plain, ``.gz`` or ``.zip``, also with a ``kaggle_`` prefix."""
+def find_table(archive: Archive, names: Iterable[str]) -> str | None:
+    """The first of the named csv files that the archive has, plain or ``.gz``, loose or packed, also with a
+    ``kaggle_`` prefix; of several of one name the one nearest to the root."""
+    by_base: dict[str, str] = {}
+    for name in sorted(archive.names, key=lambda n: (n.count("/"), n)):
+        if name.lower().endswith((".csv", ".csv.gz")):
+            by_base.setdefault(base(name), name)
     for name in names:
-        for subfolder in subfolders:
-            for variant in (f"{prefix}{name}{suffix}" for prefix in ("", "kaggle_") for suffix in ("", ".gz", ".zip")):
-                path = folder / subfolder / variant
-                if path.is_file():
-                    return path
+        for variant in (f"{prefix}{name}{suffix}" for prefix in ("", "kaggle_") for suffix in ("", ".gz")):
+            if variant in by_base:
+                return by_base[variant]
     return None
 
 
-def table(dataset: str, folder: Path, names: Sequence[str], subfolders: Sequence[str] = ("",)) -> Path:
+def table(archive: Archive, names: Sequence[str]) -> str:
     """As ``find_table``, for a file the archive cannot be read without.
 
     Raises:
         SourceError: none of the names exists.
     """
-    path = find_table(folder, names, subfolders)
-    if path is None:
+    name = find_table(archive, names)
+    if name is None:
         raise SourceError(
-            f"{dataset}: label file {folder / subfolders[0] / names[0]} (or .gz, .zip) not found. "
-            f"To get it: {WHERE[dataset]}"
+            f"{archive.dataset}: label file {names[0]} (or .gz, .zip) not found below {archive.files.root}. "
+            f"To get it: {WHERE.get(archive.dataset, 'it is your own')}"
         )
-    return path
+    return name
 
 
-def rows(dataset: str, path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv file as text, column names and cells stripped of spaces; ids are never read as numbers.
+def rows(archive: Archive, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of one of the archive's csv files as text; see ``read_rows``."""
+    try:
+        data = archive.files.read(name, MAX_TABLE)
+    except FilesError as error:
+        raise SourceError(f"{archive.dataset}: {archive.files.root}/{name}: {error}; download it again") from None
+    return read_rows(archive.dataset, f"{archive.files.root}/{name}", data, columns)
+
+
+def read_rows(dataset: str, path: str, data: bytes, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a csv file's content (plain or gzip) as text, column names and cells stripped of spaces; ids are never
+    read as numbers. A byte-order mark, CRLF and Latin-1 are understood.
 
     Args:
+        path: for the message of an error.
         columns: those the caller relies on.
 
     Raises:
@@ -84,31 +130,18 @@ def rows(dataset: str, path: Path, columns: Sequence[str]) -> Iterator[dict[str,
     """
     csv.field_size_limit(MAX_CELL)
     try:
-        with _open(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text:
-            reader = csv.reader(text)
-            header = [name.strip() for name in next(reader, [])]
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise SourceError(f"{dataset}: {path}: no column {missing[0]!r}; is this the archive's own label file?")
-            for cells in reader:
-                if cells:
-                    # A row cut short reads as blank cells: which is what it says.
-                    cells += [""] * (len(header) - len(cells))
-                    yield {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zipfile.BadZipFile) as error:
+        reader = csv.reader(lines(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data))
+        header = [name.strip() for name in next(reader, [])]
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise SourceError(f"{dataset}: {path}: no column {missing[0]!r}; is this the archive's own label file?")
+        for cells in reader:
+            if cells:
+                # A row cut short reads as blank cells: which is what it says.
+                cells += [""] * (len(header) - len(cells))
+                yield {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise SourceError(f"{dataset}: {path}: damaged ({type(error).__name__}); download it again") from None
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return gzip.open(path)  # type: ignore[return-value]
-    if path.suffix == ".zip":
-        archive = zipfile.ZipFile(path)
-        members = [name for name in archive.namelist() if name.endswith(".csv")]
-        if len(members) != 1:
-            raise zipfile.BadZipFile("not one csv file")
-        return archive.open(members[0])
-    return path.open("rb")
 
 
 def label(cell: str) -> int | None:
@@ -124,15 +157,6 @@ def _label(cell: str) -> int:
     if cell not in LABELS:
         raise ValueError("not a label")
     return LABELS[cell]
-
-
-def images(folder: Path) -> list[str]:
-    """Every image file under ``folder``, as sorted posix paths relative to it: one walk, no stat per listed row."""
-    found = []
-    for parent, _, names in os.walk(folder, followlinks=True):
-        relative = PurePosixPath(Path(parent).relative_to(folder).as_posix())
-        found += [str(relative / name) for name in names if name.lower().endswith(IMAGE_SUFFIXES)]
-    return sorted(found)
 
 
 def by_stem(paths: Iterable[str]) -> dict[str, str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.params import Source
 from pipeline.reports import clean
 from pipeline.sources import archive
+from pipeline.sources.archive import Archive
 from pipeline.study import Reject, Study, View
 
 CLASSES = (
@@ -20,76 +21,98 @@ CLASSES = (
 FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 PER_CLASS = 200  # images
 LIST = "chexpert_5x200.csv"
+PLUS = re.compile(r"(^|/)df_chexpert_plus_[^/]*\.csv(\.gz)?$")
 
 
 @dataclass(frozen=True)
 class _Row:
-    path: str  # below the archive root: train/patient00001/study1/view1_frontal.jpg
+    key: str  # patient00001/study1/view1_frontal: what an image is called in every download
     patient: str
     study: str
     position: str
     labels: dict[str, int]
 
+    @property
+    def view(self) -> str:
+        return PurePosixPath(self.key).name
 
-def read_chexpert(source: Source, seed: int) -> Iterator[Study | Reject]:
+
+@dataclass(frozen=True)
+class _Sections:
+    findings: str | None = None
+    impression: str | None = None
+
+
+def read_chexpert(files: Archive, list_5x200: str, seed: int) -> Iterator[Study | Reject]:
     """Train studies without the patients of CheXpert5x200, the valid studies, and CheXpert5x200, one image a study.
 
-    Labels are taken as they are: 1, 0, -1; blank is not mentioned. Test studies carry five labels and the impression.
+    Labels are taken as they are: 1, 0, -1; blank is not mentioned. Test studies carry five labels. Findings and
+    impression come from CheXpert Plus (``df_chexpert_plus_*.csv``) where that lies in the archive; the impression of a
+    test study from the CheXpert5x200 list first. Images may lie in ``train``/``valid``, in the folders or zip files of
+    the batches ("CheXpert-v1.0 batch 2 (train 1)" ...) or in CheXpert-v1.0-small.
+
+    Args:
+        list_5x200: a list that does not lie in the archive ("" = none).
 
     Raises:
-        SourceError: the archive folder, a label file or a given CheXpert5x200 list is missing.
+        SourceError: a label file or a given CheXpert5x200 list is missing.
     """
-    root = archive.root("chexpert", source.path)
-    files = {split: archive.table("chexpert", root, [f"{split}.csv"]) for split in ("train", "valid")}
-    listed = list_file(source)
-    on_disk = set(archive.images(root))
+    tables = {split: archive.table(files, [f"{split}.csv"]) for split in ("train", "valid")}
+    listed = find_list(files, list_5x200)
+    on_disk: dict[str, str] = {}
+    for name in files.images:
+        if "patient" in name:
+            on_disk.setdefault(_key(name), name)
     train: list[_Row] = []
-    for row in _rows(files["train"]):
+    for row in _rows(files, tables["train"]):
         if isinstance(row, Reject):
             yield row
         else:
             train.append(row)
+    sections = _plus(files)
     test: list[tuple[_Row, str | None]] = []
     if listed is None:
         test += [(row, None) for row in draw_5x200(train, seed)]
     else:
-        known = {row.path: row for row in train}
-        for item in _list_rows(listed, known):
+        known = {row.key: row for row in train}
+        for item in _list_rows(files.dataset, *listed, known):
             if isinstance(item, Reject):
                 yield item
             else:
                 test.append(item)
     held_out = {row.patient for row, _ in test}
-    yield from _studies((row for row in train if row.patient not in held_out), "train", on_disk)
+    yield from _studies((row for row in train if row.patient not in held_out), "train", on_disk, sections)
     valid = []
-    for row in _rows(files["valid"]):
+    for row in _rows(files, tables["valid"]):
         if isinstance(row, Reject):
             yield row
         else:
             valid.append(row)
-    yield from _studies(valid, "valid", on_disk)
+    yield from _studies(valid, "valid", on_disk, sections)
     for row, impression in test:
         labels = {name: row.labels.get(name, 0) for name in FIVE}
-        name = PurePosixPath(row.path).stem
-        view = View(id=name, position=row.position, path=row.path if row.path in on_disk else "")
+        view = View(id=row.view, position=row.position, path=on_disk.get(row.key, ""))
+        impression = impression or sections.get((row.patient, row.study), _Sections()).impression
         yield Study(
-            "chexpert", row.patient, f"{row.study}_{name}", "test", (view,), impression=impression, labels=labels
+            "chexpert", row.patient, f"{row.study}_{row.view}", "test", (view,), impression=impression, labels=labels
         )
 
 
-def list_file(source: Source) -> Path | None:
-    """The CheXpert5x200 list, or ``None`` where the user has none.
+def find_list(files: Archive, list_5x200: str) -> tuple[str, bytes] | None:
+    """Name and content of the CheXpert5x200 list, or ``None`` where the user has none.
 
     Raises:
         SourceError: ``sources.chexpert.list_5x200`` names a file that does not exist.
     """
-    if not source.list_5x200:
-        return archive.find_table(Path(source.path), [LIST])
-    if not Path(source.list_5x200).is_file():
+    if not list_5x200:
+        name = archive.find_table(files, [LIST])
+        return None if name is None else (name, files.files.read(name, archive.MAX_TABLE))
+    try:
+        return list_5x200, Path(list_5x200).read_bytes()
+    except OSError:
         raise archive.SourceError(
-            f"chexpert: sources.chexpert.list_5x200 {source.list_5x200} not found; leave it empty to draw a list"
-        )
-    return Path(source.list_5x200)
+            f"chexpert: sources.chexpert.list_5x200 {list_5x200} not found; leave it empty to draw a list"
+        ) from None
 
 
 def draw_5x200(train: list[_Row], seed: int) -> list[_Row]:
@@ -105,7 +128,7 @@ def draw_5x200(train: list[_Row], seed: int) -> list[_Row]:
             for row in train
             if row.labels.get(name) == 1
             and not any(row.labels.get(other, 0) for other in others)
-            and "_frontal" in PurePosixPath(row.path).stem
+            and "_frontal" in row.view
         ]
         size = min(PER_CLASS, -(-len(pool) // 4))
         chosen = np.random.default_rng([seed, number]).permutation(len(pool))[:size]
@@ -113,53 +136,73 @@ def draw_5x200(train: list[_Row], seed: int) -> list[_Row]:
     return drawn
 
 
-def _rows(file: Path) -> Iterator[_Row | Reject]:
-    for cells in archive.rows("chexpert", file, ["Path", "Frontal/Lateral", "AP/PA", *CLASSES]):
+def _rows(files: Archive, table: str) -> Iterator[_Row | Reject]:
+    for cells in archive.rows(files, table, ["Path", "Frontal/Lateral", "AP/PA", *CLASSES]):
         row = _row(cells, CLASSES)
         if isinstance(row, _Row):
             position = cells["AP/PA"].upper() if cells["AP/PA"].upper() in ("AP", "PA") else ""
             lateral = cells["Frontal/Lateral"].lower() == "lateral"
-            row = _Row(row.path, row.patient, row.study, "LATERAL" if lateral else position, row.labels)
+            row = _Row(row.key, row.patient, row.study, "LATERAL" if lateral else position, row.labels)
         yield row
 
 
-def _list_rows(file: Path, known: dict[str, _Row]) -> Iterator[tuple[_Row, str | None] | Reject]:
-    for cells in archive.rows("chexpert", file, ["Path", "Report Impression", *FIVE]):
+def _list_rows(
+    dataset: str, name: str, data: bytes, known: dict[str, _Row]
+) -> Iterator[tuple[_Row, str | None] | Reject]:
+    for cells in archive.read_rows(dataset, name, data, ["Path", *FIVE]):
         row = _row(cells, FIVE)
         if isinstance(row, Reject):
             yield row
         elif list(row.labels.values()).count(1) != 1:
-            yield Reject("chexpert", row.path, "row", "not exclusively positive for one of the five classes")
+            yield Reject("chexpert", row.key, "row", "not exclusively positive for one of the five classes")
         else:
-            position = known[row.path].position if row.path in known else ""
-            yield _Row(row.path, row.patient, row.study, position, row.labels), clean(cells["Report Impression"])
+            position = known[row.key].position if row.key in known else ""
+            said = clean(cells.get("Report Impression", ""))
+            yield _Row(row.key, row.patient, row.study, position, row.labels), said
 
 
 def _row(cells: dict[str, str], classes: tuple[str, ...]) -> _Row | Reject:
-    """A row's path and labels. The path's head, ``CheXpert-v1.0-small/`` or whatever, depends on the download."""
+    """A row's image and labels. The path's head, ``CheXpert-v1.0-small/train/`` or so, depends on the download."""
     parts = PurePosixPath(cells["Path"]).parts
-    if len(parts) < 4 or not parts[-3].startswith("patient") or ".." in parts:
-        return Reject("chexpert", cells["Path"], "row", "path is not .../<split>/patient*/study*/view*")
-    path = "/".join(parts[-4:])
+    if len(parts) < 3 or not parts[-3].startswith("patient") or ".." in parts:
+        return Reject("chexpert", cells["Path"], "row", "path is not .../patient*/study*/view*")
+    key = _key(cells["Path"])
     labels = {}
     for name in classes:
         try:
             value = archive.label(cells[name])
         except ValueError:
-            return Reject("chexpert", path, "row", f"label of {name} is none of 1, 0, -1, blank")
+            return Reject("chexpert", key, "row", f"label of {name} is none of 1, 0, -1, blank")
         if value is not None:
             labels[name] = value
-    return _Row(path, parts[-3], parts[-2], "", labels)
+    return _Row(key, parts[-3], parts[-2], "", labels)
 
 
-def _studies(rows: Iterator[_Row] | list[_Row], split: str, on_disk: set[str]) -> Iterator[Study]:
+def _key(name: str) -> str:
+    return str(PurePosixPath(*PurePosixPath(name).parts[-3:]).with_suffix(""))
+
+
+def _plus(files: Archive) -> dict[tuple[str, str], _Sections]:
+    """(patient, study) -> report sections of CheXpert Plus (Chambon et al. 2024), empty without its csv file."""
+    names = [name for name in files.names if PLUS.search(name)]
+    found: dict[tuple[str, str], _Sections] = {}
+    for name in names[:1]:
+        for cells in archive.rows(files, name, ["path_to_image", "section_findings", "section_impression"]):
+            parts = PurePosixPath(cells["path_to_image"]).parts
+            if len(parts) >= 3 and (parts[-3], parts[-2]) not in found:
+                said = _Sections(clean(cells["section_findings"]), clean(cells["section_impression"]))
+                found[parts[-3], parts[-2]] = said
+    return found
+
+
+def _studies(
+    rows: Iterator[_Row] | list[_Row], split: str, on_disk: dict[str, str], sections: dict[tuple[str, str], _Sections]
+) -> Iterator[Study]:
     """Views of one examination, which share their labels, as one study."""
     studies: dict[tuple[str, str], list[_Row]] = {}
     for row in rows:
         studies.setdefault((row.patient, row.study), []).append(row)
     for (patient, study), members in studies.items():
-        views = tuple(
-            View(id=PurePosixPath(row.path).stem, position=row.position, path=row.path if row.path in on_disk else "")
-            for row in members
-        )
-        yield Study("chexpert", patient, study, split, views, labels=members[0].labels)
+        views = tuple(View(id=row.view, position=row.position, path=on_disk.get(row.key, "")) for row in members)
+        said = sections.get((patient, study), _Sections())
+        yield Study("chexpert", patient, study, split, views, said.findings, said.impression, labels=members[0].labels)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.params import Source
+from pipeline.files import FilesError, Gone, base
 from pipeline.reports import clean
 from pipeline.sources import archive
+from pipeline.sources.archive import Archive
 from pipeline.study import Reject, Study, View
 
-MAX_REPORT = 1 << 20  # bytes; the real ones are 10 kB
 # One image is CXR1_1_IM-0001-3001 in the reports, 1_IM-0001-3001.dcm in the DICOM archive and
 # 1_IM-0001-3001.dcm.png in the csv that says which images are frontal: this much of it they share.
 IMAGE_ID = re.compile(r"(\d+)_IM-\d[\d-]*")
@@ -21,26 +20,38 @@ IMAGE_ID = re.compile(r"(\d+)_IM-\d[\d-]*")
 PROJECTIONS = {"FRONTAL": "PA", "LATERAL": "LATERAL"}
 
 
-def read_openi(source: Source) -> Iterator[Study | Reject]:
+def read_openi(files: Archive) -> Iterator[Study | Reject]:
     """One study a report that has findings or impression and at least one image; all are test (paper Table 1).
 
-    Reports are read from a folder of XML files or, in place, from ``NLMCXR_reports.tgz``. A view's position comes from
-    ``indiana_projections.csv`` where that is there; ingest fills it from a DICOM's own ViewPosition otherwise.
+    Reports are XML files, loose or in ``NLMCXR_reports.tgz``. A view's position comes from ``indiana_projections.csv``
+    where that is there; ingest fills it from a DICOM's own header otherwise.
 
     Raises:
-        SourceError: the archive folder or the reports are missing, or the tgz is damaged.
+        SourceError: the reports are missing.
     """
-    root = archive.root("openi", source.path)
     position: dict[str, str] = {}
-    projections = archive.find_table(root, ["indiana_projections.csv"])
+    projections = archive.find_table(files, ["indiana_projections.csv"])
     if projections:
-        for row in archive.rows("openi", projections, ["filename", "projection"]):
+        for row in archive.rows(files, projections, ["filename", "projection"]):
             position[_image_key(row["filename"])] = PROJECTIONS.get(row["projection"].upper(), "")
     on_disk: dict[str, str] = {}
-    for stem, path in archive.by_stem(archive.images(root)).items():
+    for stem, path in archive.by_stem(files.images).items():
         on_disk.setdefault(_image_key(stem), path)
-    for name, content in sorted(_reports(root), key=lambda report: _number(report[0])):
-        study = _study(name, content)
+    reports = sorted((name for name in files.names if name.endswith(".xml")), key=lambda name: _number(base(name)))
+    if not reports:
+        damaged = [name for name, _ in files.problems if "reports" in name]
+        raise archive.SourceError(
+            f"openi: no report (*.xml) below {files.files.root}, loose or in NLMCXR_reports.tgz"
+            f"{' (it is damaged: download it again)' if damaged else ''}. To get them: {archive.WHERE['openi']}"
+        )
+    for name in reports:
+        try:
+            study = _study(base(name), files.files.read(name, archive.MAX_REPORT))
+        except Gone:
+            raise
+        except FilesError as error:
+            yield Reject("openi", base(name), "study", f"report: {error}")
+            continue
         if isinstance(study, Study):
             keys = [_image_key(view.id) for view in study.views]
             study = study.with_views(
@@ -70,30 +81,6 @@ def _study(name: str, content: bytes) -> Study | Reject:
         return Reject("openi", name, "study", "the report lists no image")
     report = f"CXR{PurePosixPath(name).stem}"
     return Study("openi", report, report, "test", views, findings, impression)
-
-
-def _reports(root: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every report."""
-    folder = root / "ecgen-radiology" if (root / "ecgen-radiology").is_dir() else root
-    files = list(folder.glob("*.xml"))
-    if files:
-        for file in files:
-            yield file.name, file.read_bytes() if file.stat().st_size <= MAX_REPORT else b""
-        return
-    packed = next((root / n for n in ("NLMCXR_reports.tgz", "NLMCXR_reports.tar.gz") if (root / n).is_file()), None)
-    if packed is None:
-        raise archive.SourceError(
-            f"openi: no reports: neither {folder}/*.xml nor {root / 'NLMCXR_reports.tgz'}. "
-            f"To get them: {archive.WHERE['openi']}"
-        )
-    try:
-        with tarfile.open(packed, "r:gz") as tar:
-            for member in tar:
-                handle = tar.extractfile(member) if member.isfile() and member.name.endswith(".xml") else None
-                if handle:
-                    yield PurePosixPath(member.name).name, handle.read() if member.size <= MAX_REPORT else b""
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise archive.SourceError(f"openi: {packed}: damaged ({type(error).__name__}); download it again") from None
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.params import Source
 from pipeline.sources import archive
+from pipeline.sources.archive import Archive
 from pipeline.study import Reject, Study, View
 
 
-def read_vindr_cxr(source: Source) -> Iterator[Study | Reject]:
+def read_vindr_cxr(files: Archive) -> Iterator[Study | Reject]:
     """One study an image. Train images have three readers' rows: a class is positive where any reader says so.
 
     The official train images, in order of their id, are split 80 / 20 into train and valid; the official test set is
@@ -18,13 +18,12 @@ def read_vindr_cxr(source: Source) -> Iterator[Study | Reject]:
     Raises:
         SourceError: the archive folder or a label file is missing.
     """
-    root = archive.root("vindr_cxr", source.path)
     labels: dict[str, dict[str, dict[str, int]]] = {}
     for part in ("train", "test"):
-        file = archive.table("vindr_cxr", root, [f"image_labels_{part}.csv"], ("annotations", ""))
+        file = archive.table(files, [f"image_labels_{part}.csv"])
         labels[part] = {}
         bad = set()
-        for row in archive.rows("vindr_cxr", file, ["image_id"]):
+        for row in archive.rows(files, file, ["image_id"]):
             image = row["image_id"]
             try:
                 values = {name: archive.label(row[name]) for name in row if name not in ("image_id", "rad_id", "")}
@@ -41,7 +40,7 @@ def read_vindr_cxr(source: Source) -> Iterator[Study | Reject]:
             # A reader's row that cannot be read might have held the finding, so the image's label is unknown.
             labels[part].pop(image, None)
             yield Reject("vindr_cxr", image, "row", "a label is neither 1 nor 0")
-    on_disk = archive.by_stem(archive.images(root))
+    on_disk = archive.by_stem(files.images)
     train = sorted(labels["train"])
     splits = [*zip(train, archive.train_valid(len(train)), strict=True), *((i, "test") for i in labels["test"])]
     for image, split in splits:

@@ -1,0 +1,83 @@
+"""Grey pictures as arrays and as the small JPEGs the shards hold: what reading raw files and training share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# Pictures are small and processes are the parallelism; a process forked beside OpenCV's own threads can hang.
+cv2.setNumThreads(0)
+
+Grey = NDArray[np.uint8]
+
+MAX_PIXELS = 80_000_000  # rows x columns; the largest detectors give 20 million. Checked before pixels are allocated
+MIN_SIDE = 8  # pixels
+
+
+class ImageError(ValueError):
+    """A file that is no usable picture; the message is one line without any content of the file."""
+
+
+def check_size(height: int, width: int) -> None:
+    """Refuse pixels no radiograph has, before they are allocated."""
+    if min(height, width) < MIN_SIDE:
+        raise ImageError("image is smaller than a radiograph can be")
+    if height * width > MAX_PIXELS:
+        raise ImageError("header states a size no radiograph has")
+
+
+def to_8_bit(values: NDArray[Any]) -> Grey:
+    """Min-max to 0..255, rounded."""
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise ImageError("pixel values are not finite")
+    if low == high:
+        raise ImageError("image is constant")
+    scaled = (values.astype(np.float32) - low) * (255 / (high - low))
+    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+
+
+def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """Width and height, as OpenCV and Pillow order them, once the short side is ``short_side``; never enlarged."""
+    if min(height, width) <= short_side:
+        return width, height
+    scale = short_side / min(height, width)
+    return max(short_side, round(width * scale)), max(short_side, round(height * scale))
+
+
+def resize(image: Grey, short_side: int) -> Grey:
+    """Shrink uint8 [H, W] until its short side is ``short_side`` pixels, aspect kept, by area averaging."""
+    height, width = image.shape
+    if min(height, width) <= short_side:
+        return image
+    return area_means(image, target_size(height, width, short_side))
+
+
+def area_means(image: Grey, size: tuple[int, int]) -> Grey:
+    """Reduce uint8 [H, W] to (width, height) by area averaging."""
+    if image.shape == size[::-1]:
+        return image
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+
+
+def encode(image: Grey, quality: int) -> bytes:
+    """Grey JPEG of uint8 [H, W]; ``quality`` 1..100. The same pixels give the same bytes."""
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ImageError("picture cannot be encoded")
+    return bytes(data)
+
+
+def decode(data: bytes) -> Grey:
+    """Inverse of ``encode``: uint8 [H, W].
+
+    Raises:
+        ImageError: not a JPEG.
+    """
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    if image is None:
+        raise ImageError("not an encoded picture")
+    return np.asarray(image, dtype=np.uint8)

@@ -1,0 +1,40 @@
+"""``python -m stages.fingerprint [DATASET ...]``: archives -> the stamps that DVC watches in their stead.
+
+Not a stage of the graph: looking through millions of files on every ``dvc repro`` would take longer than what it saves.
+Run it once before the first ``dvc repro`` and again after an archive has changed. Stamps outside data/fingerprints are
+files of the archives themselves, and left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from pipeline import params, sources
+
+STAMPS = Path("data/fingerprints")
+
+
+def main(datasets: list[str]) -> None:
+    settings = params.load()
+    for dataset in datasets or list(settings.sources):
+        if dataset not in settings.sources:
+            raise params.ParamsError(f"sources.{dataset}: no such source")
+        source = settings.sources[dataset]
+        stamp = Path(source.stamp)
+        if stamp.parent != STAMPS:
+            continue
+        text = json.dumps(sources.fingerprint(dataset, source), indent=1) + "\n"
+        changed = not stamp.is_file() or stamp.read_text(encoding="utf-8") != text
+        if changed:
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(text, encoding="utf-8")
+        print(f"fingerprint {dataset}: {'changed' if changed else 'the same'}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (params.ParamsError, sources.SourceError) as error:
+        sys.exit(f"fingerprint: {error}")

@@ -1,0 +1,150 @@
+import io
+import os
+import pickle
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from pipeline.files import Files, FilesError, Gone, lines, text
+
+CONTENT = {f"folder/{n:03}.bin": np.random.default_rng(n).bytes(20_000 + n) for n in range(40)}
+
+
+def add(tar, name, data, **fields):
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    tar.addfile(info, io.BytesIO(data))
+
+
+def packed(path, mode):
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, data in CONTENT.items():
+                archive.writestr(name, data)
+    else:
+        with tarfile.open(path, mode) as tar:
+            for name, data in CONTENT.items():
+                add(tar, f"./{name}", data)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.zip", ""), ("a.tar", "w"), ("a.tar.gz", "w:gz"), ("a.tgz", "w:gz")])
+def test_packed_files_are_read_in_place_in_any_order(tmp_path, name, mode):
+    (tmp_path / "root" / "deep").mkdir(parents=True)
+    packed(tmp_path / "root" / "deep" / name, mode)
+    (tmp_path / "root" / "loose.txt").write_bytes(b"here")
+    files = Files(tmp_path / "root", tmp_path / "cache")
+    listing = files.walk()
+    assert listing.files == tuple(sorted(["loose.txt", *(f"deep/{name}!/{n}" for n in CONTENT)]))
+    assert listing.problems == ()
+    there = pickle.loads(pickle.dumps(files))  # as another process gets it
+    for n in np.random.default_rng(0).permutation(len(CONTENT)):
+        member = list(CONTENT)[n]
+        assert there.read(f"deep/{name}!/{member}", 1 << 20) == CONTENT[member]
+    assert there.read("loose.txt", 4) == b"here"
+    assert sorted(p.name for p in (tmp_path / "root").rglob("*") if p.is_file()) == [name, "loose.txt"]
+
+
+def test_what_is_too_large_is_refused_whatever_its_directory_says(tmp_path):
+    packed(tmp_path / "a.zip", "")
+    packed(tmp_path / "a.tar", "w")
+    (tmp_path / "loose").write_bytes(bytes(101))
+    files = Files(tmp_path, tmp_path / "cache")
+    files.walk()
+    for name in ("a.zip!/folder/000.bin", "a.tar!/folder/000.bin", "loose"):
+        with pytest.raises(FilesError, match="too large"):
+            files.read(name, 100)
+
+
+def test_a_pack_that_changed_is_listed_again(tmp_path):
+    (tmp_path / "root").mkdir()
+    packed(tmp_path / "root" / "a.tar", "w")
+    files = Files(tmp_path / "root", tmp_path / "cache")
+    before = files.walk()
+    with tarfile.open(tmp_path / "root" / "a.tar", "w") as tar:
+        add(tar, "other", b"1")
+    after = files.walk()
+    assert after.files == ("a.tar!/other",)
+    assert before.fingerprint != after.fingerprint == files.walk().fingerprint
+
+
+def test_the_fingerprint_is_of_names_sizes_and_times(tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "a").write_bytes(b"1")
+    prints = [Files(root, tmp_path).walk().fingerprint]
+    os.utime(root / "a", ns=(1, 1))
+    prints.append(Files(root, tmp_path).walk().fingerprint)
+    (root / "a").rename(root / "b")
+    prints.append(Files(root, tmp_path).walk().fingerprint)
+    (root / "c").write_bytes(b"")
+    prints.append(Files(root, tmp_path).walk().fingerprint)
+    assert len(set(prints)) == 4
+
+
+def test_links_are_followed_but_never_in_a_circle(tmp_path):
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x").write_bytes(b"1")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "a" / "up").symlink_to(tmp_path / "root")
+    (tmp_path / "root" / "nowhere").symlink_to(tmp_path / "nothing")
+    listing = Files(tmp_path / "root", tmp_path / "cache").walk()
+    assert listing.files == ("link/x",)
+    assert dict(listing.problems) == {
+        "a/up": "a link leads back to a folder that is listed already",
+        "nowhere": "file cannot be read (FileNotFoundError)",
+    }
+
+
+def test_members_that_leave_the_pack_or_are_no_files_are_not_listed(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "../up.txt", b"1")
+        add(tar, "/etc/absolute", b"1")
+        add(tar, "fine/in.txt", b"1")
+        add(tar, "link", b"", type=tarfile.SYMTYPE, linkname="/etc/hostname")
+        add(tar, "device", b"", type=tarfile.CHRTYPE)
+    listing = Files(tmp_path, tmp_path / "cache").walk()
+    assert [f for f in listing.files if not f.startswith("cache")] == ["a.tar!/fine/in.txt"]
+    assert listing.problems == (("a.tar", "a member's name leaves the packed file"),)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
+def test_a_damaged_pack_is_a_problem_and_not_an_end(tmp_path, name):
+    packed(tmp_path / name, "w:gz" if name.endswith("gz") else "w")
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 3] if name != "a.tar" else b"garbage" * 500)
+    (tmp_path / "loose").write_bytes(b"1")
+    listing = Files(tmp_path, tmp_path / "cache").walk()
+    assert "loose" in listing.files
+    ((problem, reason),) = listing.problems
+    assert problem == name and "packed file is damaged" in reason
+
+
+def test_an_encrypted_member_says_so(tmp_path):
+    packed(tmp_path / "a.zip", "")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[6] |= 1  # general purpose flag of the first local header ...
+    data[data.index(b"PK\x01\x02") + 8] |= 1  # ... and of the first entry of the directory
+    (tmp_path / "a.zip").write_bytes(bytes(data))
+    with pytest.raises(FilesError, match="encrypted"):
+        Files(tmp_path, tmp_path / "cache").read("a.zip!/folder/000.bin", 1 << 20)
+
+
+def test_a_file_that_cannot_be_read_and_an_archive_that_is_gone(tmp_path):
+    (tmp_path / "root").mkdir()
+    files = Files(tmp_path / "root", tmp_path / "cache")
+    with pytest.raises(FilesError, match=r"file cannot be read \(FileNotFoundError\)"):
+        files.read("none", 10)
+    (tmp_path / "root").rmdir()
+    with pytest.raises(Gone):
+        files.read("none", 10)
+
+
+def test_text_of_any_encoding_people_meet():
+    assert text("é".encode()) == text(b"\xef\xbb\xbf" + "é".encode()) == text("é".encode("latin-1")) == "é"
+    assert text(b"\xff\xfe\x00") == "ÿþ\x00"
+    assert list(lines(b"a,b\r\n1,2\r\n")) == ["a,b\r\n", "1,2\r\n"]

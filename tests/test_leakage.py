@@ -1,0 +1,110 @@
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import leakage
+from pipeline.duplicates import Image
+from pipeline.leakage import identity
+from pipeline.study import View
+
+
+def image(dataset, patient, split, study="s", view="v"):
+    return Image(dataset, patient, f"{patient}{study}", split, View(view))
+
+
+NIH_A1 = image("chestxray14", "A", "train", "1")
+NIH_A2 = image("chestxray14", "A", "valid", "2")
+NIH_B = image("chestxray14", "B", "test")
+RSNA_OF_A1 = image("rsna", "r1", "test")  # a copy of a training image
+RSNA_OF_A2 = image("rsna", "r2", "test")  # a copy of another image of that patient
+RSNA_OF_B = image("rsna", "r3", "train")
+RSNA_ALONE = image("rsna", "r4", "test")
+SIIM_OF_B = image("siim", "i1", "test")  # a copy of the copy that RSNA's training set holds
+MIMIC = image("mimic_cxr", "A", "train")  # the same id, another hospital's person
+MIMIC_TEST = image("mimic_cxr", "A", "test", "2")  # the same person's other study
+IMAGES = [NIH_A1, NIH_A2, NIH_B, RSNA_OF_A1, RSNA_OF_A2, RSNA_OF_B, RSNA_ALONE, SIIM_OF_B, MIMIC, MIMIC_TEST]
+PAIRS = [
+    (identity(a), identity(b))
+    for a, b in [(NIH_A1, RSNA_OF_A1), (NIH_A2, RSNA_OF_A2), (NIH_B, RSNA_OF_B), (RSNA_OF_B, SIIM_OF_B)]
+]
+
+
+def seen():
+    return leakage.seen(IMAGES, leakage.groups(IMAGES, PAIRS))
+
+
+def test_groups_join_copies_of_copies():
+    group = leakage.groups(IMAGES, PAIRS)
+    assert group[IMAGES.index(NIH_B)] == group[IMAGES.index(RSNA_OF_B)] == group[IMAGES.index(SIIM_OF_B)]
+    assert len(set(group)) == len(IMAGES) - len(PAIRS)
+    assert leakage.groups(IMAGES, [(b, a) for a, b in reversed(PAIRS)]) == group
+    with pytest.raises(ValueError, match="does not hold"):
+        leakage.groups(IMAGES[1:], PAIRS)
+
+
+def test_an_image_inherits_the_patients_of_its_copies():
+    people = dict(zip(map(identity, IMAGES), leakage.persons(IMAGES, leakage.groups(IMAGES, PAIRS)), strict=True))
+    assert people[identity(RSNA_OF_A2)] == {("chestxray14", "A")}
+    assert people[identity(SIIM_OF_B)] == {("chestxray14", "B")}
+    assert people[identity(RSNA_ALONE)] == frozenset()
+    assert people[identity(MIMIC)] == {("mimic_cxr", "A")}
+
+
+def test_what_each_test_image_was_seen_in():
+    rows = {(r["dataset"], r["patient"], r["training_set"], r["training_split"]): r["how"] for r in seen()}
+    assert rows == {
+        ("rsna", "r1", "chestxray14", "train"): "duplicate",
+        ("rsna", "r1", "chestxray14", "valid"): "patient",  # A has an image there too
+        ("rsna", "r2", "chestxray14", "valid"): "duplicate",
+        ("rsna", "r2", "chestxray14", "train"): "patient",  # found through pixels alone
+        ("chestxray14", "B", "rsna", "train"): "duplicate",
+        ("siim", "i1", "rsna", "train"): "duplicate",  # through the copy in ChestX-ray14
+        ("mimic_cxr", "A", "mimic_cxr", "train"): "patient",  # not ChestX-ray14's A
+    }
+
+
+def test_counts_and_what_is_not_known():
+    frame = leakage.table(IMAGES, seen()).set_index(["test_set", "training_set", "training_split"])
+    line = frame.loc[("rsna", "chestxray14", "train")]
+    assert (line["images"], line["duplicates"], line["patients"]) == (3, 1, 1)
+    assert line["patients_known"] == "through copies" and not line["own"]
+    own = frame.loc[("mimic_cxr", "mimic_cxr", "train")]
+    assert (own["duplicates"], own["patients"], own["patients_known"], own["own"]) == (0, 1, "yes", True)
+    assert ("rsna", "rsna", "train") in frame.index and ("siim", "siim", "train") not in frame.index
+    assert "vindr_cxr" not in frame.index.get_level_values(0)
+
+
+def test_the_page_says_what_it_does_not_know():
+    frame = leakage.table(IMAGES, seen())
+    text = leakage.markdown(frame, {"images": 1234, "pairs": 4}, leakage.across_splits(IMAGES))
+    assert "| rsna (3) | 0 copies, patients unknown | 1 copies, ≥ 1 by patient | 0 copies, patients unknown |" in text
+    assert "| mimic_cxr (1) | 0 copies, 1 by patient |" in text
+    assert "| 1,234 | 4 |" in text and "- rsna: unknown" in text
+    assert "- mimic_cxr: train/valid 0, train/test 1, valid/test 0" in text
+    assert "- chestxray14: train/valid 1, train/test 0, valid/test 0" in text
+
+
+def test_a_data_set_of_ones_own_is_a_training_and_a_test_set():
+    mine = [image("ours", "1", "train"), image("ours", "2", "test", "t")]
+    pairs = [*PAIRS, (identity(mine[0]), identity(RSNA_ALONE))]
+    images = [*IMAGES, *mine]
+    rows = leakage.seen(images, leakage.groups(images, pairs))
+    frame = leakage.table(images, rows)
+    lines = frame.set_index(["test_set", "training_set", "training_split"])
+    assert lines.loc[("rsna", "ours", "train")]["duplicates"] == 1
+    assert lines.loc[("ours", "mimic_cxr", "train")]["images"] == 1
+    head = "| test set (images) | mimic_cxr | chestxray14 | ours | own |"
+    assert head in leakage.markdown(frame, {"images": 1}, {})
+
+
+def test_nothing_to_tell_of():
+    frame = leakage.table([], [])
+    assert isinstance(frame, pd.DataFrame) and frame.empty
+    assert "# Test images" in leakage.markdown(frame, {"images": 0}, {})
+
+
+def test_written_rows_are_read_as_they_were(tmp_path):
+    leakage.write_seen(tmp_path / "a" / "seen.parquet", seen())
+    assert pq.read_table(tmp_path / "a" / "seen.parquet").to_pylist() == seen()
+    leakage.write_seen(tmp_path / "empty.parquet", [])
+    assert pq.read_schema(tmp_path / "empty.parquet").names == leakage.SEEN_SCHEMA.names

@@ -144,6 +144,23 @@ def test_a_file_that_cannot_be_read_and_an_archive_that_is_gone(tmp_path):
         files.read("none", 10)
 
 
+def test_permission_denied_is_a_reason(tmp_path, monkeypatch):
+    for name in ("open", "closed"):
+        (tmp_path / "root" / name).mkdir(parents=True)
+        (tmp_path / "root" / name / "x").write_bytes(b"1")
+    scan = os.scandir
+
+    def denied(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)  # root may look into any folder, so the system would not refuse here
+    listing = Files(tmp_path / "root", tmp_path / "cache").walk()
+    assert listing.files == ("open/x",)
+    assert listing.problems == (("closed", "folder cannot be read (PermissionError)"),)
+
+
 def test_text_of_any_encoding_people_meet():
     assert text("é".encode()) == text(b"\xef\xbb\xbf" + "é".encode()) == text("é".encode("latin-1")) == "é"
     assert text(b"\xff\xfe\x00") == "ÿþ\x00"

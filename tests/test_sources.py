@@ -7,6 +7,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline import sources
@@ -406,6 +407,51 @@ def test_truncated_reports_archive(tmp_path):
     (tmp_path / "NLMCXR_reports.tgz").write_bytes(b"\x1f\x8b" + bytes(40))
     with pytest.raises(SourceError, match="damaged"):
         read_all("openi", tmp_path)
+
+
+REPORT = """<?xml version="1.0" encoding="utf-8"?>
+<eCitation><MedlineCitation><Article><Abstract>
+<AbstractText Label="FINDINGS">The lungs are clear &amp; the heart is normal.</AbstractText>
+<AbstractText Label="IMPRESSION">No acute disease.</AbstractText>
+</Abstract></Article></MedlineCitation><parentImage id="CXR1_1_IM-0001-3001"/></eCitation>""".encode()
+
+
+def fuzzed_xml(count, seed):
+    """What becomes of mutated reports: a study or a reason, never anything else."""
+    from pipeline.sources.openi import _study
+
+    rng = np.random.default_rng(seed)
+    outcomes = Counter()
+    for _ in range(count):
+        data = bytearray(REPORT)
+        for _ in range(rng.integers(1, 6)):
+            at, length = int(rng.integers(len(data))), int(rng.integers(1, 40))
+            match rng.integers(4):
+                case 0:
+                    data[at] ^= 1 << int(rng.integers(8))
+                case 1:
+                    del data[at : at + length]
+                case 2:
+                    data[at:at] = data[max(0, at - length) : at]
+                case _:
+                    data[at:at] = rng.bytes(length)
+        result = _study("1.xml", bytes(data))
+        outcomes[result.reason if isinstance(result, Reject) else "read"] += 1
+    return outcomes
+
+
+def test_fuzzed_reports_are_read_or_refused():
+    assert set(fuzzed_xml(500, 0)) <= {
+        "read",
+        "report is not well-formed XML",
+        "neither findings nor impression",
+        "the report lists no image",
+    }
+
+
+@pytest.mark.drill
+def test_many_fuzzed_reports_are_read_or_refused():
+    print(fuzzed_xml(20_000, 1))
 
 
 def test_unknown_dataset(tmp_path):

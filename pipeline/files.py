@@ -79,14 +79,14 @@ class Files:
 
     def walk(self) -> Listing:
         """Walk the archive once. Links are followed, but no folder is entered twice."""
-        found, problems = [], []
+        files: list[str] = []
+        problems: list[tuple[str, str]] = []
+        digest = _Digest()
         for name, size, changed, problem in self._entries():
             if problem:
                 problems.append((name, problem))
-            else:
-                found.append((name, size, changed))
-        files = []
-        for name, size, changed in found:
+                continue
+            digest.add(name, size, changed)
             if not name.lower().endswith(PACK_SUFFIXES):
                 files.append(name)
                 continue
@@ -100,11 +100,16 @@ class Files:
                     problems.append((name, "a member's name leaves the packed file"))
                 else:
                     files.append(f"{name}{IN_PACK}{member}")
-        return Listing(tuple(sorted(files)), tuple(sorted(set(problems))), _digest(found))
+        files.sort()
+        return Listing(tuple(files), tuple(sorted(set(problems))), str(digest))
 
     def fingerprint(self) -> str:
         """As ``walk`` gives it, without a look into packed files."""
-        return _digest([(name, size, changed) for name, size, changed, problem in self._entries() if not problem])
+        digest = _Digest()
+        for name, size, changed, problem in self._entries():
+            if not problem:
+                digest.add(name, size, changed)
+        return str(digest)
 
     def read(self, name: str, most: int) -> bytes:
         """The content of a listed file.
@@ -117,14 +122,16 @@ class Files:
             if inside:
                 return self._read_member(pack, member, most)
             with self.open(name) as handle:
-                data = handle.read(most + 1)
+                size = handle.seek(0, os.SEEK_END)
+                handle.seek(0)
+                data = handle.read() if size <= most else b""  # read(most) would ask for that much memory at once
         except FilesError:
             raise
         except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
             if not self.exists():
                 raise Gone(f"the archive at {self.root} is no longer there") from None
             raise FilesError(f"file cannot be read ({type(error).__name__})") from None
-        if len(data) > most:
+        if size > most:
             raise FilesError("file is too large")
         return data
 
@@ -229,9 +236,9 @@ class Files:
             if info.file_size > most:
                 raise FilesError("file is too large")
             with opened.open(info) as handle:
-                data = handle.read(most + 1)  # the directory may state less than there is
-            if len(data) > most:
-                raise FilesError("file is too large")
+                data = handle.read(info.file_size + 1)  # its directory may state less than there is
+            if len(data) > info.file_size:
+                raise FilesError("packed file is damaged")
             return data
         offset, length = places[member]
         if length > most:
@@ -274,11 +281,18 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _digest(entries: list[tuple[str, int, str]]) -> str:
-    digest = hashlib.sha256()
-    for name, size, changed in sorted(entries):
-        digest.update(f"{name}\0{size}\0{changed}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+class _Digest:
+    """Of entries in any order, without holding them: the sum of their hashes."""
+
+    def __init__(self) -> None:
+        self.sum = 0
+
+    def add(self, name: str, size: int, changed: str) -> None:
+        entry = f"{name}\0{size}\0{changed}".encode(errors="surrogateescape")
+        self.sum += int.from_bytes(hashlib.blake2b(entry, digest_size=32).digest())
+
+    def __str__(self) -> str:
+        return f"{self.sum % (1 << 256):064x}"
 
 
 def _leaves(member: str) -> bool:

@@ -120,7 +120,7 @@ SCHEMA = pa.schema(
 )
 # Columns of few values. In the file and in memory they are codes; all others hardly repeat.
 CODED = ["dataset", "split", "views.list.element.position", "views.list.element.shard", "labels.key_value.key"]
-GROUP = 16_384  # studies a row group: what writing holds in memory, and reading besides the result
+GROUP = 4096  # studies a row group: what writing holds in memory, and reading besides the result
 REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("dataset", "item", "kind", "reason")])
 
 

@@ -409,11 +409,11 @@ def test_truncated_reports_archive(tmp_path):
         read_all("openi", tmp_path)
 
 
-REPORT = """<?xml version="1.0" encoding="utf-8"?>
+REPORT = b"""<?xml version="1.0" encoding="utf-8"?>
 <eCitation><MedlineCitation><Article><Abstract>
 <AbstractText Label="FINDINGS">The lungs are clear &amp; the heart is normal.</AbstractText>
 <AbstractText Label="IMPRESSION">No acute disease.</AbstractText>
-</Abstract></Article></MedlineCitation><parentImage id="CXR1_1_IM-0001-3001"/></eCitation>""".encode()
+</Abstract></Article></MedlineCitation><parentImage id="CXR1_1_IM-0001-3001"/></eCitation>"""
 
 
 def fuzzed_xml(count, seed):

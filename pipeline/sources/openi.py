@@ -67,7 +67,7 @@ def _study(name: str, content: bytes) -> Study | Reject:
 
     try:
         tree: Any = fromstring(content, forbid_dtd=True)
-    except (ParseError, DefusedXmlException, ValueError):
+    except (ParseError, DefusedXmlException, ValueError, LookupError):  # the last: an encoding nobody knows
         return Reject("openi", name, "study", "report is not well-formed XML")
     text: dict[str, str | None] = {}
     for element in tree.iter("AbstractText"):

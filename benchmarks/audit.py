@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import joblib  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow.parquet as pq
 
@@ -150,7 +151,7 @@ def _picture(image: Grey) -> Picture:
 def write_studies(tar: Path, count: int, side: int, seed: int, planted: bool) -> Iterator[tuple[Study, str]]:
     """Write a shard of ``count`` studies; yields each placed study, and the kind of change where it is a copy."""
     job = partial(_draw_with_copies, side=side, seed=seed, planted=planted)
-    workers = len(os.sched_getaffinity(0))
+    workers = joblib.cpu_count()
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool, ShardWriter(tar) as writer:
         for number, drawn in enumerate(pool.map(job, range(count), chunksize=16)):
             own = [(view, picture) for view, picture in drawn if not view.startswith("copy")]

@@ -40,7 +40,7 @@ def display(
     present = np.ones(values.shape, bool)
     if padding is not None:
         present = (values < padding[0]) | (values > padding[1])
-    return _reduced(_stretch(-shown if negative else shown, present), short_side)
+    return _reduced(to_8_bit(-shown if negative else shown, present), short_side)
 
 
 def _luma(values: Values) -> NDArray[np.float32]:
@@ -54,19 +54,6 @@ def _reduced(image: Grey, short_side: int) -> Grey:
     if image.min() == image.max():
         raise ImageError("image is constant")
     return resize(image, short_side) if short_side > 0 else image
-
-
-def _stretch(shown: NDArray[np.float64], present: NDArray[np.bool_]) -> Grey:
-    """Min-max over the values present to 0..255, rounded; the others black."""
-    if not present.any():
-        raise ImageError("image is constant: padding only")
-    low, high = float(shown[present].min()), float(shown[present].max())
-    if not np.isfinite(low) or not np.isfinite(high) or not np.isfinite(high - low):
-        raise ImageError("pixel values are not finite")
-    if low == high:
-        raise ImageError("image is constant")
-    scaled = np.rint((shown - low) * (255 / (high - low))).clip(0, 255)
-    return np.where(present, scaled, 0).astype(np.uint8)
 
 
 def _through_table(
@@ -96,7 +83,7 @@ def _through_table(
         if padded and padding is not None:
             present &= (stored < padding[0]) | (stored > padding[1])
     table = np.zeros(256 if words.dtype.itemsize == 1 else 65536, np.uint8)
-    table[codes] = _stretch(shown, present)
+    table[codes] = to_8_bit(shown, present)
     image = cv2.LUT(words, table) if words.dtype.itemsize == 1 else table[words]
     return _reduced(np.asarray(image, dtype=np.uint8), short_side)
 

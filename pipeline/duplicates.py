@@ -22,6 +22,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 import cv2
+import joblib  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -115,7 +116,7 @@ def _thumb_task(views: list[View]) -> tuple[NDArray[np.int8], Floats]:
 
 def in_order(job: Callable[[Any], Any], tasks: Iterable[Any], count: int, workers: int, name: str) -> Iterator[Any]:
     """The job's results in the order of the ``count`` tasks, by ``workers`` processes (0: one a core)."""
-    workers = min(workers or len(os.sched_getaffinity(0)), count // TASKS)
+    workers = min(workers or joblib.cpu_count(), count // TASKS)
     done = partial(tqdm, total=count, desc=f"audit: {name}", mininterval=1.0)
     if workers <= 1:
         with threadpool_limits(1):  # as in a pool: the number of threads may change the last bit of a sum

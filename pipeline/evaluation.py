@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic import replacing
+
 
 def write(path: Path, run: str, found: dict[str, Any]) -> None:
     """Write one evaluation of one run as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"run": run, **found}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps({"run": run, **found}, indent=1) + "\n", encoding="utf-8")
 
 
 def values(found: dict[str, Any]) -> dict[str, float]:

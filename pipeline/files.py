@@ -21,6 +21,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from pipeline.atomic import replacing
+
 IN_PACK = "!/"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PACK_SUFFIXES = (".zip", *TAR_SUFFIXES)
@@ -150,10 +152,22 @@ class Files:
             FilesError: it is missing or damaged.
         """
         try:
-            members = self._members(pack, 0, "")
+            members = self._members(pack, *self._state(pack))
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise FilesError(f"packed file is missing or damaged ({type(error).__name__})") from None
         return [f"{pack}{IN_PACK}{member}" for member in sorted(members) if not _leaves(member)]
+
+    def _state(self, name: str) -> tuple[int, str]:
+        """Size and time of change of a loose file."""
+        if self.local is not None:
+            status = (self.local / name).stat()
+            return status.st_size, str(status.st_mtime_ns)
+        system, path = file_system(self.root)
+        return _state_of(system.info(f"{path}/{name}"))
+
+    def loose(self, name: str) -> Path | None:
+        """The path of a file that lies loose in a local folder."""
+        return self.local / name if self.local is not None and IN_PACK not in name else None
 
     def _entries(self) -> Iterator[tuple[str, int, str, str]]:
         """(name, size, time of change, problem) of every file."""
@@ -161,8 +175,7 @@ class Files:
             system, path = file_system(self.root)
             for full, info in system.find(path, detail=True).items():
                 name = str(PurePosixPath(full).relative_to(path))
-                changed = info.get("ETag") or info.get("LastModified") or info.get("mtime") or ""
-                yield name, int(info.get("size") or 0), str(changed), ""
+                yield name, *_state_of(info), ""
             return
         entered: set[tuple[int, int]] = set()
         folders = [""]
@@ -198,14 +211,12 @@ class Files:
         known = json.loads(places.read_text(encoding="utf-8")) if places.is_file() else {}
         if known.get("size") != size or known.get("changed") != changed:
             known = {"size": size, "changed": changed, "members": self._scan(pack)}
-            partial = places.with_name(f"{places.name}.{os.getpid()}.partial")
-            partial.write_text(json.dumps(known), encoding="utf-8")
-            partial.replace(places)
+            with replacing(places) as partial:
+                partial.write_text(json.dumps(known), encoding="utf-8")
         return list(known["members"])
 
     def _scan(self, pack: str) -> dict[str, list[int]]:
         """Name -> [offset, length] of a tar's plain files, in the decompressed stream."""
-        self.cache.mkdir(parents=True, exist_ok=True)
         members: dict[str, list[int]] = {}
         with self.open(pack) as raw:
             if pack.lower().endswith(".tar"):
@@ -221,10 +232,8 @@ class Files:
                     if info.isfile():
                         members.setdefault(info.name.removeprefix("./"), [info.offset_data, info.size])
             if stream is not raw:
-                index = self._index(pack)
-                partial = index.with_name(f"{index.name}.{os.getpid()}.partial")
-                stream.export_index(str(partial))
-                partial.replace(index)
+                with replacing(self._index(pack)) as partial:
+                    stream.export_index(str(partial))
         return members
 
     def _read_member(self, pack: str, member: str, most: int) -> bytes:
@@ -279,6 +288,11 @@ def file_system(url: str) -> tuple[Any, str]:
 
     system, path = url_to_fs(url)
     return system, path
+
+
+def _state_of(info: dict[str, Any]) -> tuple[int, str]:
+    """Size and time of change (or whatever stands for it) as a remote file system states them."""
+    return int(info.get("size") or 0), str(info.get("ETag") or info.get("LastModified") or info.get("mtime") or "")
 
 
 class _Digest:

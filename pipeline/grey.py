@@ -29,15 +29,19 @@ def check_size(height: int, width: int) -> None:
         raise ImageError("header states a size no radiograph has")
 
 
-def to_8_bit(values: NDArray[Any]) -> Grey:
-    """Min-max to 0..255, rounded."""
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite(low) or not np.isfinite(high):
+def to_8_bit(values: NDArray[Any], present: NDArray[np.bool_] | None = None) -> Grey:
+    """Min-max over the values that are ``present`` (all by default) to 0..255, rounded; the others become black."""
+    seen = values if present is None else values[present]
+    if not seen.size:
+        raise ImageError("image is constant: padding only")
+    low, high = float(seen.min()), float(seen.max())
+    if not np.isfinite(high - low):
         raise ImageError("pixel values are not finite")
     if low == high:
         raise ImageError("image is constant")
-    scaled = (values.astype(np.float32) - low) * (255 / (high - low))
-    return np.rint(scaled).clip(0, 255).astype(np.uint8)
+    scaled = (values.astype(np.result_type(values, np.float32)) - low) * (255 / (high - low))
+    grey = np.rint(scaled).clip(0, 255)
+    return (grey if present is None else np.where(present, grey, 0)).astype(np.uint8)
 
 
 def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pipeline.atomic import replacing
 from pipeline.encoders import ImageTower, TextTower, Tokenizer
 from pipeline.params import RunConfig, read_run_config, write_run_config
 
@@ -56,9 +57,8 @@ def save(model: CxrClip, tokenizer: Tokenizer, config: RunConfig, folder: Path) 
     """Write model.safetensors, run.json, the tokenizer's files and a named BERT's config.json: all anyone needs."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    partial = folder / "model.safetensors.partial"
-    save_file(weights, partial)
-    partial.replace(folder / "model.safetensors")
+    with replacing(folder / "model.safetensors") as partial:
+        save_file(weights, partial)
     write_run_config(folder / "run.json", config)
     tokenizer.save(folder)
     if config.text_encoder.name:

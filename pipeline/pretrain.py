@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pipeline import model as checkpoint
+from pipeline.atomic import replacing
 from pipeline.batches import Batch, TrainingSet, ValidationSet, training_batches, validation_batches
 from pipeline.encoders import Tokenizer
 from pipeline.losses import Embeddings, cxr_clip_loss
@@ -213,10 +214,7 @@ def _autocast(options: Train, device: torch.device) -> torch.autocast | nullcont
 
 
 def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as handle:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.DictWriter(handle, HISTORY, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline.atomic import replacing
 
 SPLITS = ("train", "valid", "test")
 POSITIONS = ("PA", "AP", "LATERAL", "")  # "" = the archive does not say
@@ -351,7 +352,7 @@ def write_studies(path: Path, studies: Iterable[Study]) -> None:
     ``path``: the columns of ``SCHEMA`` are the whitelist of what leaves ingest.
     """
     remaining = iter(studies)
-    with _replacing(path) as part, pq.ParquetWriter(part, SCHEMA, compression="zstd", use_dictionary=CODED) as writer:
+    with replacing(path) as part, pq.ParquetWriter(part, SCHEMA, compression="zstd", use_dictionary=CODED) as writer:
         while group := list(islice(remaining, GROUP)):
             writer.write_table(_table(group), row_group_size=GROUP)
 
@@ -380,20 +381,8 @@ def _ends(counts: list[int]) -> pa.Array:
     return pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A name to write to that becomes ``path`` if all goes well, and else vanishes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
     """Write the account of what was not used, one row a thing. The file appears when it is whole."""
     rows = [{n: getattr(r, n) for n in REJECT_SCHEMA.names} for r in rejects]
-    with _replacing(path) as part:
+    with replacing(path) as part:
         pq.write_table(pa.Table.from_pylist(rows, schema=REJECT_SCHEMA), part, compression="zstd")

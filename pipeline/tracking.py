@@ -23,6 +23,8 @@ from typing import Any
 
 import psutil
 
+from pipeline.atomic import replacing
+
 EXPERIMENT = "cxr-clip"
 SEND_AFTER = 300.0  # seconds a stage has run before it sends its own record
 
@@ -253,9 +255,8 @@ def _lock() -> Iterator[None]:
 
 
 def _write(file: Path, record: dict[str, Any]) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(record))
-    partial.replace(file)
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(record))
 
 
 if __name__ == "__main__":

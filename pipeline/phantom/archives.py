@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import joblib  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from pipeline.phantom import with_labels as wl
@@ -81,7 +81,7 @@ def _draw(write_case: Write, root: Path, size: int, case: Case) -> Rows:
 
 def _run(job: Callable[[Case], Rows], cases: Sequence[Case], workers: int) -> Iterator[Rows]:
     """Do the job for every case, in order."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(cases))
+    workers = min(workers or joblib.cpu_count(), len(cases))
     if workers == 1:
         yield from map(job, cases)
         return

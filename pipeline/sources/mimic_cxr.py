@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.files import base
 from pipeline.reports import sections
 from pipeline.sources import archive
 from pipeline.sources.archive import Archive
@@ -44,7 +45,7 @@ def read_mimic_cxr(files: Archive, reports: Archive) -> Iterator[Study | Reject]
             studies.setdefault(key, []).append(row["dicom_id"])
         else:
             yield Reject("mimic_cxr", row["dicom_id"], "row", "split is none of train, validate, test")
-    texts = {name.rpartition("/")[2]: name for name in reports.names if name.endswith(".txt")}
+    texts = {base(name): name for name in reports.names if name.endswith(".txt")}
     if not texts:
         raise archive.SourceError(
             f"mimic_cxr: no report (s*.txt) below {reports.files.root}; set sources.mimic_cxr.reports to "

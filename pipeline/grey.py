@@ -67,6 +67,14 @@ def area_means(image: Grey, size: tuple[int, int]) -> Grey:
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
+def linear_means(image: Grey, size: tuple[int, int]) -> Grey:
+    """Reduce uint8 [H, W] to (width, height), each at least half of the image's, by the two nearest pixels either way.
+    In whole numbers, so that every machine gives the same."""
+    if image.shape == size[::-1]:
+        return image
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_LINEAR_EXACT), dtype=np.uint8)
+
+
 def encode(image: Grey, quality: int) -> bytes:
     """Grey JPEG of uint8 [H, W]; ``quality`` 1..100. The same pixels give the same bytes."""
     done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])

@@ -8,7 +8,6 @@ anywhere goes on where it was, and its bytes are those of a run that was not.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -23,56 +22,25 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import joblib  # type: ignore[import-untyped]
+import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline import dicom, dicom_display, dicom_pixels, grey, images, shards, sources, study
-from pipeline.files import Files, Gone
-from pipeline.grey import ImageError, encode
+from pipeline import dicom, dicom_display, dicom_pixels, grey, images, pieces, shards, sources, study
+from pipeline.files import IN_PACK, Gone
 from pipeline.params import Ingest, Source
-from pipeline.shards import Picture, ShardWriter, key, publish
+from pipeline.pieces import Job, is_done, write_piece
+from pipeline.shards import key
 from pipeline.sources.archive import Archive
 from pipeline.study import SPLITS, Reject, Study, read_studies, write_rejects, write_studies
 
-MISSING = "file missing"
-CRASHED = "the decoder crashed on it"
 UNLISTED = "an image that no list of the archive names, or another copy of one"
 AHEAD = 2  # pieces of work a process that are handed out: what bounds memory
 
 
 class IngestError(RuntimeError):
     """An ingest whose result must not be used; one line."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a process needs to do any piece of an ingest. ``work`` is a folder that all processes see; ``address`` of a
-    shard is ``<target>/<dataset>-<number>.tar``, where ``target`` is a folder or URL."""
-
-    dataset: str
-    files: Files
-    witness: str  # a file that is there as long as the archive is
-    work: str
-    target: str
-    short_side: int
-    jpeg_quality: int
-    parent: int  # local processes stop when this process is gone; 0 = processes that another system looks after
-
-    def plan(self, number: int) -> Path:
-        """The piece's studies as the archive lists them; a view's ``shard`` is there the file it is to be read from."""
-        return Path(self.work) / "plan" / f"{number:06d}.parquet"
-
-    def part(self, number: int) -> Path:
-        """The piece's share of the index; its presence says that the piece is done."""
-        return Path(self.work) / "parts" / f"{number:06d}.parquet"
-
-    def tar(self, number: int) -> Path:
-        """The piece's tar before it is published."""
-        return Path(self.work) / "shards" / f"{self.dataset}-{number:06d}.tar"
-
-    def address(self, number: int) -> str:
-        """Where the index says the tar is."""
-        return f"{self.target}/{self.dataset}-{number:06d}.tar"
 
 
 def ingest(
@@ -101,13 +69,14 @@ def ingest(
     ):
         old.unlink(missing_ok=True)
     work.mkdir(parents=True, exist_ok=True)
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it frees, more with each piece
     try:
         archive = sources.open_archive(dataset, source.path, work / "packs")
         target = f"{options.target.rstrip('/')}/{dataset}" if options.target else out_shards.as_posix()
         job = Job(
             dataset=dataset,
             files=archive.files,
-            witness=min(archive.names, key=lambda name: ("!/" in name, name), default=""),
+            witness=min(archive.names, key=lambda name: (IN_PACK in name, name), default=""),
             work=str(work.resolve()),
             target=target,
             short_side=options.short_side,
@@ -115,9 +84,9 @@ def ingest(
             parent=0 if options.scheduler else os.getpid(),
         )
         plan = _plan(job, archive, source, options.shard_size, seed)
-        pieces = 0 if options.labels_only else plan.pieces
+        count = 0 if options.labels_only else plan.pieces
         _forget_unless_same(job, archive.fingerprint)
-        _run(job, pieces, plan.studies, options)
+        _run(job, count, plan.studies, options)
     except Gone as error:
         raise IngestError(f"{dataset}: {error}; run again when it is back, it goes on where it was") from None
     except OSError as error:
@@ -125,7 +94,7 @@ def ingest(
             f"{dataset}: a shard could not be written ({error.strerror or type(error).__name__}); "
             "run again when that is mended, it goes on where it was"
         ) from None
-    summary = _finish(job, pieces, plan, source, archive, options, out_shards, out_index)
+    summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
     shutil.rmtree(work)
     return summary
 
@@ -146,7 +115,7 @@ def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> P
     used: set[str] = set()
     listed = {split: {"studies": 0, "images": 0} for split in SPLITS}
     rejects = [Reject(archive.dataset, name, "file", reason) for name, reason in archive.problems]
-    pieces = 0
+    count = 0
     shutil.rmtree(job.plan(0).parent, ignore_errors=True)
 
     def studies() -> Iterator[Study]:
@@ -172,10 +141,10 @@ def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> P
 
     remaining = studies()
     while group := list(islice(remaining, size)):
-        write_studies(job.plan(pieces), group)
-        pieces += 1
+        write_studies(job.plan(count), group)
+        count += 1
     rejects += [Reject(archive.dataset, n, "unlisted", UNLISTED) for n in archive.images if n not in used]
-    return Plan(pieces, len(split_of), listed, rejects)
+    return Plan(count, len(split_of), listed, rejects)
 
 
 def _forget_unless_same(job: Job, fingerprint: str) -> None:
@@ -186,7 +155,7 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
         token.update(plan.read_bytes())
     settings = {**asdict(job), "files": job.files.root, "parent": 0, "fingerprint": fingerprint}
     token.update(json.dumps(settings, sort_keys=True).encode())
-    for module in (dicom, dicom_display, dicom_pixels, grey, images, shards, study):
+    for module in (dicom, dicom_display, dicom_pixels, grey, images, pieces, shards, study):
         token.update(Path(module.__file__ or "").read_bytes())
     state = work / "state.json"
     if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != token.hexdigest():
@@ -199,12 +168,12 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
             stray.unlink()
 
 
-def _run(job: Job, pieces: int, studies: int, options: Ingest) -> None:
+def _run(job: Job, count: int, studies: int, options: Ingest) -> None:
     """Do every piece that is not done, a bounded number at a time. One that kills its process is done again alone."""
-    todo = iter([n for n in range(pieces) if not _done(job, n)])
+    todo = iter([n for n in range(count) if not is_done(job, n)])
     crashed: list[int] = []
-    with tqdm(total=pieces, desc=f"ingest {job.dataset} ({studies} studies)", unit="shard", mininterval=1.0) as bar:
-        bar.update(sum(_done(job, n) for n in range(pieces)))
+    with tqdm(total=count, desc=f"ingest {job.dataset} ({studies} studies)", unit="shard", mininterval=1.0) as bar:
+        bar.update(sum(is_done(job, n) for n in range(count)))
         while True:
             with _executor(options) as (executor, workers):
                 pending: dict[Future[None], int] = {}
@@ -230,7 +199,7 @@ def _run(job: Job, pieces: int, studies: int, options: Ingest) -> None:
             if not broken:
                 break
         for number in sorted(crashed):
-            if not _done(job, number):
+            if not is_done(job, number):
                 write_piece(job, number, alone=True)
             bar.update()
 
@@ -249,7 +218,7 @@ def _executor(options: Ingest) -> Iterator[tuple[Executor, int]]:
             workers = len(client.scheduler_info()["workers"]) or 1
             yield client.get_executor(pure=False, retries=0), workers
         return
-    workers = options.workers or cores()
+    workers = options.workers or joblib.cpu_count()
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
     try:
         yield pool, workers
@@ -257,118 +226,9 @@ def _executor(options: Ingest) -> Iterator[tuple[Executor, int]]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def cores() -> int:
-    """Cores this process may use; a container or scheduler may allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def keep_memory() -> None:
-    """Make this process keep the memory it frees, where the C library is glibc.
-
-    Every picture needs the same few blocks of megabytes. Handed back to the system and fetched anew each time, they
-    cost more than the decoding: each page is cleared and mapped again.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 1 << 30)
-
-
-def write_piece(job: Job, number: int, alone: bool = False) -> None:
-    """Decode the studies of a piece, write and publish its tar, then its part of the index.
-
-    Args:
-        alone: decode in a process of its own, so that a crash of a codec costs that image only.
-    """
-    keep_memory()
-    written: list[Study] = []
-    rejects: list[Reject] = []
-    with ShardWriter(job.tar(number), job.address(number)) as writer, _decoder(job, alone) as decode:
-        for item in read_studies(job.plan(number)):
-            good = []
-            for view in item.views:
-                result = decode(view.shard)
-                if isinstance(result, Picture):
-                    good.append((view, result))
-                else:
-                    rejects.append(Reject(job.dataset, view.shard or view.id, "image", result))
-            if good:
-                views, pictures = zip(*good, strict=True)
-                written.append(writer.write(item.with_views(views), pictures))
-            else:
-                rejects.append(Reject(job.dataset, f"{item.patient}/{item.study}", "study", "no readable image"))
-            if job.parent and job.parent not in (os.getpid(), os.getppid()):
-                raise SystemExit("the ingest that started this process is gone")
-    if written:
-        publish(job.tar(number), job.address(number))
-    write_rejects(job.part(number).with_suffix(".rejects"), rejects)
-    write_studies(job.part(number), written)
-
-
-@contextmanager
-def _decoder(job: Job, alone: bool) -> Iterator[Any]:
-    """A function from a file's name to its picture, or to the reason why there is none."""
-    if not alone:
-        yield lambda path: decode_file(job, path)
-        return
-    pools: list[ProcessPoolExecutor] = []
-
-    def decode(path: str) -> Picture | str:
-        for _ in range(2):  # a process may also be killed for want of memory: once is no verdict
-            if not pools:
-                pools.append(ProcessPoolExecutor(1, get_context("spawn")))
-            try:
-                return pools[0].submit(decode_file, job, path).result()
-            except BrokenExecutor:
-                pools.pop().shutdown(wait=False)
-        return CRASHED
-
-    try:
-        yield decode
-    finally:
-        for pool in pools:
-            pool.shutdown(wait=True)
-
-
-def decode_file(job: Job, path: str) -> Picture | str:
-    """The encoded picture of one file of the archive, or the reason there is none.
-
-    Raises:
-        Gone: the archive is no longer there.
-    """
-    if not path:
-        return MISSING
-    try:
-        loose = job.files.local / path if job.files.local is not None and "!/" not in path else None
-        data = loose if loose is not None else job.files.read(path, images.MAX_FILE)
-        image, position = images.read_view(data, job.short_side)
-        height, width = image.shape
-        return Picture(encode(image, job.jpeg_quality), width, height, position)
-    except ImageError as error:
-        reason = str(error)
-    except Gone:
-        raise
-    except Exception as error:  # one bad file never stops the archive; the type alone says nothing of its content
-        reason = str(error) if isinstance(error, OSError) and not error.errno else f"unexpected {type(error).__name__}"
-    if not job.files.has(job.witness):
-        raise Gone(f"the archive at {job.files.root} is no longer there")
-    return reason
-
-
-def _done(job: Job, number: int) -> bool:
-    """Whether a piece is finished: its part is written last, but its tar may have been taken away since."""
-    part = job.part(number)
-    if not part.is_file():
-        return False
-    return "://" in job.target or job.tar(number).is_file() or not pq.read_metadata(part).num_rows
-
-
 def _finish(
     job: Job,
-    pieces: int,
+    count: int,
     plan: Plan,
     source: Source,
     archive: Archive,
@@ -380,7 +240,7 @@ def _finish(
     out_shards.mkdir(parents=True, exist_ok=True)
     rejects = list(plan.rejects)
     counts = {split: {"studies": 0, "images": 0} for split in SPLITS}
-    for number in range(pieces):
+    for number in range(count):
         rejects += [Reject(**row) for row in pq.read_table(job.part(number).with_suffix(".rejects")).to_pylist()]
         for item in read_studies(job.part(number)):
             counts[item.split]["studies"] += 1
@@ -407,7 +267,7 @@ def _finish(
         )
     share = rejected / found if found else 0.0
     if share > options.max_rejected:
-        for number in range(pieces):  # what was rejected may be mended without a file changing: permissions, say
+        for number in range(count):  # what was rejected may be mended without a file changing: permissions, say
             if pq.read_metadata(job.part(number).with_suffix(".rejects")).num_rows:
                 job.part(number).unlink()
         reasons = Counter(r.reason for r in rejects if r.kind == "image").most_common(3)
@@ -416,7 +276,7 @@ def _finish(
             f"{options.max_rejected:.1%} ({'; '.join(f'{reason}: {n}' for reason, n in reasons)}); "
             f"see {out_shards}/rejects.parquet (images are looked for anywhere under {source.path})"
         )
-    write_studies(out_index, (item for number in range(pieces) for item in read_studies(job.part(number))))
+    write_studies(out_index, (item for number in range(count) for item in read_studies(job.part(number))))
     out_index.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     for tar in sorted((Path(job.work) / "shards").glob("*.tar")):
         tar.replace(out_shards / tar.name)

@@ -7,7 +7,7 @@ import gzip
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -162,8 +162,11 @@ def _label(cell: str) -> int:
 def by_stem(paths: Iterable[str]) -> dict[str, str]:
     """File name without suffix -> path. Of two formats of one image the DICOM wins, then the path that sorts first."""
     index: dict[str, str] = {}
-    for path in sorted(paths, key=lambda p: (IMAGE_SUFFIXES.index(PurePosixPath(p).suffix.lower()), p)):
-        index.setdefault(PurePosixPath(path).stem, path)
+    paths = sorted(paths)
+    for suffix in IMAGE_SUFFIXES:
+        for path in paths:
+            if path.lower().endswith(suffix):
+                index.setdefault(base(path)[: -len(suffix)], path)
     return index
 
 

@@ -40,4 +40,4 @@ lock:
 		--no-header --no-emit-index-url --no-annotate --quiet -o requirements.lock
 
 clean:
-	rm -rf .venv data/phantom data/shards data/index data/prompts data/corpus data/models data/embeddings data/results/*
+	rm -rf .venv data/phantom data/shards data/index data/prompts data/corpus data/models data/audit data/work data/fingerprints data/embeddings/* data/results/*

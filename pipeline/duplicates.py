@@ -2,7 +2,7 @@
 
 A copy may be encoded again, resized, windowed otherwise, inverted or cropped by up to ``MAX_CROP`` of each side. Three
 steps, each far cheaper a picture than the next: (1) a small locally normalised thumbnail; (2) its nearest neighbours
-among all thumbnails, in a space of a hundred dimensions fitted on the pictures at hand, where the thumbnail also asks
+among all thumbnails, in a space of 256 dimensions fitted on the pictures at hand, where the thumbnail also asks
 as each of 16 crops of itself would; (3) registration of the two pictures and the correlation of their detail.
 """
 

@@ -87,7 +87,7 @@ def evaluate(
     """Probe VinDr-CXR, RSNA and SIIM at every share; metrics "<dataset>.<share>" (form: docs/results.md).
 
     The frozen encoder sees each training image ``options.draws`` times, each under its own augmentation draw, and every
-    validation and test image once; with ``draws`` equal to the epochs this is the paper's recipe exactly.
+    validation and test image once; with ``draws`` equal to the epochs this is the release's recipe (docs/fidelity.md).
     """
     result: dict[str, Any] = {"metrics": {}, "classes": {}, "notes": []}
     for dataset in (d for d in BINARY_DATASETS if d in sources):

@@ -64,6 +64,10 @@ class Files:
         """The root as a local folder, or ``None`` where it is elsewhere."""
         return None if "://" in self.root else Path(self.root)
 
+    def absolute(self) -> Files:
+        """The same archive for a process that stands in another folder."""
+        return Files(self.root if self.local is None else str(self.local.absolute()), self.cache.absolute())
+
     def exists(self) -> bool:
         """Whether there is such a folder (of a URL: anything below it)."""
         if self.local is not None:

@@ -54,7 +54,7 @@ def ingest(
     image is opened and nothing is found or written.
 
     Args:
-        work: folder on the file system of ``out_shards``, for what a later run can go on from; emptied at the end.
+        work: folder on the file system of ``out_shards``, for what a later run can go on from; removed at the end.
 
     Raises:
         SourceError: the archive cannot be read at all.
@@ -75,7 +75,7 @@ def ingest(
         target = f"{options.target.rstrip('/')}/{dataset}" if options.target else out_shards.as_posix()
         job = Job(
             dataset=dataset,
-            files=archive.files,
+            files=archive.files.absolute(),
             witness=min(archive.names, key=lambda name: (IN_PACK in name, name), default=""),
             work=str(work.resolve()),
             target=target,

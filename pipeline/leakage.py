@@ -171,7 +171,7 @@ def table(images: Sequence[Image], rows: Sequence[dict[str, str]]) -> pd.DataFra
 
 
 def cell(line: dict[str, Any]) -> str:
-    """A line of ``table`` in words: "3 copies, 12 of the patients"; "≥" or "unknown" where ids cannot be compared."""
+    """A line of ``table`` in words: "3 copies, 12 by patient"; "≥" or "unknown" where ids cannot be compared."""
     if line["patients_known"] == "yes":
         patients = f"{line['patients']} by patient"
     else:

@@ -134,9 +134,10 @@ def load_results(results: Path, runs: Iterable[str], few_shot: Iterable[str]) ->
                 if kind != "few_shot" or name in probed:
                     missing.append(str(path))
                 continue
-            raw = _read_json(path, f"run: dvc repro {kind}@{name}")
+            stage = f"few_shot@{name}" if kind == "few_shot" else kind
+            raw = _read_json(path, f"run: dvc repro {stage}")
             if raw.get("run") != name:
-                raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {kind}@{name}")
+                raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {stage}")
             for key, value in raw["metrics"].items():
                 run.measures[_metric_name(kind, key)] = _measure(path, key, value)
             run.curves.update(raw.get("curves", {}))

@@ -86,8 +86,9 @@ class Study:
 @dataclass(frozen=True, slots=True)
 class Reject:
     """One thing of an archive that could not be used: ``item`` is a path inside the archive or a row's id,
-    ``kind`` says what was lost (``image``: counts against the images found; ``study``; ``row``), and ``reason`` is
-    one line without any content of the file.
+    ``kind`` says what was lost (``image``: counts against the images found; ``study``; ``row`` of a list; ``file``: a
+    pack or folder that cannot be read; ``unlisted``: an image that no list names), and ``reason`` is one line without
+    any content of the file.
     """
 
     dataset: str
@@ -130,9 +131,9 @@ REJECT_SCHEMA = pa.schema([(name, pa.string()) for name in ("dataset", "item", "
 class Studies(Sequence[Study]):
     """The studies of an index file, in file order: a read-only list that makes each ``Study`` when it is asked for.
 
-    What it holds are Arrow's buffers, about 500 bytes a study with two views and a report. Forked processes share
-    them; a pickle is the path, and reads the file again. Slices and ``select`` share them, too. Equal to any list of
-    equal studies.
+    What it holds are a text and packed numbers for each row group, about 550 bytes a study with two views and a report.
+    Forked processes share them; a pickle is the path, and reads the file again. Slices and ``select`` share them, too.
+    Equal to any list of equal studies.
     """
 
     def __init__(self, path: Path, splits: tuple[str, ...]) -> None:

@@ -83,13 +83,13 @@ def _reports(archive: Archive, source: Source) -> Archive:
 
 def fingerprint(dataset: str, source: Source) -> dict[str, str]:
     """What changes whenever a file of an archive does: a digest of all names, sizes and times of change, of its images
-    and, where they lie elsewhere, of its reports. No file is opened.
+    and, where they lie elsewhere, of its reports and its CheXpert5x200 list. No file is opened.
 
     Raises:
         SourceError: there is nothing where it should be.
     """
     prints = {}
-    for key, place in (("path", source.path), ("reports", source.reports)):
+    for key, place in (("path", source.path), ("reports", source.reports), ("list_5x200", source.list_5x200)):
         files = Files(place, "")
         if place and files.exists():
             prints[key] = files.fingerprint()

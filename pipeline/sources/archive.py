@@ -20,7 +20,7 @@ WHERE = {
     "chestxray14": "open, NIH Clinical Center: nihcc.app.box.com/v/ChestXray-NIHCC",
     "vindr_cxr": "credentialed PhysioNet access: physionet.org/content/vindr-cxr",
     "rsna": "Kaggle account: kaggle.com/c/rsna-pneumonia-detection-challenge",
-    "siim": "Kaggle account: kaggle.com/c/siim-acr-pneumothorax-segmentation",
+    "siim": "Kaggle account: kaggle.com/datasets/jesperdramsch/siim-acr-pneumothorax-segmentation-data",
     "openi": "open, NLM: openi.nlm.nih.gov/faq (NLMCXR_reports.tgz, NLMCXR_png.tgz, NLMCXR_dcm.tgz)",
 }
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # where one image comes in two formats, the earlier wins
@@ -110,11 +110,21 @@ def table(archive: Archive, names: Sequence[str]) -> str:
 
 def rows(archive: Archive, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows of one of the archive's csv files as text; see ``read_rows``."""
+    return read_rows(archive.dataset, f"{archive.files.root}/{name}", content(archive, name), columns)
+
+
+def content(archive: Archive, name: str) -> bytes:
+    """All of a label file.
+
+    Raises:
+        SourceError: it cannot be read. Gone: the archive is no longer there.
+    """
     try:
-        data = archive.files.read(name, MAX_TABLE)
+        return archive.files.read(name, MAX_TABLE)
+    except Gone:
+        raise
     except FilesError as error:
         raise SourceError(f"{archive.dataset}: {archive.files.root}/{name}: {error}; download it again") from None
-    return read_rows(archive.dataset, f"{archive.files.root}/{name}", data, columns)
 
 
 def read_rows(dataset: str, path: str, data: bytes, columns: Sequence[str]) -> Iterator[dict[str, str]]:

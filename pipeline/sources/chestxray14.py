@@ -24,7 +24,7 @@ def read_chestxray14(files: Archive, split: str = "paper") -> Iterator[Study | R
             ``patient``: by patient (90,057 / 22,063 images).
 
     Raises:
-        SourceError: the archive folder or Data_Entry_2017*.csv is missing.
+        SourceError: Data_Entry_2017*.csv is missing.
     """
     file = archive.table(files, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"])
     columns = ["Image Index", "Finding Labels", "Patient ID", "View Position"]

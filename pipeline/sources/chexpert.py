@@ -106,7 +106,7 @@ def find_list(files: Archive, list_5x200: str) -> tuple[str, bytes] | None:
     """
     if not list_5x200:
         name = archive.find_table(files, [LIST])
-        return None if name is None else (name, files.files.read(name, archive.MAX_TABLE))
+        return None if name is None else (name, archive.content(files, name))
     try:
         return list_5x200, Path(list_5x200).read_bytes()
     except OSError:

@@ -35,8 +35,8 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
         name: of the manifest, below the archive's root.
 
     Raises:
-        SourceError: the manifest is missing, damaged or without a column ``image``; or a study or a patient's study
-            stands in two splits.
+        SourceError: the manifest is missing, damaged or without a column ``image``; or a study stands in two splits. (A patient may: public
+            splits do that.)
     """
     present = set(files.names)
     studies: dict[tuple[str, str], Study] = {}
@@ -81,7 +81,7 @@ def _rows(files: Archive, name: str) -> Iterator[dict[str, str]]:
         yield from archive.rows(files, name, ["image"])
         return
     try:
-        table = pq.read_table(io.BytesIO(files.files.read(name, archive.MAX_TABLE)))
+        table = pq.read_table(io.BytesIO(archive.content(files, name)))
     except (OSError, pa.ArrowException) as error:
         raise archive.SourceError(
             f"{files.dataset}: {files.files.root}/{name}: missing or damaged ({type(error).__name__})"

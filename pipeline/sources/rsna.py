@@ -53,7 +53,7 @@ def _patients(files: Archive) -> dict[str, str]:
             "its page of the Pneumonia Detection Challenge 2018"
         )
     try:
-        entries = json.loads(files.files.read(name, archive.MAX_TABLE))
+        entries = json.loads(archive.content(files, name))
         return {entry["subset_img_id"]: f"nih{int(entry['img_id'].partition('_')[0])}" for entry in entries}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise archive.SourceError(

@@ -19,7 +19,7 @@ def read_siim(files: Archive) -> Iterator[Study | Reject]:
     sides. An image is positive for Pneumothorax where its run-length mask is not ``-1``.
 
     Raises:
-        SourceError: the archive folder or the mask file is missing.
+        SourceError: the mask file is missing.
     """
     file = archive.table(files, FILES)
     positive: dict[str, int] = {}

@@ -16,7 +16,7 @@ def read_vindr_cxr(files: Archive) -> Iterator[Study | Reject]:
     the test split (paper Table 1: 12,000 / 3,000 / 3,000). The archive gives no patient: an image is its own.
 
     Raises:
-        SourceError: the archive folder or a label file is missing.
+        SourceError: a label file is missing.
     """
     labels: dict[str, dict[str, dict[str, int]]] = {}
     for part in ("train", "test"):

@@ -35,8 +35,8 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
         name: of the manifest, below the archive's root.
 
     Raises:
-        SourceError: the manifest is missing, damaged or without a column ``image``; or a study stands in two splits. (A patient may: public
-            splits do that.)
+        SourceError: the manifest is missing, damaged or without a column ``image``; or a study stands in two splits.
+            (A patient may: public splits do that.)
     """
     present = set(files.names)
     studies: dict[tuple[str, str], Study] = {}

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.batches import TrainingSet, collate, epoch_order
-from pipeline.encoders import Tokenizer
-from pipeline.losses import Embeddings, cxr_clip_loss
+from pipeline.batches import TrainingSet, collate, epoch_draws
 from pipeline.model import CxrClip
 from pipeline.params import read_run_config
 from pipeline.prompts import read_pools
+from pipeline.step import training_loss
 from pipeline.study import read_studies
+from pipeline.tokens import Tokenizer
 
 
 def main(run: str, steps: int) -> None:
@@ -32,7 +32,7 @@ def main(run: str, steps: int) -> None:
     net = CxrClip(config, len(tokenizer)).to(device).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.train.lr)
     data = TrainingSet(studies, prompts, config)
-    order = epoch_order(len(data), config.train.batch_size, config.seed, 0)
+    order = epoch_draws(len(data), config.train.batch_size, config.seed, 0)
     spent = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
 
     def lap(part: str, since: float, counted: bool) -> float:
@@ -45,12 +45,9 @@ def main(run: str, steps: int) -> None:
     for step in range(steps + 2):
         counted = step >= 2
         now = time.perf_counter()
-        batch = collate([data[(0, int(i))] for i in order[step % len(order)]], tokenizer)
+        batch = collate([data[draw] for draw in order[step % len(order)]], tokenizer, config.train.length_groups)
         now = lap("data", now, counted)
-        images, texts, scale = net(batch.images.to(device), batch.tokens.to(device), batch.mask.to(device))
-        (i1, *i2), (t1, *t2) = images.split(batch.studies), texts.split(batch.studies)
-        pair = Embeddings(i1, t1, i2[0] if i2 else None, t2[0] if t2 else None)
-        loss, _ = cxr_clip_loss(pair, scale, config.loss)
+        loss, _ = training_loss(net, batch, config, device, world=1)
         now = lap("forward", now, counted)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

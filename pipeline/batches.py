@@ -1,14 +1,18 @@
 """Study-level sampling (paper section 3.1): from studies in shards to batches of images and token ids.
 
 Every draw is decided by (seed, epoch, data set, study) alone, so it is the same on any number of processes and workers.
+Which studies make a batch is decided by seed, epoch, batch size and number of studies: all data sets of a run are one
+list in random order, so each has exactly its share of every epoch, and on average its share of every batch.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,24 +20,67 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.augment import augment_image, evaluation_image, swap_sentences
-from pipeline.encoders import Tokenizer
+from pipeline.augment import augment_view, evaluation_image, swap_sentences
 from pipeline.losses import samples_needed
 from pipeline.params import RunConfig
 from pipeline.prompts import Prompts, caption, validation_caption
 from pipeline.shards import load_view
 from pipeline.study import Study, View
+from pipeline.tokens import Tokenizer
+from pipeline.translations import Translations
+
+
+class Sample(NamedTuple):
+    """One draw of one study: its n images (uint8 [S, S]) and m texts, n and m 1 or 2; its place in its set; and the
+    key from which all that is random about it is drawn, dropout included (see ``draw_key``)."""
+
+    images: list[np.ndarray]
+    texts: list[str]
+    place: int
+    key: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B studies: grey uint8 images [n * B, S, S] and token ids/masks int64 [m * B, L], all first samples first;
-    n and m are 1 or 2."""
+    """B draws of studies, all first samples before all second ones.
+
+    Texts are sorted by length and cut in groups, each padded to its own longest.
+
+    Attributes:
+        images: grey uint8 [n * B, S, S].
+        tokens, mask: int64 [g, L_g] for each group; together m * B rows.
+        order: int64 [m * B], the row of the concatenated groups that holds text k.
+        places: int64 [B], index of each study in its set.
+        keys: int64 [B], of each draw.
+        studies: B.
+    """
 
     images: Tensor
-    tokens: Tensor
-    mask: Tensor
+    tokens: tuple[Tensor, ...]
+    mask: tuple[Tensor, ...]
+    order: Tensor
+    places: Tensor
+    keys: Tensor
     studies: int
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on a device; from pinned memory it is made while the device computes."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """A copy in pinned memory; torch's loader calls this where it was told to pin."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            images=change(self.images),
+            tokens=tuple(map(change, self.tokens)),
+            mask=tuple(map(change, self.mask)),
+            order=change(self.order),
+            places=change(self.places),
+            keys=change(self.keys),
+            studies=self.studies,
+        )
 
 
 def draw_views(study: Study, count: int, rng: Generator) -> list[View]:
@@ -45,34 +92,65 @@ def draw_views(study: Study, count: int, rng: Generator) -> list[View]:
     return [first, others[rng.integers(len(others))] if others else first]
 
 
-def draw_texts(study: Study, count: int, prompts: Prompts | None, config: RunConfig, rng: Generator) -> list[str]:
+def draw_texts(
+    study: Study,
+    count: int,
+    prompts: Prompts | None,
+    config: RunConfig,
+    rng: Generator,
+    translations: Translations | None = None,
+) -> list[str]:
     """``count`` (1 or 2) texts of a study.
 
-    A report gives findings and impression in random order, without replacement; where only one section exists the
-    second text is its sentences in another order. Labels give captions drawn independently from the prompts. With
-    ``sampling.unit: image`` the text is the whole report, both sections in their order.
+    A report gives findings and impression in random order, without replacement. With ``augment.text`` a section that
+    has a back-translation is replaced by it with probability 0.5, and then the sentences of either are swapped with
+    probability 0.5. Where only one section exists, the second text is that section in the wording the first is not in
+    (its sentences swapped with probability 0.5), or without a back-translation its sentences in another order.
+    Labels give captions drawn independently from the prompts. With ``sampling.unit: image`` the text is the whole
+    report, both sections in their order, and its back-translation that of both.
     """
     if study.labels and prompts is not None:
         negatives = config.sampling.negatives if study.dataset == "chestxray14" else None
         return [_said(caption(study.labels, prompts, rng, negatives), study) for _ in range(count)]
     sections = [text for text in (study.findings, study.impression) if text]
+    again = [translations.get(text) if translations and config.augment.text else None for text in sections]
     if config.sampling.unit == "image":
+        again = [" ".join(filter(None, again))] if all(again) else [None]
         sections = [" ".join(sections)]
-    picked = [sections[i] for i in rng.permutation(len(sections))[:count]]
+    order = rng.permutation(len(sections))[:count]
+    # Each section as (what is said, the same in other words). Without translations no random number is spent on them.
+    said = [(sections[i], again[i]) for i in order]
+    said = [(b, a) if b and rng.random() < 0.5 else (a, b) for a, b in said]
+    picked = [text for text, _ in said]
     if config.augment.text:
-        picked = [swap_sentences(text, rng) if rng.random() < 0.5 else text for text in picked]
+        picked = [_maybe_swapped(text, rng) for text in picked]
     if len(picked) < count:
-        picked.append(swap_sentences(picked[0], rng) if config.augment.text else picked[0])
+        other = said[0][1]
+        if other:
+            picked.append(_maybe_swapped(other, rng))
+        else:
+            picked.append(swap_sentences(picked[0], rng) if config.augment.text else picked[0])
     return picked
 
 
-class TrainingSet(Dataset[tuple[list[np.ndarray], list[str]]]):
+def _maybe_swapped(text: str, rng: Generator) -> str:
+    return swap_sentences(text, rng) if rng.random() < 0.5 else text
+
+
+class TrainingSet(Dataset[Sample]):
     """Draws of training studies, addressed by (epoch, index)."""
 
-    def __init__(self, studies: Sequence[Study], prompts: dict[str, Prompts], config: RunConfig) -> None:
+    def __init__(
+        self,
+        studies: Sequence[Study],
+        prompts: dict[str, Prompts],
+        config: RunConfig,
+        translations: Translations | None = None,
+    ) -> None:
         """``texts_of[i]`` is the study whose texts study i gets: itself, or another one in the shuffled control."""
         self.studies = studies
         self.prompts = prompts
+        self.translations = translations
         self.config = config
         self.counts = samples_needed(config.loss)
         self.texts_of = shuffled(len(studies), config)
@@ -81,21 +159,23 @@ class TrainingSet(Dataset[tuple[list[np.ndarray], list[str]]]):
         """Number of studies."""
         return len(self.studies)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[list[np.ndarray], list[str]]:
-        """One draw of one study in one epoch: its images (uint8 [S, S]) and texts."""
-        epoch, index = key
+    def __getitem__(self, draw: Sequence[int] | np.ndarray) -> Sample:
+        """The draw of one study in one epoch: ``draw`` is (epoch, index)."""
+        epoch, index = map(int, draw)
         study, other = self.studies[index], self.studies[self.texts_of[index]]
-        name = f"{study.dataset}/{study.patient}/{study.study}".encode()
-        rng = np.random.default_rng([self.config.seed, epoch, zlib.crc32(name)])
+        key = draw_key(self.config.seed, epoch, study)
+        rng = np.random.default_rng(key)
         if self.config.sampling.unit == "image":
             views = draw_views(study, 1, rng) * self.counts[0]
         else:
             views = draw_views(study, self.counts[0], rng)
-        images = [augment_image(load_view(v), self.config.image_size, self.config.augment, rng) for v in views]
-        return images, draw_texts(other, self.counts[1], self.prompts.get(other.dataset), self.config, rng)
+        images = [augment_view(v, self.config.image_size, self.config.augment, rng) for v in views]
+        prompts = self.prompts.get(other.dataset)
+        texts = draw_texts(other, self.counts[1], prompts, self.config, rng, self.translations)
+        return Sample(images, texts, index, key)
 
 
-class ValidationSet(Dataset[tuple[list[np.ndarray], list[str]]]):
+class ValidationSet(Dataset[Sample]):
     """The one fixed view of validation studies: no augmentation, sections in order, positive prompts only."""
 
     def __init__(self, studies: Sequence[Study], prompts: dict[str, Prompts], config: RunConfig) -> None:
@@ -109,14 +189,16 @@ class ValidationSet(Dataset[tuple[list[np.ndarray], list[str]]]):
         """Number of studies."""
         return len(self.studies)
 
-    def __getitem__(self, index: int) -> tuple[list[np.ndarray], list[str]]:
-        """The first frontal view and another position's first view, the findings and the impression, as they exist."""
+    def __getitem__(self, index: int) -> Sample:
+        """The first frontal view and another position's first view, the findings and the impression, as they exist;
+        nothing is dropped out in validation, so the key is 0."""
         study, other = self.studies[index], self.studies[self.texts_of[index]]
         first = study.first_frontal
         second = next((v for v in study.views if v.position != first.position), first)
         views = [first, second][: self.counts[0]]
         images = [evaluation_image(load_view(v), self.config.image_size) for v in views]
-        return images, validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
+        texts = validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
+        return Sample(images, texts, index, 0)
 
 
 def validation_texts(study: Study, prompts: Prompts | None, config: RunConfig) -> list[str]:
@@ -145,40 +227,101 @@ def shuffled(count: int, config: RunConfig) -> np.ndarray:
     return partner
 
 
-def epoch_order(count: int, batch: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The studies of each step of an epoch: a fresh permutation cut into full batches; the remainder waits its turn.
+def draw_key(seed: int, epoch: int, study: Study) -> int:
+    """A number from 0 to 2**63 - 1 for the draw of a study in an epoch, the same wherever and whenever it is drawn."""
+    name = f"{seed}/{epoch}/{study.dataset}/{study.patient}\0{study.study}".encode()
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 1
+
+
+def steps_before(count: int, batch: int, epoch: int) -> int:
+    """Steps that are done when an epoch begins, or (``epoch`` the number of epochs) the steps of a whole training: a
+    step for every full batch of the studies seen until then."""
+    return epoch * count // batch
+
+
+def epoch_draws(count: int, batch: int, seed: int, epoch: int) -> np.ndarray:
+    """The draws of an epoch, int64 [K, batch, 2]: K steps, of each the epoch and the place of ``batch`` studies.
+
+    Every epoch is a fresh permutation of all studies, and the epochs follow each other without a gap: what fills no
+    whole batch at the end of one is carried into the first batch of the next, still as its own epoch's draw. So each
+    study is drawn once an epoch, and a training leaves out less than one batch, at its very end. Such a first batch
+    takes no study that was carried into it, since nobody is their own negative.
 
     Raises:
         ValueError: fewer studies than a batch.
     """
     if count < batch:
         raise ValueError(f"train.batch_size: {batch} studies a step, but the corpus holds only {count}; lower it")
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    return list(order[: count // batch * batch].reshape(-1, batch))
+    draws = np.empty((0, 2), dtype=np.int64)
+    # Rearranging the first batch leaves the last one as it is, unless there are fewer than two.
+    start = max(0, epoch - 1) if count >= 2 * batch else 0
+    for now in range(start, epoch + 1):
+        order = np.random.default_rng([seed, now]).permutation(count)
+        carried = draws[len(draws) - now * count % batch :]
+        again = np.isin(order[:batch], carried[:, 1])
+        order[:batch] = np.concatenate([order[:batch][~again], order[:batch][again]])
+        draws = np.concatenate([carried, np.stack([np.full(count, now), order], axis=1)])
+    return draws[: len(draws) // batch * batch].reshape(-1, batch, 2)
 
 
-def collate(samples: list[tuple[list[np.ndarray], list[str]]], tokenizer: Tokenizer) -> Batch:
-    """Stack the samples of B studies, all first images (texts) before all second ones."""
-    images = [image for k in range(len(samples[0][0])) for image in (s[0][k] for s in samples)]
-    texts = [text for k in range(len(samples[0][1])) for text in (s[1][k] for s in samples)]
-    tokens, mask = tokenizer(texts)
-    return Batch(torch.from_numpy(np.stack(images)), tokens, mask, len(samples))
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer, groups: int) -> Batch:
+    """Stack the draws of B studies, all first images (texts) before all second ones.
+
+    Args:
+        groups: how many length groups the texts are cut in, as even in number as can be; fewer where there are fewer
+            texts. Which studies stand together never depends on length.
+    """
+    images = [image for k in range(len(samples[0].images)) for image in (s.images[k] for s in samples)]
+    texts = [text for k in range(len(samples[0].texts)) for text in (s.texts[k] for s in samples)]
+    ids = tokenizer.encode(texts)
+    by_length = np.argsort([len(row) for row in ids], kind="stable")
+    parts = np.array_split(by_length, min(groups, len(ids)))
+    padded = [_padded([ids[i] for i in part]) for part in parts]
+    return Batch(
+        images=torch.from_numpy(np.stack(images)),
+        tokens=tuple(tokens for tokens, _ in padded),
+        mask=tuple(mask for _, mask in padded),
+        order=torch.from_numpy(np.argsort(by_length)),
+        places=torch.tensor([s.place for s in samples]),
+        keys=torch.tensor([s.key for s in samples]),
+        studies=len(samples),
+    )
+
+
+def _padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, int64 [B, L], L the longest row's length. The pad is 0, whatever the vocabulary calls it: the mask
+    keeps it from having any effect."""
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return tokens, (torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)).long()
 
 
 def training_batches(
-    data: TrainingSet, tokenizer: Tokenizer, epoch: int, rank: int, world: int, workers: int
+    data: TrainingSet, tokenizer: Tokenizer, epoch: int, rank: int, world: int, workers: int, start: int = 0
 ) -> Iterator[Batch]:
-    """This rank's share of every step of an epoch: rank r of w takes studies r, r + w, ... of the global batch."""
-    steps = epoch_order(len(data), data.config.train.batch_size, data.config.seed, epoch)
-    mine = [[(epoch, int(i)) for i in step[rank::world]] for step in steps]
+    """This rank's share of every step of an epoch from ``start`` on: rank r of w takes studies r, r + w, ... of the
+    global batch."""
+    steps = epoch_draws(len(data), data.config.train.batch_size, data.config.seed, epoch)[start:]
+    mine = [step[rank::world] for step in steps]
     loader: DataLoader[Batch] = DataLoader(
         data,  # type: ignore[arg-type]
         batch_sampler=mine,
         num_workers=workers,
-        collate_fn=partial(collate, tokenizer=tokenizer),  # unlike a lambda it reaches spawned workers
+        collate_fn=partial(
+            collate, tokenizer=tokenizer, groups=data.config.train.length_groups
+        ),  # unlike a lambda it reaches spawned workers
         prefetch_factor=4 if workers else None,
+        pin_memory=data.config.train.device != "cpu" and torch.cuda.is_available(),
+        worker_init_fn=_serve_to_the_end,
     )
     return iter(loader)
+
+
+def _serve_to_the_end(worker: int) -> None:
+    """A signal to the whole process group asks the trainer to stop, which needs its workers for the step in hand; they
+    end when it does."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def validation_batches(data: ValidationSet, tokenizer: Tokenizer) -> Iterator[Batch]:
@@ -189,4 +332,4 @@ def validation_batches(data: ValidationSet, tokenizer: Tokenizer) -> Iterator[Ba
     for start in range(0, len(order), size):
         part = order[start : start + size]
         if len(part) > 1:
-            yield collate([data[int(i)] for i in part], tokenizer)
+            yield collate([data[int(i)] for i in part], tokenizer, data.config.train.length_groups)

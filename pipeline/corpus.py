@@ -1,4 +1,4 @@
-"""What one run trains on: its effective parameters, its studies and its prompts, gathered into one folder."""
+"""What one run trains on: its effective parameters, studies, prompts and back-translations, all in one folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.params import LABEL_DATASETS, RunConfig, write_run_config
 from pipeline.prompts import Prompts, read_pools
 from pipeline.study import Study, read_studies, write_studies
+from pipeline.translations import FILE, read_translations, report_sections
 
 
 def usable(study: Study, prompts: Prompts | None) -> bool:
@@ -18,16 +19,22 @@ def usable(study: Study, prompts: Prompts | None) -> bool:
     return bool(study.views) and bool(study.findings or study.impression)
 
 
-def gather(config: RunConfig, index: Path, prompts: Path, out: Path) -> dict[str, int]:
+def gather(
+    config: RunConfig, index: Path, prompts: Path, out: Path, translations: Path | None = None
+) -> dict[str, int]:
     """Write ``out``/run.json, studies.parquet (train and valid, in the run's order of data sets) and prompts/.
+
+    Beside them goes translations.parquet, the back-translations of the run's training reports, where the run augments
+    texts and there are any; a run that does not draw from them is the same with and without.
 
     Args:
         config: the run.
         index: folder of <dataset>.parquet as ingest wrote them.
         prompts: folder of <dataset>.json as the prompts stage wrote them, for data sets with labels.
+        translations: folder the back_translate stage wrote, or None for no translations.
 
     Returns:
-        Counts: studies per data set and split, and those left out for want of any text.
+        Counts: studies per data set and split, those left out for want of any text, and with translations their number.
 
     Raises:
         ValueError: a data set of the run has no training study.
@@ -52,4 +59,11 @@ def gather(config: RunConfig, index: Path, prompts: Path, out: Path) -> dict[str
 
     write_studies(out / "studies.parquet", kept())
     write_run_config(out / "run.json", config)
+    (out / FILE).unlink(missing_ok=True)
+    if translations is not None and config.augment.text and len(known := read_translations(translations / FILE)):
+        training = read_studies(out / "studies.parquet", ("train",))
+        own = known.of(text for study in training for text in report_sections(study))
+        counts["translations"] = len(own)
+        if len(own):
+            own.write(out / FILE)
     return counts

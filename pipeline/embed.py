@@ -10,13 +10,13 @@ import torch
 from tqdm import tqdm
 
 from pipeline.augment import evaluation_image
-from pipeline.encoders import Tokenizer
 from pipeline.model import CxrClip
 from pipeline.params import BINARY_DATASETS
 from pipeline.prompts import zero_shot_grid, zero_shot_pairs
 from pipeline.retrieval import RETRIEVAL_SETS, candidates
 from pipeline.shards import load_view
 from pipeline.study import View, read_studies
+from pipeline.tokens import Tokenizer
 
 EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS)
 

@@ -1,15 +1,13 @@
-"""The two encoders and the tokenizer (paper section 3.2): timm for images, a BERT of transformers for text."""
+"""The two encoders (paper section 3.2): timm for images, a BERT of transformers for text."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.params import ImageEncoder, ParamsError, TextEncoder
+from pipeline.study_dropout import draw_by_study
+from pipeline.tokens import from_hub
 
 
 class ImageTower(nn.Module):
@@ -36,15 +34,22 @@ class ImageTower(nn.Module):
                     "come from the Hugging Face hub: allow network access once, or set pretrained: false"
                 ) from None
             raise ParamsError(f"model.image_encoders: timm cannot build {options.name}: {error}") from None
+        self.model = self.model.to(memory_format=torch.channels_last)
+        self.rows = draw_by_study(self.model, f"model.image_encoders: {options.name}")
         self.width: int = self.model.num_features
         self.register_buffer("mean", torch.tensor(options.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(options.std).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Grey uint8 [B, S, S] -> pooled features [B, width]."""
-        x = images.unsqueeze(1).to(self.mean.dtype) / 255
-        x = ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        return self.model(x)
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Grey uint8 [B, S, S] -> pooled features [B, width].
+
+        ``keys``, int64 [B], decide what stochastic depth drops in training (see ``pipeline.study_dropout``).
+        """
+        self.rows.are(keys)
+        factor, offset = 1 / (255 * self.std), -self.mean / self.std
+        grey = images.to(factor.dtype).unsqueeze(-1)
+        x = torch.addcmul(offset.view(3), grey, factor.view(3))  # [B, S, S, 3]
+        return self.model(x.permute(0, 3, 1, 2))  # which in torch's terms is channels-last
 
 
 class TextTower(nn.Module):
@@ -55,88 +60,23 @@ class TextTower(nn.Module):
         from transformers import AutoConfig, AutoModel, BertModel
 
         if options.name and load_weights:
-            self.model = _from_hub(BertModel.from_pretrained, options.name, add_pooling_layer=False)
+            self.model = from_hub(BertModel.from_pretrained, options.name, add_pooling_layer=False)
         elif options.name:
-            self.model = BertModel(_from_hub(AutoConfig.from_pretrained, options.name), add_pooling_layer=False)
+            self.model = BertModel(from_hub(AutoConfig.from_pretrained, options.name), add_pooling_layer=False)
         else:
             sizes = {"model_type": "roformer", "max_position_embeddings": options.max_tokens, **options.args}
             self.model = AutoModel.from_config(AutoConfig.for_model(vocab_size=vocabulary, **sizes))
+            if hasattr(self.model, "pooler"):
+                self.model.pooler = None  # never used: DDP would wait for its gradients
+        self.rows = draw_by_study(self.model, "model.text_encoder")
         self.width: int = self.model.config.hidden_size
 
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and attention mask, int64 [B, L], padded on the right -> features [B, width]."""
+    def forward(self, tokens: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Token ids and attention mask, int64 [B, L], padded on the right -> features [B, width].
+
+        ``keys``, int64 [B], decide what dropout drops in training (see ``pipeline.study_dropout``).
+        """
+        self.rows.are(keys)
         hidden = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
         last = mask.sum(dim=1) - 1
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-
-class Tokenizer:
-    """Texts to padded id tensors, through a fast tokenizer of transformers."""
-
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
-
-    def __len__(self) -> int:
-        """Number of ids."""
-        return len(self.tokenizer)
-
-    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Ids and mask, int64 [B, L], L the longest text's length and at most ``max_tokens``."""
-        out = self.tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
-        return out["input_ids"], out["attention_mask"]
-
-    def save(self, folder: Path) -> None:
-        """Write the tokenizer's files into a folder."""
-        self.tokenizer.save_pretrained(folder)
-
-    @classmethod
-    def load(cls, folder: Path, max_tokens: int) -> Tokenizer:
-        """Read what ``save`` wrote."""
-        from transformers import PreTrainedTokenizerFast
-
-        return cls(PreTrainedTokenizerFast.from_pretrained(folder), max_tokens)
-
-    @classmethod
-    def build(cls, options: TextEncoder, corpus: Iterable[str]) -> Tokenizer:
-        """The hub's tokenizer of ``options.name``, or (empty name) a lower-casing WordPiece trained on the corpus.
-
-        Training is deterministic. The trainer breaks ties between pairs by their pieces' numbers, and would number the
-        pieces "##x" in the order of a hash table; so they are listed up front. Texts are framed as [CLS] ... [SEP].
-        """
-        if options.name:
-            from transformers import AutoTokenizer
-
-            return cls(_from_hub(AutoTokenizer.from_pretrained, options.name), options.max_tokens)
-        from tokenizers import BertWordPieceTokenizer
-        from transformers import PreTrainedTokenizerFast
-
-        texts = list(corpus)
-        trained = BertWordPieceTokenizer(lowercase=True)
-        letters = sorted({letter for text in texts for letter in trained.normalize(text) if not letter.isspace()})
-        first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"##{letter}" for letter in letters)]
-        trained.train_from_iterator(
-            texts, vocab_size=options.vocabulary, min_frequency=2, special_tokens=first, show_progress=False
-        )
-        wrapped = PreTrainedTokenizerFast(
-            tokenizer_object=BertWordPieceTokenizer(trained.get_vocab(), lowercase=True)._tokenizer,
-            pad_token="[PAD]",
-            unk_token="[UNK]",
-            cls_token="[CLS]",
-            sep_token="[SEP]",
-            mask_token="[MASK]",
-        )
-        return cls(wrapped, options.max_tokens)
-
-
-def _from_hub(load: Any, name: str, **args: Any) -> Any:
-    """Load by hub name or local folder; what is missing becomes one clear line."""
-    try:
-        return load(name, trust_remote_code=False, **args)
-    except (OSError, ValueError) as error:
-        raise ParamsError(
-            f"model.text_encoder.name: {name!r} could not be loaded ({type(error).__name__}); give a local folder with "
-            "config.json, model.safetensors and vocab.txt, or allow access to the Hugging Face hub once"
-        ) from None

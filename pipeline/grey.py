@@ -15,6 +15,7 @@ Grey = NDArray[np.uint8]
 
 MAX_PIXELS = 80_000_000  # rows x columns; the largest detectors give 20 million. Checked before pixels are allocated
 MIN_SIDE = 8  # pixels
+REDUCED = {1: cv2.IMREAD_GRAYSCALE, 2: cv2.IMREAD_REDUCED_GRAYSCALE_2, 4: cv2.IMREAD_REDUCED_GRAYSCALE_4}
 
 
 class ImageError(ValueError):
@@ -83,13 +84,17 @@ def encode(image: Grey, quality: int) -> bytes:
     return bytes(data)
 
 
-def decode(data: bytes) -> Grey:
+def decode(data: bytes, reduce: int = 1) -> Grey:
     """Inverse of ``encode``: uint8 [H, W].
+
+    Args:
+        reduce: 2 or 4 for a picture of 1/2 or 1/4 of the size, sides rounded up, made of the low frequencies of each
+            JPEG block alone: less to transform and to resize, and about what area averaging gives.
 
     Raises:
         ImageError: not a JPEG.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) if data else None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[reduce]) if data else None
     if image is None:
         raise ImageError("not an encoded picture")
     return np.asarray(image, dtype=np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.atomic import replacing
-from pipeline.encoders import ImageTower, TextTower, Tokenizer
+from pipeline.encoders import ImageTower, TextTower
 from pipeline.params import RunConfig, read_run_config, write_run_config
+from pipeline.tokens import Tokenizer
 
 MAX_LOG_SCALE = math.log(100)  # CLIP's bound; the paper and its release have none
 
@@ -35,22 +37,51 @@ class CxrClip(nn.Module):
         """The factor on the cosines."""
         return self.log_scale.exp()
 
+    def compile_towers(self) -> None:
+        """Let torch compile both encoders on their first pass; names of parameters stay."""
+        self.image_tower.model.compile()
+        self.text_tower.model.compile(dynamic=True)  # the padded length changes from group to group
+
     @torch.no_grad()
     def clamp_scale(self) -> None:
         """Hold the scale at 100 or below; called after every step, so that the parameter can still come down."""
         self.log_scale.clamp_(max=MAX_LOG_SCALE)
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Grey uint8 [B, S, S] -> unit-norm [B, dim]."""
-        return F.normalize(self.image_projection(self.image_tower(images)).float(), dim=-1)
+    def encode_image(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Grey uint8 [B, S, S] -> unit-norm [B, dim]; ``keys`` as in ``ImageTower.forward``."""
+        return _unit(self.image_projection(self.image_tower(images, keys)))
 
-    def encode_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask, int64 [B, L] -> unit-norm [B, dim]."""
-        return F.normalize(self.text_projection(self.text_tower(tokens, mask)).float(), dim=-1)
+    def encode_text(self, tokens: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Token ids and mask, int64 [B, L] -> unit-norm [B, dim]; ``keys`` as in ``TextTower.forward``."""
+        return _unit(self.text_projection(self.text_tower(tokens, mask, keys)))
 
-    def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of images and texts, which need not pair up, and the scale."""
-        return self.encode_image(images), self.encode_text(tokens, mask), self.scale
+    def forward(
+        self,
+        images: Tensor,
+        tokens: Sequence[Tensor],
+        mask: Sequence[Tensor],
+        image_keys: Tensor | None = None,
+        text_keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings of images and texts, which need not pair up, and the scale.
+
+        Args:
+            images: uint8 [N, S, S].
+            tokens, mask: int64 [g, L_g] for each length group.
+            image_keys, text_keys: int64 [N] and [M], needed in training where a tower drops anything; texts are
+                counted through the groups.
+
+        Returns:
+            [N, dim], [M, dim] (texts in the order of the groups) and a scalar.
+        """
+        keys = [None] * len(tokens) if text_keys is None else text_keys.split([len(t) for t in tokens])
+        texts = [self.encode_text(*group) for group in zip(tokens, mask, keys, strict=True)]
+        return self.encode_image(images, image_keys), torch.cat(texts), self.scale
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of length 1, in single precision where autocast left half."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
 def save(model: CxrClip, tokenizer: Tokenizer, config: RunConfig, folder: Path) -> None:

@@ -7,18 +7,23 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from pipeline.records import ParamsError, hint, read_record
+from pipeline.records import ParamsError, Within, hint, read_record
 
 LABEL_DATASETS = ("chexpert", "chestxray14")  # captions come from their labels through prompts
 PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
 BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
 DATASETS = (*PRETRAIN_DATASETS, *BINARY_DATASETS, "openi")
 MANIFEST = "manifest"  # the reader of archives that are nobody else's
-MANY = 1 << 20  # upper bound of a whole number that has no other
+
+MANY = 1 << 20  # upper bound of a number that has no other
+Count = Annotated[int, Within(0, MANY)]
+Positive = Annotated[int, Within(1, MANY)]
+Share = Annotated[float, Within(0, 1)]
+Weight = Annotated[float, Within(0, MANY)]
 
 
 @dataclass(frozen=True)
@@ -50,22 +55,22 @@ class Phantom:
 class Ingest:
     """How archives become shards."""
 
-    short_side: int = 512
-    jpeg_quality: int = 95
-    shard_size: int = 512
-    workers: int = 0  # local processes; 0 = one a core
+    short_side: Annotated[int, Within(16, MANY)] = 512
+    jpeg_quality: Annotated[int, Within(1, 100)] = 95
+    shard_size: Positive = 512
+    workers: Count = 0  # local processes; 0 = one a core
     scheduler: str = ""  # address of a dask scheduler whose workers do the work instead
     target: str = ""  # URL under which the shards go; "" = data/shards
     labels_only: bool = False
-    max_rejected: float = 0.05
+    max_rejected: Share = 0.05
 
 
 @dataclass(frozen=True)
 class Audit:
     """The search for test images that training has seen."""
 
-    min_correlation: float = 0.8  # of two pictures' detail, from which on they are copies
-    workers: int = 0  # processes; 0 = one a core
+    min_correlation: Share = 0.8  # of two pictures' detail, from which on they are copies
+    workers: Count = 0  # processes; 0 = one a core
 
 
 @dataclass(frozen=True)
@@ -76,11 +81,28 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class BackTranslation:
+    """Reports said in other words by two MarianMT models, before training (paper section 4.2).
+
+    ``forward`` and ``back`` are hub names or local folders; both empty: no back-translation.
+    """
+
+    forward: str = ""  # from English into another language, such as Helsinki-NLP/opus-mt-en-it
+    back: str = ""  # and from that into English, such as Helsinki-NLP/opus-mt-it-en
+    beams: Annotated[int, Within(2, 100)] = 5
+    temperature: Annotated[float, Within(0, 100)] = 1.5
+    max_tokens: Annotated[int, Within(8, MANY)] = 128  # of a sentence; longer ones are cut at words
+    batch_size: Positive = 32  # sentences of a text translated at a time
+    workers: Positive = 1  # processes, which take turns on the CUDA devices
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
 class Sampling:
     """What one draw from a study is (paper section 3.1)."""
 
     unit: Literal["study", "image"] = "study"
-    negatives: int = 3
+    negatives: Annotated[int, Within(1, 14)] = 3  # a study without any positive must say something
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,7 @@ class Augment:
 
     image: bool = True
     crop_scale: tuple[float, float] = (0.8, 1.1)
-    clahe: float = 0.5
+    clahe: Share = 0.5
     brightness: float = 0.1
     contrast: float = 0.2
     saturation: float = 0.2
@@ -135,9 +157,9 @@ class Loss:
     """MVS + icl_weight * ICL + tcl_weight * TCL (paper section 3.3)."""
 
     mvs: bool = True
-    icl_weight: float = 1.0
-    tcl_weight: float = 0.5
-    label_smoothing: float = 0.0
+    icl_weight: Weight = 1.0
+    tcl_weight: Weight = 0.5
+    label_smoothing: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,16 +167,24 @@ class Train:
     """Optimisation (paper section 4.2)."""
 
     launcher: str = "python"
-    epochs: int = 15
-    batch_size: int = 128
-    lr: float = 5e-5
+    epochs: Positive = 15
+    batch_size: Annotated[int, Within(2, MANY)] = 128
+    micro_batch: Count = 0  # studies of a process whose activations are held at a time; 0 = all
+    length_groups: Annotated[int, Within(1, 64)] = 4  # texts of a batch are padded to the longest of their group
+    compile: bool = False
+    lr: Share = 5e-5
     weight_decay: float = 1e-4
-    warmup_epochs: float = 1.0
+    warmup_epochs: Weight = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
-    workers: int = 0
+    workers: Count = 0
     shuffle_pairs: bool = False
+    patience: Count = 0  # epochs without a better validation loss that end a training; 0 = none do
+    save_minutes: Weight = 10.0  # between savings of the training state; it is saved after each epoch, too
+    timeout_minutes: Annotated[float, Within(0.05, MANY)] = (
+        10.0  # after which a process that does not answer ends the training
+    )
 
 
 @dataclass(frozen=True)
@@ -173,20 +203,20 @@ class Run:
 class FewShot:
     """Linear probe: shares of the training set by label, and the recipe."""
 
-    shares: dict[str, float]
-    epochs: dict[str, int]
+    shares: dict[str, Share]
+    epochs: dict[str, Positive]
     lr: float = 5e-5
     weight_decay: float = 1e-4
-    batch_size: int = 256
-    draws: int = 30
+    batch_size: Positive = 256
+    draws: Positive = 30
 
 
 @dataclass(frozen=True)
 class Bootstrap:
     """Resamples of the test set and the confidence of the interval."""
 
-    samples: int = 1000
-    confidence: float = 0.95
+    samples: Positive = 1000
+    confidence: Share = 0.95
 
 
 @dataclass(frozen=True)
@@ -204,7 +234,7 @@ class Evaluate:
     few_shot: FewShot
     bootstrap: Bootstrap = Bootstrap()
     retrieval: Retrieval = Retrieval()
-    batch_size: int = 256
+    batch_size: Positive = 256
 
 
 @dataclass(frozen=True)
@@ -241,6 +271,7 @@ class Params:
     control: str
     evaluate: Evaluate
     audit: Audit = Audit()
+    back_translation: BackTranslation = BackTranslation()
     report: Report = Report()
     tracking: Tracking = Tracking()
 
@@ -334,7 +365,7 @@ def _check(params: Params) -> None:
         if source.split != "paper" and name not in ("chestxray14", "rsna"):
             raise ParamsError(f"sources.{name}.split: only chestxray14 and rsna can be split by patient")
     _known("phantom.archives", params.phantom.archives, DATASETS)
-    _check_sections("", params)
+    _check_warmup("", params)
     for name, run in params.runs.items():
         if "-" in name:
             raise ParamsError(f"runs.{name}: no '-' in a run's name (DVC joins stage names with it)")
@@ -345,58 +376,27 @@ def _check(params: Params) -> None:
                 raise ParamsError(
                     f"runs.{name}.datasets: {dataset} is not among sources; add it there or leave out the run"
                 )
-        _check_sections(f"runs.{name}.", run_config(params, name))
+        _check_warmup(f"runs.{name}.", run_config(params, name))
     for key, names in (("main", params.main), ("ablations", params.ablations), ("control", (params.control,))):
         for name in names:
             if name and name not in params.runs:
                 raise ParamsError(f"{key}: {name!r} is not among runs")
+    words = params.back_translation
+    if bool(words.forward) != bool(words.back):
+        lacks = "back" if words.forward else "forward"
+        raise ParamsError(f"back_translation.{lacks}: missing; name the models of both directions, or none")
+    if words.temperature <= 0:
+        raise ParamsError(f"back_translation.temperature: {words.temperature} is not above 0")
     few_shot = params.evaluate.few_shot
     if few_shot.shares.keys() != few_shot.epochs.keys():
         raise ParamsError("evaluate.few_shot: shares and epochs name different subsets")
-    _bounded(
-        "",
-        [
-            ("ingest.max_rejected", params.ingest.max_rejected, 0, 1),
-            ("ingest.short_side", params.ingest.short_side, 16, MANY),
-            ("ingest.jpeg_quality", params.ingest.jpeg_quality, 1, 100),
-            ("ingest.shard_size", params.ingest.shard_size, 1, MANY),
-            ("ingest.workers", params.ingest.workers, 0, MANY),
-            ("audit.min_correlation", params.audit.min_correlation, 0, 1),
-            ("audit.workers", params.audit.workers, 0, MANY),
-            ("evaluate.batch_size", params.evaluate.batch_size, 1, MANY),
-            ("evaluate.bootstrap.samples", params.evaluate.bootstrap.samples, 1, MANY),
-            ("evaluate.bootstrap.confidence", params.evaluate.bootstrap.confidence, 0, 1),
-            ("evaluate.few_shot.batch_size", few_shot.batch_size, 1, MANY),
-            ("evaluate.few_shot.draws", few_shot.draws, 1, MANY),
-            *((f"evaluate.few_shot.shares.{k}", v, 0, 1) for k, v in few_shot.shares.items()),
-            *((f"evaluate.few_shot.epochs.{k}", v, 1, MANY) for k, v in few_shot.epochs.items()),
-        ],
-    )
 
 
-def _check_sections(where: str, config: Params | RunConfig) -> None:
-    """The bounds of what a run may set for itself."""
-    _bounded(
-        where,
-        [
-            ("train.epochs", config.train.epochs, 1, MANY),
-            ("train.batch_size", config.train.batch_size, 2, MANY),
-            ("train.lr", config.train.lr, 0, 1),
-            ("train.warmup_epochs", config.train.warmup_epochs, 0, config.train.epochs),
-            ("train.workers", config.train.workers, 0, MANY),
-            ("sampling.negatives", config.sampling.negatives, 1, 14),  # a study without any positive must say something
-            ("augment.clahe", config.augment.clahe, 0, 1),
-            ("loss.icl_weight", config.loss.icl_weight, 0, MANY),
-            ("loss.tcl_weight", config.loss.tcl_weight, 0, MANY),
-            ("loss.label_smoothing", config.loss.label_smoothing, 0, 1),
-        ],
-    )
-
-
-def _bounded(where: str, bounds: Iterable[tuple[str, float, float, float]]) -> None:
-    for key, value, low, high in bounds:
-        if not low <= value <= high:
-            raise ParamsError(f"{where}{key}: {value} is outside [{low}, {high}]")
+def _check_warmup(where: str, config: Params | RunConfig) -> None:
+    if config.train.warmup_epochs > config.train.epochs:
+        raise ParamsError(
+            f"{where}train.warmup_epochs: {config.train.warmup_epochs} is outside [0, {config.train.epochs}]"
+        )
 
 
 def _known(key: str, names: Iterable[str], known: tuple[str, ...]) -> None:

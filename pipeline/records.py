@@ -6,14 +6,22 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 T = TypeVar("T")
 
 
 class ParamsError(ValueError):
     """A key of params.yaml that cannot be used; the message is one line that names it."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a number, both allowed: ``Annotated[int, Within(1, 9)]``."""
+
+    low: float
+    high: float
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -26,11 +34,11 @@ def read_record(cls: type[T], raw: Any, at: str = "") -> T:
     """Build the dataclass ``cls`` from plain YAML/JSON data, checking every key and type on the way down.
 
     Raises:
-        ParamsError: unknown key, missing key or a value of another type, with its dotted path.
+        ParamsError: unknown key, missing key, a value of another type or out of its bounds, with its dotted path.
     """
     if not isinstance(raw, Mapping):
         raise ParamsError(f"{at or 'the file'}: expected a mapping of keys, got {_show(raw)}")
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     prefix = f"{at}." if at else ""
     for key in raw:
@@ -49,6 +57,12 @@ def _convert(kind: Any, raw: Any, at: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return raw
+    if origin is Annotated:
+        value = _convert(args[0], raw, at)
+        for bounds in args[1:]:
+            if not bounds.low <= value <= bounds.high:
+                raise ParamsError(f"{at}: {value} is outside [{bounds.low}, {bounds.high}]")
+        return value
     if is_dataclass(kind):
         return read_record(typing.cast(type, kind), raw, at)
     if origin is Literal:

@@ -193,9 +193,17 @@ class ShardReader:
             raise ShardError(f"{view.shard}: shorter than its index says; run ingest again")
         return data
 
-    def load_view(self, view: View) -> Grey:
-        """The picture of a view, uint8 [H, W]."""
-        return decode(self.read_bytes(view))
+    def load_view(self, view: View, reduce: int = 1) -> Grey:
+        """The picture of a view at 1, 1/2 or 1/4 of its size (``reduce`` 1, 2, 4), uint8 [H / reduce, W / reduce],
+        sides rounded up.
+
+        Raises:
+            ShardError: it cannot be read, or is not of the size that the index states.
+        """
+        image = decode(self.read_bytes(view), reduce)
+        if view.width and image.shape != (-(-view.height // reduce), -(-view.width // reduce)):
+            raise ShardError(f"{view.shard}: a picture is not as large as its index says; run ingest again")
+        return image
 
     def _fetch(self, view: View) -> bytes:
         system, path = file_system(view.shard)
@@ -235,6 +243,6 @@ def read_bytes(view: View) -> bytes:
     return _reader.read_bytes(view)
 
 
-def load_view(view: View) -> Grey:
-    """The picture of a view, uint8 [H, W], its shard relative to the working directory (the repository root)."""
-    return _reader.load_view(view)
+def load_view(view: View, reduce: int = 1) -> Grey:
+    """The picture of a view, its shard relative to the working directory (the repository root); see ``ShardReader``."""
+    return _reader.load_view(view, reduce)

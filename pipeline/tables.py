@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.params import BINARY_DATASETS, Params
+from pipeline.params import BINARY_DATASETS, LABEL_DATASETS, Params, run_config
 from pipeline.results import RECALL, Measure, RunResult, Summary, load_paper, rsum
 
 DASH = "—"
@@ -313,6 +313,7 @@ def _models(
     heads = (("Method", "model"),) if number == 4 else (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
     shown = [name for name in (params.ablations if number == 4 else params.main) if name in results]
     notes = [*table.get("notes", ()), *_notes(paper, columns, summaries, [results[n] for n in shown])]
+    notes += _text_augmentation(params, shown)
     confidence = params.evaluate.bootstrap.confidence
     title, measure = table["title"], table["measure"]
     return Table(number, title, measure, heads, columns, tuple(rows), tuple(notes), confidence=confidence)
@@ -360,6 +361,18 @@ def _notes(
         elif key not in names:
             notes.append(note)
     return notes
+
+
+def _text_augmentation(params: Params, shown: Sequence[str]) -> list[str]:
+    """A note where runs that augment reports had no back-translations to draw from, as the paper's had."""
+    reports = {name for name in shown if set(params.runs[name].datasets) - set(LABEL_DATASETS)}
+    without = [name for name in shown if name in reports and run_config(params, name).augment.text]
+    if not without or params.back_translation.forward:
+        return []
+    return [
+        f"Reports are augmented by sentence swap alone in {', '.join(without)}, in the paper also by back-translation: "
+        "back_translation names no models."
+    ]
 
 
 def _plain(value: float | None) -> str:

@@ -27,6 +27,7 @@ from pipeline.atomic import replacing
 
 EXPERIMENT = "cxr-clip"
 SEND_AFTER = 300.0  # seconds a stage has run before it sends its own record
+SEND_EVERY = 30.0  # seconds between two sends of a stage that runs: they hold it up
 
 
 def root() -> Path:
@@ -58,13 +59,16 @@ class StageRun:
     def __init__(self, folder: Path | None, record: dict[str, Any]) -> None:
         self.folder = folder
         self.record = record
+        self.sent = -SEND_EVERY  # when a send began last
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        """Note metric values at a step (epoch); those of a long stage are in MLflow at once."""
+        """Note metric values at a step (epoch); those of a long stage are soon in MLflow, where curves grow."""
         now = int(time.time() * 1000)
         self.record["metrics"] += [[key, float(value), step, now] for key, value in values.items()]
         self.save()
-        if self.folder and time.time() - self.record["started"] > SEND_AFTER:
+        due = time.monotonic() - self.sent >= SEND_EVERY or self.record["ended"] is not None
+        if self.folder and due and time.time() - self.record["started"] > SEND_AFTER:
+            self.sent = time.monotonic()
             _send_or_say()
 
     def artifact(self, path: Path) -> None:

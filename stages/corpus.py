@@ -1,4 +1,4 @@
-"""Stage ``corpus``: indexes and prompts -> data/corpus/<run>/ of every run, all that its training depends on."""
+"""Stage ``corpus``: indexes, prompts, translations -> data/corpus/<run>/ of every run, all its training depends on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def main() -> None:
     for name in params.runs:
         run = config.run_config(params, name)
         with tracking.stage_run("corpus", name, run, params.tracking.enabled) as record:
-            counts = corpus.gather(run, Path("data/index"), Path("data/prompts"), out / name)
+            translations = Path("data/back_translation")
+            counts = corpus.gather(run, Path("data/index"), Path("data/prompts"), out / name, translations)
             record.metrics({key: float(value) for key, value in counts.items()})
         print(f"corpus {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 

@@ -4,21 +4,24 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from pipeline import augment
-from pipeline.augment import augment_image, evaluation_image, random_resized_crop, sentences, swap_sentences
+from pipeline.augment import augment_image, augment_view, cut, draw_crop, evaluation_image, sentences, swap_sentences
+from pipeline.grey import decode, encode
 from pipeline.params import Augment
+from pipeline.study import View
 
 QUIET = Augment(crop_scale=(2.0, 2.0), clahe=0.0, brightness=0.0, contrast=0.0)  # a share of 2 is the whole image
 
 
-def crops(monkeypatch, image, scale, draws):
+def crops(monkeypatch, image, scale, draws, size=128):
     """The pieces that are cut out of an image, before they are resized."""
-    cut = []
-    monkeypatch.setattr(augment, "_resize", lambda piece, *_: cut.append(piece.copy()) or piece)
+    pieces = []
+    monkeypatch.setattr(augment, "_resize", lambda piece, *_: pieces.append(piece.copy()) or piece)
     for seed in range(draws):
-        random_resized_crop(image, 32, scale, np.random.default_rng(seed))
-    return cut
+        cut(image, draw_crop(*image.shape, size, scale, np.random.default_rng(seed)), size)
+    return pieces
 
 
 def texture(height, width, low=0, high=256, seed=0):
@@ -26,9 +29,9 @@ def texture(height, width, low=0, high=256, seed=0):
 
 
 def test_crop_has_the_share_and_aspect_asked_for(monkeypatch):
-    cut = crops(monkeypatch, texture(200, 200), (0.3, 0.7), 2000)
-    shares = np.array([piece.size / 200**2 for piece in cut])
-    ratios = np.array([piece.shape[1] / piece.shape[0] for piece in cut])
+    pieces = crops(monkeypatch, texture(200, 200), (0.3, 0.7), 2000)
+    shares = np.array([piece.size / 200**2 for piece in pieces])
+    ratios = np.array([piece.shape[1] / piece.shape[0] for piece in pieces])
     assert 0.295 < shares.min() < 0.31 and 0.69 < shares.max() < 0.705
     assert shares.mean() == pytest.approx(0.5, abs=0.01)
     assert 0.74 < ratios.min() < 0.76 and 1.315 < ratios.max() < 1.345
@@ -54,6 +57,73 @@ def test_a_share_above_one_is_the_image_itself(monkeypatch):
     assert all(piece.shape[0] == 40 for piece in whole)  # whole along the side that the share goes beyond
     widths = [piece.shape[1] for piece in whole]  # sqrt(3200 * share * aspect), the share up to 1.1
     assert 49 <= min(widths) <= 51 and 67 <= max(widths) <= 69
+
+
+def waves(height, width, period):
+    """Grey values at places in pixels: a wave along each axis, steep enough that half a pixel shows."""
+    y, x = np.meshgrid(height, width, indexing="ij")
+    return 127.5 + 60 * np.sin(2 * np.pi * x / period) + 60 * np.cos(2 * np.pi * y / period)
+
+
+@pytest.mark.parametrize(("height", "width"), [(240, 256), (241, 255), (243, 353)])
+@pytest.mark.parametrize(("size", "reduce"), [(200, 1), (72, 2), (36, 4)])
+def test_a_crop_is_cut_where_it_was_drawn_at_every_scale(height, width, size, reduce):
+    """Against the formula: output pixel u lies at x + (u + 0.5) * w / S, in pixels of the full picture."""
+    data = encode(np.rint(waves(np.arange(height), np.arange(width), 60)).astype(np.uint8), 100)
+    seen = 0
+    for seed in range(60):
+        crop = draw_crop(height, width, size, (0.6, 1.1), np.random.default_rng(seed))
+        if crop.reduce != reduce:
+            continue
+        seen += 1
+        assert crop.x % reduce == crop.y % reduce == crop.width % reduce == crop.height % reduce == 0
+        assert crop.x + crop.width <= width and crop.y + crop.height <= height
+        x, y = (
+            crop.x + (np.arange(size) + 0.5) * crop.width / size,
+            crop.y + (np.arange(size) + 0.5) * crop.height / size,
+        )
+        truth = waves(y - 0.5, x - 0.5, 60)
+        for scale in {1, reduce}:
+            image = decode(data, scale)
+            assert image.shape == (-(-height // scale), -(-width // scale))
+            # An output pixel is a mean over the pixels that it covers, which flattens a wave a little.
+            assert np.abs(cut(image, crop, size, scale) - truth).mean() < 2
+            aside = replace(crop, x=abs(crop.x - 4), width=crop.width - 4)
+            assert np.abs(cut(image, aside, size, scale) - truth).mean() > 3
+    assert seen > 20
+
+
+def test_a_picture_is_decoded_as_small_as_its_crop_allows():
+    found = Counter()
+    for seed in range(500):
+        crop = draw_crop(620, 512, 120, (0.1, 1.1), np.random.default_rng(seed))
+        side = min(crop.width, crop.height)
+        assert side >= crop.reduce * 120 or crop.reduce == 1
+        assert crop.reduce == 4 or side <= crop.reduce * 2 * 120
+        found[crop.reduce] += 1
+    assert min(found.values()) > 20 and set(found) == {1, 2, 4}
+
+
+@pytest.mark.parametrize("size", [48, 100, 224])
+def test_a_view_gives_what_its_full_picture_gives(size, monkeypatch):
+    """Same crop, same random numbers, and grey values within 2 of 255 on average."""
+    rng = np.random.default_rng(3)
+    image = rng.normal(0, 2, (312, 256))  # noise, and detail the fainter the finer, as radiographs have it
+    for octave in range(1, 7):
+        blurred = cv2.GaussianBlur(rng.normal(0, 1, image.shape), (0, 0), 2**octave)
+        image += blurred * (2.5 * 2**octave / 6 / blurred.std())
+    image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    data, view, scales = encode(image, 95), View("0", width=256, height=312), Counter()
+    monkeypatch.setattr(augment, "load_view", lambda _, reduce: scales.update([reduce]) or decode(data, reduce))
+    options = Augment(clahe=0.0)
+    for seed in range(40):
+        one, two = np.random.default_rng(seed), np.random.default_rng(seed)
+        ours, full = augment_view(view, size, options, one), augment_image(decode(data), size, options, two)
+        assert ours.shape == full.shape == (size, size) and ours.dtype == np.uint8
+        assert np.abs(ours.astype(int) - full).mean() < 2
+        assert abs(ours.mean() - full.mean()) < 0.5
+        assert one.random() == two.random()
+    assert scales[{48: 4, 100: 2, 224: 1}[size]] > 25
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (37, 90), (90, 37), (20, 20), (33, 400)])
@@ -149,11 +219,11 @@ def test_without_image_augmentation_only_a_mild_crop_is_left(monkeypatch):
     off = Augment(image=False)
     levels = [augment_image(image, 100, off, np.random.default_rng(seed)) for seed in range(20)]
     assert all(abs(out.mean() - image.mean()) < 3 for out in levels)
-    cut = []
-    monkeypatch.setattr(augment, "_resize", lambda piece, *_: cut.append(piece.size) or piece)
+    sizes = []
+    monkeypatch.setattr(augment, "_resize", lambda piece, *_: sizes.append(piece.size) or piece)
     for seed in range(300):
         augment_image(image, 32, off, np.random.default_rng(seed))
-    assert min(cut) > 0.75 * 100**2 and max(cut) <= 100**2
+    assert min(sizes) > 0.75 * 100**2 and max(sizes) <= 100**2
 
 
 def test_evaluation_image_is_the_centre_square():
@@ -192,6 +262,8 @@ def test_swap_really_swaps_and_loses_nothing():
         assert other != text
         assert sorted(sentences(other)) == sorted(sentences(text))
     assert len(seen) == 11  # 4! / 2! orders, less the text's own
+    assert chisquare(list(seen.values())).pvalue > 0.001
     two = {swap_sentences("First. Second.", np.random.default_rng(seed)) for seed in range(20)}
     assert two == {"Second. First."}
-    assert swap_sentences("Only one sentence.", np.random.default_rng(0)) == "Only one sentence."
+    for text in ("Only one sentence.", "Twice. Twice.", ""):
+        assert swap_sentences(text, np.random.default_rng(0)) == text

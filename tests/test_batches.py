@@ -1,18 +1,23 @@
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare, hypergeom
 
 from pipeline.augment import evaluation_image, sentences
 from pipeline.batches import (
     TrainingSet,
     ValidationSet,
+    collate,
+    draw_key,
     draw_texts,
     draw_views,
-    epoch_order,
+    epoch_draws,
     shuffled,
+    steps_before,
     training_batches,
     validation_batches,
 )
@@ -45,14 +50,18 @@ def report(findings="One a. Two b. Three c.", impression="Four d. Five e."):
 class Letters:
     """A tokenizer for tests: a character is a token."""
 
-    def __call__(self, texts):
-        length = max(map(len, texts))
-        mask = torch.tensor([[int(i < len(t)) for i in range(length)] for t in texts])
-        return torch.tensor([[ord(c) for c in t.ljust(length, "\0")] for t in texts]), mask
+    def encode(self, texts):
+        return [np.array([ord(c) for c in t], dtype=np.int64) for t in texts]
 
 
 def texts_of(batch):
-    return ["".join(map(chr, row)).rstrip("\0") for row in batch.tokens.tolist()]
+    """In their order, taken from the groups; the masks say where they end."""
+    rows = [
+        row[: int(m.sum())]
+        for group in zip(batch.tokens, batch.mask, strict=True)
+        for row, m in zip(*group, strict=True)
+    ]
+    return ["".join(map(chr, rows[i].tolist())) for i in batch.order]
 
 
 def of_split(studies, split="train", dataset=None):
@@ -179,11 +188,118 @@ def test_chexpert_says_every_label_as_it_is(config, prompts):
     assert len(templates) == 6 * 4 and min(templates.values()) > 140  # of 800 captions a quarter each
 
 
+# distributions, against probabilities worked out by hand; draws of one study in many epochs, as training makes them
+
+EPOCHS = 6000
+
+
+def fits(drawn, expected):
+    """Whether counts are those of the expected probabilities: nothing else is drawn, and chi-square does not object."""
+    total = sum(drawn.values())
+    assert set(drawn) <= set(expected) and sum(expected.values()) == pytest.approx(1)
+    assert min(expected.values()) * total >= 5
+    if len(expected) == 1:
+        return True
+    return chisquare([drawn[k] for k in expected], [p * total for p in expected.values()]).pvalue > 0.001
+
+
+def by_epoch(study):
+    return (np.random.default_rng(draw_key(7, epoch, study)) for epoch in range(EPOCHS))
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [
+        (("PA",), {"00": 1}),
+        (("PA", "LATERAL"), {"01": 1 / 2, "10": 1 / 2}),
+        (("AP", "AP"), {"01": 1 / 2, "10": 1 / 2}),
+        (("PA", "PA", "LATERAL"), {"02": 1 / 3, "12": 1 / 3, "20": 1 / 6, "21": 1 / 6}),
+        # The first is any of four; the second any of those in another position: two for PA, three for the others.
+        (
+            ("PA", "PA", "AP", "LATERAL"),
+            {
+                **dict.fromkeys(["02", "03", "12", "13"], 1 / 8),
+                **dict.fromkeys(["20", "21", "23", "30", "31", "32"], 1 / 12),
+            },
+        ),
+        (("", "", "AP"), {"02": 1 / 3, "12": 1 / 3, "20": 1 / 6, "21": 1 / 6}),
+    ],
+)
+def test_distribution_of_views(positions, expected):
+    study = with_views(*positions)
+    drawn = Counter("".join(v.id for v in draw_views(study, 2, rng)) for rng in by_epoch(study))
+    assert fits(drawn, expected)
+
+
+def orders(text):
+    """The text's sentences in every order but its own."""
+    return [" ".join(p) for p in permutations(sentences(text)) if " ".join(p) != text]
+
+
+def test_distribution_of_the_texts_of_a_report(config):
+    """Either section first; each, on its own, as it is (1/2) or in one of its other orders (1/2 in all)."""
+    study = report()
+    chances = {
+        t: {t: 1 / 2, **dict.fromkeys(orders(t), 1 / 2 / len(orders(t)))} for t in (study.findings, study.impression)
+    }
+    assert [len(c) for c in chances.values()] == [6, 2]
+    f, i = chances.values()
+    expected = {(a, b): f[a] * i[b] / 2 for a in f for b in i}
+    expected |= {(b, a): share for (a, b), share in expected.items()}
+    drawn = Counter(tuple(draw_texts(study, 2, None, config(), rng)) for rng in by_epoch(study))
+    assert fits(drawn, expected)
+
+
+def test_distribution_of_the_texts_of_one_section(config):
+    """The first as it is or in another order; the second in any order but the first one's."""
+    study = report(impression=None)
+    own = study.findings
+    first = {own: 1 / 2, **dict.fromkeys(orders(own), 1 / 10)}
+    expected = {(a, b): share / 5 for a, share in first.items() for b in first if b != a}
+    drawn = Counter(tuple(draw_texts(study, 2, None, config(), rng)) for rng in by_epoch(study))
+    assert len(expected) == 30 and fits(drawn, expected)
+
+
+def test_distribution_of_negatives(config, prompts):
+    """Three of the twelve, each of the 220 sets alike; the two captions of a draw, and draws of two epochs, apart."""
+    labels = {f"Class{i}": int(i in (2, 9)) for i in range(14)}
+    study = Study("chestxray14", "p", "s", "train", (View("0"),), labels=labels)
+    sets = [frozenset(c) for c in combinations([c for c, v in labels.items() if not v], 3)]
+    drawn, met, before, places = Counter(), Counter(), None, Counter()
+    for rng in by_epoch(study):
+        captions = [said(t) for t in draw_texts(study, 2, prompts["chestxray14"], config(), rng)]
+        two = [frozenset(c for c, word in caption if word == "absent") for caption in captions]
+        drawn.update(two)
+        met["of one draw", len(two[0] & two[1])] += 1
+        if before:
+            met["of two epochs", len(before & two[0])] += 1
+        before = two[0]
+        places.update(place for caption in captions for place, (c, _) in enumerate(caption) if c == "Class2")
+    assert fits(drawn, dict.fromkeys(sets, 1 / 220))
+    assert fits(places, dict.fromkeys(range(5), 1 / 5))
+    for pair in ("of one draw", "of two epochs"):  # classes in common, hypergeometric
+        assert fits(
+            Counter({k: n for (p, k), n in met.items() if p == pair}),
+            {0: 84 / 220, 1: 108 / 220, 2: 27 / 220, 3: 1 / 220},
+        )
+
+
+def test_distribution_of_prompts(config, prompts):
+    """Each of two captions takes any of four templates, whatever the other one took."""
+    study = Study("chexpert", "p", "s", "train", (View("0"),), labels={"Class1": -1})
+    drawn = Counter(tuple(draw_texts(study, 2, prompts["chexpert"], config(), rng)) for rng in by_epoch(study))
+    said_of = [f"Class1 possible {k}." for k in range(4)]
+    assert fits(drawn, {(a, b): 1 / 16 for a in said_of for b in said_of})
+
+
 # draws do not depend on how they are made
 
 
 def same(a, b):
-    return torch.equal(a.images, b.images) and torch.equal(a.tokens, b.tokens) and torch.equal(a.mask, b.mask)
+    names = ("images", "order", "places", "keys")
+    pairs = [(getattr(a, name), getattr(b, name)) for name in names]
+    pairs += [*zip(a.tokens, b.tokens, strict=True), *zip(a.mask, b.mask, strict=True)]
+    return all(torch.equal(*pair) for pair in pairs)
 
 
 def test_a_draw_depends_on_seed_epoch_and_study_alone(config, studies, prompts):
@@ -192,18 +308,69 @@ def test_a_draw_depends_on_seed_epoch_and_study_alone(config, studies, prompts):
     data, backwards = TrainingSet(train, prompts, run), TrainingSet(train[::-1], prompts, run)
     forward = [data[1, i] for i in range(len(train))]
     for i in reversed(range(len(train))):
-        images, texts = backwards[1, len(train) - 1 - i]
+        images, texts, place, key = backwards[1, len(train) - 1 - i]
         assert texts == forward[i][1] and all(map(np.array_equal, images, forward[i][0]))
+        assert place == len(train) - 1 - i and key == forward[i].key
     other_epoch = sum(data[2, i][1] == forward[i][1] for i in range(len(train)))
     other_seed = sum(TrainingSet(train, prompts, config(seed=8))[1, i][1] == forward[i][1] for i in range(len(train)))
     assert other_epoch < len(train) / 2 and other_seed < len(train) / 2
+    keys = {draw.key for draw in forward} | {data[2, i].key for i in range(len(train))}
+    keys |= {TrainingSet(train, prompts, config(seed=8))[1, i].key for i in range(len(train))}
+    assert len(keys) == 3 * len(train)
 
 
-def test_workers_change_nothing(config, studies, prompts):
-    data = TrainingSet(of_split(studies), prompts, config())
-    alone, helped = (list(training_batches(data, Letters(), 3, 0, 1, workers)) for workers in (0, 2))
-    assert len(alone) == len(helped) == 5
-    assert all(map(same, alone, helped))
+def test_a_sample_names_its_study_and_the_key_of_its_randomness(config, studies, prompts):
+    train = of_split(studies)
+    data = TrainingSet(train, prompts, config())
+    keys = {}
+    for epoch in (0, 1, 2):
+        for place, study in enumerate(train):
+            sample = data[epoch, place]
+            assert sample.place == place and sample.key == draw_key(7, epoch, study)
+            assert 0 <= sample.key < 2**63
+            keys[epoch, place] = sample.key
+    keys |= {("seed", i): draw_key(8, 0, s) for i, s in enumerate(train)}
+    study = train[0]
+    for name in ("dataset", "patient", "study"):
+        keys[name] = draw_key(7, 0, replace(study, **{name: "other"}))
+    shifted = replace(study, patient=study.patient + "/" + study.study[:1], study=study.study[1:])
+    keys["shifted"] = draw_key(7, 0, shifted)
+    assert len(set(keys.values())) == len(keys)
+    assert draw_key(7, 0, replace(study, split="valid", views=(), findings=None)) == keys[0, 0]  # of the name alone
+    valid = ValidationSet(of_split(studies, "valid"), prompts, config())
+    assert [(valid[i].key, valid[i].place) for i in range(3)] == [(0, 0), (0, 1), (0, 2)]
+
+
+def drawn_by(data, world, workers, epochs):
+    """What every rank is given: for each epoch, step and rank, the images and texts of each of its studies."""
+    found = {}
+    for epoch in range(epochs):
+        for rank in range(world):
+            for step, batch in enumerate(training_batches(data, Letters(), epoch, rank, world, workers)):
+                texts, n = texts_of(batch), batch.studies
+                found[epoch, step, rank] = [
+                    (batch.images[i::n].numpy().tobytes(), tuple(texts[i::n])) for i in range(n)
+                ]
+    return found
+
+
+def test_pairs_are_the_same_on_any_number_of_ranks_and_workers(config, studies, prompts):
+    """37 studies in batches of 8, so that the second epoch begins with what the first one left."""
+    data = TrainingSet(of_split(studies)[:37], prompts, config())
+    alone = drawn_by(data, 1, 0, 2)
+    assert len(alone) == 2 * 37 // 8 and len({pair for step in alone.values() for pair in step}) == 9 * 8
+    truth = {}
+    for epoch in range(2):
+        for step, draws in enumerate(epoch_draws(37, 8, 7, epoch)):
+            samples = [data[draw] for draw in draws]
+            truth[epoch, step, 0] = [(np.stack(s.images).tobytes(), tuple(s.texts)) for s in samples]
+    assert alone == truth
+    for world, workers in ((1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (4, 0), (4, 1), (4, 2)):
+        found = drawn_by(data, world, workers, 2)
+        assert len(found) == world * len(alone)
+        for (epoch, step, _), pairs in alone.items():
+            for rank in range(world):
+                assert found[epoch, step, rank] == pairs[rank::world]
 
 
 def test_two_ranks_share_the_batches_of_one(config, studies, prompts):
@@ -221,42 +388,106 @@ def test_two_ranks_share_the_batches_of_one(config, studies, prompts):
 
 def test_a_batch_holds_first_samples_before_second_ones(config, studies, prompts):
     data = TrainingSet(of_split(studies), prompts, config())
-    order = epoch_order(len(data), 8, 7, 0)
+    order = epoch_draws(len(data), 8, 7, 0)
     for step, batch in zip(order, training_batches(data, Letters(), 0, 0, 1, 0), strict=True):
-        samples = [data[0, int(i)] for i in step]
+        samples = [data[draw] for draw in step]
         assert batch.images.shape == (16, 32, 32) and batch.images.dtype == torch.uint8
         assert np.array_equal(batch.images, np.stack([s[0][k] for k in (0, 1) for s in samples]))
         assert texts_of(batch) == [s[1][k] for k in (0, 1) for s in samples]
 
 
+@pytest.mark.parametrize("groups", [1, 3, 64])
+def test_texts_are_padded_to_the_longest_of_their_group(config, studies, prompts, groups):
+    data = TrainingSet(of_split(studies), prompts, config())
+    drawn = [data[0, i] for i in range(8)]
+    texts = [s.texts[k] for k in (0, 1) for s in drawn]
+    batch = collate(drawn, Letters(), groups)
+    assert texts_of(batch) == texts
+    assert batch.places.tolist() == list(range(8)) and batch.keys.tolist() == [s.key for s in drawn]
+    assert len(batch.tokens) == min(groups, 16)
+    sizes = [len(tokens) for tokens in batch.tokens]
+    assert sum(sizes) == 16 and max(sizes) - min(sizes) <= 1
+    lengths = sorted(map(len, texts))
+    for tokens, mask in zip(batch.tokens, batch.mask, strict=True):
+        own, lengths = lengths[: len(tokens)], lengths[len(tokens) :]
+        assert tokens.shape == mask.shape == (len(own), own[-1])
+        assert mask.sum(1).tolist() == own
+        assert (mask.diff(dim=1) <= 0).all() and not tokens[mask == 0].any()
+
+
 def test_only_what_the_loss_looks_at_is_drawn(config, studies, prompts):
     vanilla = config(loss={"mvs": False, "icl_weight": 0.0, "tcl_weight": 0.0})
     batch = next(training_batches(TrainingSet(of_split(studies), prompts, vanilla), Letters(), 0, 0, 1, 0))
-    assert (len(batch.images), len(batch.tokens), batch.studies) == (8, 8, 8)
+    assert (len(batch.images), len(texts_of(batch)), batch.studies) == (8, 8, 8)
 
 
 # order of an epoch
 
 
-def test_an_epoch_sees_each_study_once():
-    steps = epoch_order(48, 8, 0, 0)
-    assert [len(step) for step in steps] == [8] * 6
-    assert sorted(np.concatenate(steps).tolist()) == list(range(48))
-    seen = Counter()
-    for epoch in range(60):
-        steps = epoch_order(50, 8, 0, epoch)
-        drawn = np.concatenate(steps).tolist()
-        assert len(drawn) == len(set(drawn)) == 48
-        seen.update(drawn)
-    assert len(seen) == 50 and min(seen.values()) >= 50  # the two left out change from epoch to epoch
-    assert not np.array_equal(epoch_order(48, 48, 0, 0), epoch_order(48, 48, 0, 1))
-    assert not np.array_equal(epoch_order(48, 48, 0, 0), epoch_order(48, 48, 1, 0))
-    assert np.array_equal(epoch_order(48, 48, 3, 4), epoch_order(48, 48, 3, 4))
+@pytest.mark.parametrize(
+    ("count", "batch"), [(48, 8), (50, 8), (8, 8), (9, 8), (15, 8), (16, 8), (17, 8), (23, 8), (3, 2), (1000, 128)]
+)
+def test_every_epoch_draws_every_study_once(count, batch):
+    epochs = 9
+    steps = [epoch_draws(count, batch, 5, epoch) for epoch in range(epochs)]
+    for epoch in reversed(range(epochs)):  # an epoch needs no other one to have been asked for
+        again = epoch_draws(count, batch, 5, epoch)
+        assert np.array_equal(again, steps[epoch]) and again.shape[1:] == (batch, 2)
+        assert len(again) == steps_before(count, batch, epoch + 1) - steps_before(count, batch, epoch)
+        assert all(len(set(step[:, 1].tolist())) == batch for step in again)  # nobody is their own negative
+        assert set(again[:, :, 0].ravel().tolist()) <= {epoch - 1, epoch}
+        assert (again[1:, :, 0] == epoch).all()
+    assert sum(map(len, steps)) == steps_before(count, batch, epochs) == epochs * count // batch
+    drawn = [tuple(draw) for draw in np.concatenate(steps).reshape(-1, 2).tolist()]
+    missing = {(e, i) for e in range(epochs) for i in range(count)} - set(drawn)
+    assert len(drawn) == len(set(drawn)) and len(missing) == epochs * count % batch
+    assert {epoch for epoch, _ in missing} <= {epochs - 1}  # the rest of the last epoch, less than a batch
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    def order(seed, epoch):
+        return epoch_draws(48, 48, seed, epoch)[0, :, 1].tolist()
+
+    assert order(0, 0) != order(0, 1) != order(1, 1) and order(0, 0) != order(1, 0)
+    assert order(3, 4) == order(3, 4)
+
+
+def test_any_study_may_come_at_any_place():
+    """With a remainder, too: places of one study over many epochs, in the stream of 10 studies in batches of 4."""
+    places, second = Counter(), Counter()
+    for epoch in range(0, 4000, 2):  # an even epoch of 10 begins with a whole batch: 2 batches, 2 studies are left
+        own = [draw for draw in epoch_draws(10, 4, 1, epoch).reshape(-1, 2).tolist() if draw[0] == epoch]
+        places.update(i for i, draw in enumerate(own) if draw[1] == 7)
+        carried, *others = epoch_draws(10, 4, 1, epoch + 1).reshape(-1, 2).tolist()
+        second[carried[1]] += 1
+        assert len(own) == 8 and carried[0] == epoch and len(others) == 11
+    places["left"] = 2000 - sum(places.values())
+    assert chisquare([places[i] for i in range(8)] + [places["left"]], [200] * 8 + [400]).pvalue > 0.001
+    assert chisquare([second[i] for i in range(10)]).pvalue > 0.001
+
+
+def test_data_sets_are_mixed_in_proportion(studies):
+    """An epoch holds each data set's studies once. Of a batch of 8 out of 40 with 24 reports the number of reports is
+    hypergeometric: 24/40 of 8 on average, and no batch is made for a data set."""
+    train = of_split(studies)
+    reports = np.array([s.dataset == "mimic_cxr" for s in train])
+    assert len(reports) == 40 and reports.sum() == 24
+    first = Counter()
+    for seed in range(4000):
+        steps = epoch_draws(40, 8, seed, 0)
+        first[int(reports[steps[0, :, 1]].sum())] += 1
+        assert reports[steps[:, :, 1].ravel()].sum() == 24
+    share = hypergeom(40, 24, 8).pmf(np.arange(9)) * 4000
+    rare = share < 5
+    counts = np.array([first[k] for k in range(9)])
+    grouped = [[*x[~rare], x[rare].sum()] for x in (counts, share)]
+    assert chisquare(*grouped).pvalue > 0.001
+    assert sum(k * n for k, n in first.items()) / 4000 == pytest.approx(8 * 24 / 40, abs=0.06)
 
 
 def test_a_batch_larger_than_the_corpus_is_refused():
     with pytest.raises(ValueError, match=r"train\.batch_size: 65 .* only 64; lower it"):
-        epoch_order(64, 65, 0, 0)
+        epoch_draws(64, 65, 0, 0)
 
 
 # the shuffled control
@@ -280,7 +511,7 @@ def test_the_control_mixes_within_and_across_data_sets(config, studies, prompts)
         own, other = train[i], train[int(data.texts_of[i])]
         assert own is not other
         crossed[own.dataset == other.dataset] += 1
-        images, texts = data[0, i]
+        images, texts, *_ = data[0, i]
         assert all(map(np.array_equal, images, straight[0, i][0]))  # the pictures stay
         if other.labels:
             positive = {c for c, v in other.labels.items() if v == 1}
@@ -304,7 +535,7 @@ def test_validation_is_fixed(config, studies, prompts):
 
 def test_validation_views_and_texts(config, studies, prompts):
     for study in of_split(studies, "valid"):
-        images, texts = ValidationSet([study], prompts, config())[0]
+        images, texts, *_ = ValidationSet([study], prompts, config())[0]
         frontal = next(v for v in study.views if v.position in ("PA", "AP"))
         lateral = next((v for v in study.views if v.position == "LATERAL"), frontal)
         for image, view in zip(images, (frontal, lateral), strict=True):

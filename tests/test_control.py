@@ -40,7 +40,7 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
     for seed in seeds:
         out = folder / str(seed)
         corpus.gather(replace(run, seed=seed), folder / "index", folder / "none", out / "corpus")
-        pretrain.train(out / "corpus", out / "model", out / "history.csv", lambda row, epoch: None)
+        pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
         net, tokenizer, config = model.load(out / "model")
         prompts = ROOT / p.evaluate.zero_shot
         size, cpu = config.image_size, torch.device("cpu")

@@ -108,3 +108,44 @@ def test_gradient_equals_finite_differences(weights):
         assert x.grad[index].item() == pytest.approx(slope, rel=2e-3, abs=2e-5)
     slope = (numpy_total(raw, log_scale + h) - numpy_total(raw, log_scale - h)) / (2 * h)
     assert ls.grad.item() == pytest.approx(slope, rel=2e-3, abs=2e-5)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_mean_over_processes_of_their_rows_is_the_loss_of_all(world):
+    rng = np.random.default_rng(2)
+    arrays = [unit(rng, b=8) for _ in range(4)]
+    i1, i2, t1, t2 = arrays
+    everyone = Embeddings(*(torch.tensor(x) for x in (i1, t1, i2, t2)))
+    totals = []
+    for rank in range(world):
+        own = slice(8 // world * rank, 8 // world * (rank + 1))
+        mine = Embeddings(*(torch.tensor(x[own]) for x in (i1, t1, i2, t2)))
+        totals.append(cxr_clip_loss(mine, torch.tensor(9.0), Loss(label_smoothing=0.1), everyone, rank)[0].item())
+    pairs = [(i1, t1), (i1, t2), (i2, t1), (i2, t2)]
+    expected = np.mean([info_nce(a, b, 9.0, 0.1) for a, b in pairs])
+    expected += info_nce(i1, i2, 9.0, 0.1) + 0.5 * info_nce(t1, t2, 9.0, 0.1)
+    assert np.mean(totals) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_process_holds_no_more_logits_than_its_rows_need(monkeypatch):
+    shapes = []
+    real = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        torch.nn.functional, "cross_entropy", lambda x, *a, **k: shapes.append(tuple(x.shape)) or real(x, *a, **k)
+    )
+    _, e = batch()
+    cxr_clip_loss(
+        Embeddings(*(x[2:4] for x in (e.image1, e.text1, e.image2, e.text2))), torch.tensor(1.0), Loss(), e, 1
+    )
+    assert shapes == [(2, 5)] * 12
+
+
+def test_products_are_in_single_precision_under_autocast():
+    """At scale 100 half precision would be off in the second digit."""
+    arrays, e = batch(seed=4, dtype=torch.float32)
+    expected = info_nce(arrays[0], arrays[2], 100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = clip_loss(e.image1, e.text1, torch.tensor(100.0))
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected, rel=1e-5)
+    halves = clip_loss(e.image1.bfloat16(), e.text1.bfloat16(), torch.tensor(100.0))
+    assert halves.dtype == torch.float32

@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
 from pipeline import model as checkpoint
-from pipeline.encoders import ImageTower, TextTower, Tokenizer
+from pipeline.encoders import ImageTower, TextTower
 from pipeline.model import CxrClip
 from pipeline.params import ImageEncoder, ParamsError, TextEncoder
+from pipeline.tokens import Tokenizer
 from tests.conftest import BERT, RESNET, SWIN
 
 TEXTS = [f"There is a {thing} at the {place}." for thing in ("nodule", "scar") for place in ("apex", "base", "hilum")]
@@ -29,6 +30,12 @@ def tokenizer():
 @pytest.fixture
 def images():
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 32, 32), dtype=np.uint8))
+
+
+def forward(net, images, tokenizer, texts=TEXTS):
+    """All texts as one length group."""
+    tokens, mask = tokenizer(texts)
+    return net(images, (tokens,), (mask,))
 
 
 def build(config, tokenizer, seed=0, **changes):
@@ -86,7 +93,7 @@ def test_a_long_text_is_cut_and_still_ends_in_sep(tokenizer):
 
 def test_embeddings_have_unit_norm_and_are_the_projection(config, tokenizer, images):
     net = build(config, tokenizer)
-    i, t, scale = net(images, *tokenizer(TEXTS))
+    i, t, scale = forward(net, images, tokenizer)
     assert i.shape == (5, 16) and t.shape == (6, 16) and i.dtype == t.dtype == torch.float32
     for x in (i, t):
         np.testing.assert_allclose(np.linalg.norm(x.detach().numpy(), axis=1), 1, atol=1e-6)
@@ -111,7 +118,7 @@ def test_a_saved_model_embeds_the_same(config, tokenizer, images, tmp_path, enco
     run = config(image_encoder=encoder)
     net = build(config, tokenizer, seed=3, image_encoder=encoder)
     net.train()
-    net(images, *tokenizer(TEXTS))  # moves the running statistics of BatchNorm
+    forward(net, images, tokenizer)  # moves the running statistics of BatchNorm
     net.eval()
     checkpoint.save(net, tokenizer, run, tmp_path / "model")
     torch.manual_seed(99)
@@ -119,7 +126,7 @@ def test_a_saved_model_embeds_the_same(config, tokenizer, images, tmp_path, enco
     assert again == run and not other.training
     assert all(map(torch.equal, words(TEXTS), tokenizer(TEXTS)))
     with torch.no_grad():
-        assert all(map(torch.equal, other(images, *words(TEXTS)), net(images, *tokenizer(TEXTS))))
+        assert all(map(torch.equal, forward(other, images, words), forward(net, images, tokenizer)))
     assert not list((tmp_path / "model").glob("*.partial"))
 
 
@@ -155,7 +162,7 @@ def test_a_bert_of_a_folder_is_loaded_once_and_then_travels_with_the_model(confi
     other, read, again = checkpoint.load(tmp_path / "model")
     assert again == run
     with torch.no_grad():
-        assert all(map(torch.equal, other(images, *read(TEXTS)), net(images, *words(TEXTS))))
+        assert all(map(torch.equal, forward(other, images, read), forward(net, images, words)))
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_every_stage_run_is_in_mlflow(clone):
     assert parents == 1
     assert len(children) == 1
     wanted = {"phantom": 7, "ingest": 7, "prompts": 1, "corpus": 2, "pretrain": 2, "embed": 2, "zero_shot": 2}
-    wanted |= {"audit": 1, "retrieval": 2, "few_shot": 1, "tables": 1}
+    wanted |= {"audit": 1, "back_translate": 1, "retrieval": 2, "few_shot": 1, "tables": 1}
     assert {s: stages.count(s) for s in set(stages)} == wanted
     assert {"train_loss", "valid_loss", "rsna.auc", "mimic_cxr.r10", "vindr_cxr.p100", "found_images"} <= keys
 

@@ -3,6 +3,7 @@ import json
 import os
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,20 @@ def test_index_addresses_the_very_bytes(written):
             assert (view.width, view.height) == (expected.width, expected.height)
             assert load_view(view).shape == (view.height, view.width)
             assert view.digest == hashlib.blake2b(expected.data, digest_size=8).hexdigest()
+
+
+def test_a_view_is_read_at_parts_of_its_size(written, tmp_path):
+    view = written[0].views[0]
+    full = load_view(view).astype(float)
+    for reduce in (2, 4):
+        small = load_view(view, reduce)
+        assert small.shape == (view.height // reduce, view.width // reduce)
+        means = full.reshape(small.shape[0], reduce, small.shape[1], reduce).mean(axis=(1, 3))
+        assert np.corrcoef(small.ravel(), means.ravel())[0, 1] > 0.9  # low frequencies of noise, not its means
+    for wrong in (replace(view, width=view.width + 4), replace(view, height=view.height - 8)):
+        for reduce in (1, 2, 4):
+            with pytest.raises(ShardError, match=r"^\S*openi-000000\.tar: a picture is not as large as its index says"):
+                load_view(wrong, reduce)
 
 
 def test_position_is_filled_only_where_unknown(written):

@@ -205,6 +205,20 @@ def test_metrics_are_flat_rounded_and_of_enabled_runs_only(here):
     assert all(isinstance(v, float) for v in one.values()) and "rsna_p10_auc" not in metrics["clip"]
 
 
+def test_runs_without_back_translation_say_so(here):
+    p = fake.make(here)
+    line = "sentence swap alone in swin_mcc, swin_mc, resnet_mc, resnet_m, swin_m, resnet_mcc, in the paper also by"
+    (t1, t2, t3, t4), _, _ = built(here, p)
+    assert [sum("sentence swap" in note for note in t.notes) for t in (t1, t2, t3, t4)] == [0, 1, 1, 1]
+    assert line in tables.markdown(t2) and "in clip, clip_study" in tables.markdown(t4)
+    runs = {**fake.PARAMS["runs"], "clip": {**fake.PARAMS["runs"]["clip"], "augment": {"text": False}}}
+    runs["clip_study"] = {"image_encoder": "resnet", "datasets": ["chexpert"]}  # labels alone
+    t4 = built(here, fake.params(runs=runs))[0][3]
+    assert "sentence swap alone in clip_aug, clip_mvs, clip_icl, resnet_mc, in" in tables.markdown(t4)
+    named = fake.params(back_translation={"forward": "a", "back": "b"})
+    assert not any("sentence swap" in tables.markdown(t) for t in built(here, named)[0])
+
+
 def test_missing_results_are_named(here):
     p = fake.make(here)
     (here / "data/results/few_shot/swin_m.json").unlink()

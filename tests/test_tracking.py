@@ -135,6 +135,7 @@ def test_a_killed_stage_is_known_by_its_process(client, tmp_path):
 
 def test_a_long_stage_is_sent_as_it_runs(client, tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "SEND_AFTER", 0.0)
+    monkeypatch.setattr(tracking, "SEND_EVERY", 0.0)
     with tracking.stage_run("pretrain", "swin_m", Loss()) as record:
         record.metrics({"train_loss": 2.0}, 0)
         _, (run,) = runs(client)
@@ -145,6 +146,18 @@ def test_a_long_stage_is_sent_as_it_runs(client, tmp_path, monkeypatch):
     assert run.info.status == "FINISHED"
     assert history(client, run, "train_loss") == [(0, 2.0), (1, 1.0)]
     assert not list((tmp_path / "state" / "tracking").glob("*/record.json"))
+
+
+def test_a_curve_is_sent_now_and_then_and_at_the_end(client, monkeypatch):
+    monkeypatch.setattr(tracking, "SEND_AFTER", 0.0)
+    now, sends = [100.0], []
+    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(tracking, "_send_or_say", lambda: sends.append(now[0]))
+    with tracking.stage_run("pretrain", "swin_m", Loss()) as record:
+        for _ in range(100):
+            record.metrics({"step_loss": 2.0}, 50)
+            now[0] += 1.0
+    assert sends == [100.0, 130.0, 160.0, 190.0, 200.0]
 
 
 @pytest.mark.parametrize("step", ["create_run", "log_batch", "log_artifact", "set_terminated"])

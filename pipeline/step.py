@@ -1,0 +1,187 @@
+"""One training step: the objective and its gradients, the same on any number of processes and in any micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.batch_norm import has_batch_norm, statistics_kept
+from pipeline.batches import Batch
+from pipeline.collectives import gathered
+from pipeline.losses import Embeddings, cxr_clip_loss
+from pipeline.model import CxrClip
+from pipeline.params import ParamsError, RunConfig, Train
+from pipeline.study_dropout import row_keys
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def training_loss(
+    module: nn.Module, batch: Batch, config: RunConfig, device: torch.device, world: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Embed a batch in one pass and compare it with the batches of all ``world`` processes.
+
+    Args:
+        module: a ``CxrClip`` or its DDP.
+        batch: this process's share, on any device.
+
+    Returns:
+        The total loss and its parts (see ``cxr_clip_loss``) over this process's studies: their mean over processes is
+        that of the whole batch, and so are the gradients that DDP averages.
+    """
+    batch = batch.to(device)
+    with _autocast(config.train, device):
+        images, texts, scale = module(batch.images, batch.tokens, batch.mask, *_row_keys(batch))
+    return _contrast(images, texts, scale, batch, config, world)
+
+
+@torch.no_grad()
+def embeddings(net: CxrClip, batch: Batch, config: RunConfig, device: torch.device) -> Tensor:
+    """What a step compares: the embeddings of this process's images, then texts, [n + m, B, D]."""
+    batch = batch.to(device)
+    with _autocast(config.train, device):
+        images, texts, _ = net(batch.images, batch.tokens, batch.mask, *_row_keys(batch))
+    return _stacked(images, texts, batch)
+
+
+def compute_gradients(
+    module: nn.Module,
+    batch: Batch,
+    config: RunConfig,
+    device: torch.device,
+    world: int,
+    scaler: torch.amp.GradScaler | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a step and, in ``.grad`` of every parameter, its gradient averaged over processes.
+
+    With ``train.micro_batch`` below this process's share, activations are held for that many studies at a time and the
+    result is still that of the whole batch; see ``_in_pieces``.
+
+    Args:
+        scaler: of fp16; gradients are then multiplied by its factor, as after ``scaler.scale(loss).backward()``.
+
+    Returns:
+        Loss and parts as numbers of the whole batch, alike on all processes and without a graph.
+    """
+    scaled: Callable[[Tensor], Tensor] = scaler.scale if scaler is not None else lambda loss: loss
+    if 0 < config.train.micro_batch < batch.studies:
+        net = module.module if isinstance(module, DistributedDataParallel) else module
+        assert isinstance(net, CxrClip)
+        loss, parts = _in_pieces(net, batch.to(device), config, world, scaled)
+    else:
+        loss, parts = training_loss(module, batch, config, device, world)
+        scaled(loss).backward()
+    numbers = torch.stack([loss, *parts.values()]).detach()
+    if world > 1:
+        dist.all_reduce(numbers)
+        numbers /= world
+    return numbers[0], dict(zip(parts, numbers[1:], strict=True))
+
+
+def _in_pieces(
+    net: CxrClip, batch: Batch, config: RunConfig, world: int, scaled: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gradients of the whole batch with the activations of a piece of it.
+
+    1. Embed piece by piece and forget the activations. 2. The loss of all embeddings gives the gradient of each.
+    3. Embed each piece again, with activations, and send its embeddings' gradient back.
+
+    An image tower with BatchNorm cannot be cut, since its rows sway one another: it sees the whole batch once, keeps
+    what lies between its blocks, and computes each block again on the way back.
+    """
+    image_keys, text_keys = _row_keys(batch)
+    images = _cut(batch.images, image_keys, size=config.train.micro_batch * len(batch.images) // batch.studies)
+    texts = []
+    for group in zip(batch.tokens, batch.mask, text_keys.split([len(t) for t in batch.tokens]), strict=True):
+        texts += _cut(*group, size=config.train.micro_batch * len(batch.order) // batch.studies)
+    whole = has_batch_norm(net.image_tower)
+    if whole:
+        images = [(batch.images, image_keys)]
+        _compute_blocks_again(net)
+
+    def embed(encode: Callable[..., Tensor], piece: tuple[Tensor, ...]) -> Tensor:
+        with _autocast(config.train, batch.images.device):
+            return encode(*piece)
+
+    with torch.set_grad_enabled(whole):
+        first_images = [embed(net.encode_image, piece) for piece in images]
+    with torch.no_grad():
+        first_texts = [embed(net.encode_text, piece) for piece in texts]
+    all_images, all_texts = (torch.cat(first).detach().requires_grad_() for first in (first_images, first_texts))
+    loss, parts = _contrast(all_images, all_texts, net.scale, batch, config, world)
+    scaled(loss).backward()
+    assert all_images.grad is not None and all_texts.grad is not None
+    with statistics_kept(net):
+        for piece, grad in zip(texts, all_texts.grad.split([len(e) for e in first_texts]), strict=True):
+            embed(net.encode_text, piece).backward(grad)
+        for piece, first, grad in zip(
+            images, first_images, all_images.grad.split([len(e) for e in first_images]), strict=True
+        ):
+            (first if whole else embed(net.encode_image, piece)).backward(grad)
+    if world > 1:
+        _average_gradients(net, world)
+    return loss, parts
+
+
+def _cut(*tensors: Tensor, size: int) -> list[tuple[Tensor, ...]]:
+    """Pieces of ``size`` rows of tensors that belong together."""
+    return list(zip(*(x.split(size) for x in tensors), strict=True))
+
+
+def _compute_blocks_again(net: CxrClip) -> None:
+    try:
+        net.image_tower.model.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError):
+        name = type(net.image_tower.model).__name__
+        raise ParamsError(
+            f"train.micro_batch: {name} has BatchNorm, so it needs the whole batch, and timm cannot checkpoint its "
+            "blocks; set 0"
+        ) from None
+
+
+def _average_gradients(net: nn.Module, world: int) -> None:
+    """What DDP does, for gradients that were gathered without it."""
+    grads = [p.grad for p in net.parameters() if p.grad is not None]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(total.view(grad.shape) / world)
+
+
+def _row_keys(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Dropout's keys of the images, int64 [n * B], and of the texts in the order of their groups, int64 [m * B]."""
+    images = row_keys(batch.keys, kind=0, samples=len(batch.images) // batch.studies)
+    texts = row_keys(batch.keys, kind=1, samples=len(batch.order) // batch.studies)
+    return images, texts[torch.argsort(batch.order)]
+
+
+def _contrast(
+    images: Tensor, texts: Tensor, scale: Tensor, batch: Batch, config: RunConfig, world: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of this process's embeddings, [n * b, D] and [m * b, D] in the order of the groups; one gather."""
+    mine = _stacked(images, texts, batch)
+    everyone = gathered(mine).transpose(0, 1).flatten(1, 2) if world > 1 else mine  # [n + m, B, D]
+    count = len(images) // batch.studies
+    rank = dist.get_rank() if world > 1 else 0
+    return cxr_clip_loss(_named(mine, count), scale, config.loss, _named(everyone, count), rank)
+
+
+def _stacked(images: Tensor, texts: Tensor, batch: Batch) -> Tensor:
+    return torch.cat([images, texts.index_select(0, batch.order)]).unflatten(0, (-1, batch.studies))
+
+
+def _named(stacked: Tensor, images: int) -> Embeddings:
+    """[n + m, B, D], the ``images`` first, by name."""
+    (image1, *image2), (text1, *text2) = stacked[:images], stacked[images:]
+    return Embeddings(image1, text1, image2[0] if image2 else None, text2[0] if text2 else None)
+
+
+def _autocast(options: Train, device: torch.device) -> torch.autocast | nullcontext[None]:
+    if options.precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, PRECISIONS[options.precision])

@@ -1,0 +1,178 @@
+"""Dropout and stochastic depth whose masks belong to a study, not to the place where it happens to be computed.
+
+A mask is a function of the row's key (study, epoch, seed, which of its images or texts), the layer and the position. So
+it is the same on any number of processes, in any micro-batch, at any padded length, and when a pass is computed twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.params import ParamsError
+
+ATTENTION = "study_dropout"  # the name under which transformers finds ``_attention``
+
+
+def _signed(value: int, bits: int) -> int:
+    """The signed integer of the same bits; torch multiplies those and keeps the low bits of the product."""
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+# Odd multipliers of the usual kind: those of splitmix64 and of a 32-bit finaliser found by search for low bias.
+_FIRST64, _SECOND64 = _signed(0xBF58476D1CE4E5B9, 64), _signed(0x94D049BB133111EB, 64)
+_STEP32 = _signed(0x9E3779B1, 32)
+_FIRST32, _SECOND32 = 0x7FEB352D, _signed(0x846CA68B, 32)
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """Logical shift to the right: torch's own drags the sign along."""
+    return (x >> by).bitwise_and_((1 << (torch.iinfo(x.dtype).bits - by)) - 1)
+
+
+def mixed(x: Tensor) -> Tensor:
+    """A bijection of int64 (or int32) after which every bit of the input sways every bit of the output."""
+    if x.dtype == torch.int64:
+        x = (x ^ _shifted(x, 30)) * _FIRST64
+        x = (x ^ _shifted(x, 27)) * _SECOND64
+        return x ^ _shifted(x, 31)
+    x = (x ^ _shifted(x, 16)) * _FIRST32
+    x = (x ^ _shifted(x, 15)) * _SECOND32
+    return x ^ _shifted(x, 16)
+
+
+def row_keys(keys: Tensor, kind: int, samples: int) -> Tensor:
+    """Keys of the rows of a tower: int64 [samples * B], all first samples first.
+
+    Args:
+        keys: int64 [B], one a study and epoch.
+        kind: 0 for images, 1 for texts.
+        samples: images (texts) a study, 1 or 2.
+    """
+    return torch.cat([mixed(mixed(keys) + 2 * kind + sample) for sample in range(samples)])
+
+
+def dropped(seeds: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
+    """Which values to drop: bool [B, *shape], True with probability ``rate``.
+
+    Value [b, i, j, ...] depends on ``seeds[b]``, i, j, ... and the rate alone, not on B or ``shape``.
+
+    Args:
+        seeds: int32 [B, 2].
+        rate: in (0, 1), met to within 2**-32.
+    """
+    position = torch.zeros((), dtype=torch.int32, device=seeds.device)
+    for size in shape:
+        position = mixed(position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=seeds.device) * _STEP32)
+    first, second = (seed.view(-1, *[1] * len(shape)) for seed in seeds.unbind(1))
+    x = (position ^ first).mul_(second | 1)
+    x = x.bitwise_xor_(_shifted(x, 16)).mul_(_FIRST32)
+    return x < round(rate * 2**32) - 2**31
+
+
+class Rows:
+    """What the dropout layers of one tower know of the rows in flight."""
+
+    def __init__(self) -> None:
+        self.layers = 0
+        self.seeds: Tensor | None = None  # int32 [layers, B, 2]
+
+    def are(self, keys: Tensor | None) -> None:
+        """The tower is about to see rows with these keys (int64 [B]); None: rows without keys, for evaluation."""
+        if keys is None or not self.layers:
+            self.seeds = None
+            return
+        numbers = torch.arange(self.layers, device=keys.device).unsqueeze(1)
+        self.seeds = mixed(keys + numbers).unsqueeze(-1).view(torch.int32)
+
+
+class StudyDropout(nn.Module):
+    """``nn.Dropout`` (or with ``whole_rows`` stochastic depth) by the keys of the rows."""
+
+    def __init__(self, p: float, rows: Rows, whole_rows: bool = False) -> None:
+        super().__init__()
+        if not 0 < p < 1:
+            raise ParamsError(f"model: a dropout rate of {p} is outside (0, 1)")
+        self.p = p
+        self.rows = rows
+        self.whole_rows = whole_rows
+        self.layer = rows.layers
+        rows.layers += 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] -> the same shape; [B * parts, ...] where the tower cut each row into parts, such as windows."""
+        if not self.training:
+            return x
+        if self.rows.seeds is None:
+            raise RuntimeError("dropout in training needs the keys of the rows: pass them to the tower's forward")
+        seeds = self.rows.seeds[self.layer]
+        shape = (x.shape[0] // len(seeds), *x.shape[1:])
+        mask = dropped(seeds, () if self.whole_rows else shape, self.p)
+        mask = mask.view(-1, *[1] * len(shape)) if self.whole_rows else mask
+        rows = x.unflatten(0, (len(seeds), -1))
+        return (rows.masked_fill(mask, 0) * (1 / (1 - self.p))).flatten(0, 1)
+
+
+def draw_by_study(model: nn.Module, what: str) -> Rows:
+    """Put ``StudyDropout`` in the place of a tower's dropout and stochastic depth; in evaluation nothing changes.
+
+    Args:
+        model: of timm or transformers, changed in place.
+        what: the key of the parameters that describes it, for errors.
+
+    Returns:
+        What has to be told the keys of the rows before each forward pass.
+
+    Raises:
+        ParamsError: the model drops something in a way that cannot be drawn by study.
+    """
+    rows = Rows()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Dropout and child.p:
+                setattr(parent, name, StudyDropout(child.p, rows))
+                if name == "attn_drop" and hasattr(parent, "fused_attn"):
+                    parent.fused_attn = False  # type: ignore[assignment]  # timm's fused attention draws by itself
+            elif type(child).__name__ == "DropPath":
+                if rate := float(child.drop_prob):  # type: ignore[arg-type]
+                    setattr(parent, name, StudyDropout(rate, rows, whole_rows=True))
+            elif "Drop" in type(child).__name__ and type(child) is not nn.Dropout:
+                raise ParamsError(f"{what}: {type(child).__name__} cannot be drawn by study; set its rate to 0")
+    if getattr(model, "drop_rate", 0):
+        raise ParamsError(f"{what}: drop_rate {model.drop_rate} cannot be drawn by study; set it to 0")
+    if getattr(model, "_supports_attention_backend", False) and rows.layers:
+        _route_attention(model)
+    return rows
+
+
+def _route_attention(model: Any) -> None:
+    """A BERT of transformers hands its dropout rate to a function of attention: give it one that asks the module."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over [B, heads, L, width] with a bool mask [B, 1, L, L], True where to look -> [B, L, heads, width]."""
+    if not dropout:  # evaluation, or no dropout here
+        out = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
+        return out.transpose(1, 2).contiguous(), None
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    weights = module.dropout(scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)))
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None

@@ -1,0 +1,105 @@
+"""One step of a tiny model by several processes: python -m tests.step_ranks FOLDER WORLD PORT (see test_step.py)."""
+
+import multiprocessing
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import timm  # noqa: F401  imported before the fork
+import torch
+import torch.distributed as dist
+import transformers  # noqa: F401
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.batch_norm import synchronise_batch_norm
+from pipeline.batches import Batch, Sample, collate
+from pipeline.model import CxrClip
+from pipeline.params import RunConfig
+from pipeline.step import compute_gradients
+from tests.conftest import BERT, RESNET, SWIN, make_config
+
+STUDIES = 8
+WORDS = 50
+DROPPING = {**BERT.args, "num_hidden_layers": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+CASES = {  # BatchNorm, and BERT, whose attention is a function; drop path, and RoFormer, whose attention is modules
+    "resnet": {
+        "image_encoder": replace(RESNET, args={**RESNET.args, "zero_init_last": False, "drop_path_rate": 0.2}),
+        "text_encoder": replace(BERT, args={**DROPPING, "model_type": "bert"}),
+        "loss": {"label_smoothing": 0.1},
+    },
+    "swin": {
+        "image_encoder": replace(
+            SWIN, args={**SWIN.args, "drop_path_rate": 0.3, "attn_drop_rate": 0.1, "proj_drop_rate": 0.1}
+        ),
+        "text_encoder": replace(BERT, args=DROPPING),
+    },
+}
+
+
+class Ids:
+    """A tokenizer whose texts are numbers with spaces between them."""
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(text.split(), dtype=np.int64) for text in texts]
+
+
+def samples(config: RunConfig, count: int = STUDIES) -> list[Sample]:
+    """Draws of two images and two texts of 3 to 20 tokens."""
+    rng = np.random.default_rng(5)
+    made = []
+    for place in range(count):
+        images = list(rng.integers(0, 256, (2, config.image_size, config.image_size), dtype=np.uint8))
+        texts = [" ".join(map(str, rng.integers(1, WORDS, rng.integers(3, 21)))) for _ in range(2)]
+        made.append(Sample(images, texts, place, int(rng.integers(2**62))))
+    return made
+
+
+def batch_of(config: RunConfig, rank: int = 0, world: int = 1) -> Batch:
+    return collate(samples(config)[rank::world], Ids(), config.train.length_groups)
+
+
+def model(config: RunConfig, dtype: torch.dtype = torch.float64) -> CxrClip:
+    torch.manual_seed(3)
+    return CxrClip(config, WORDS).to(dtype).train()
+
+
+def step(
+    case: str, rank: int = 0, world: int = 1, micro_batch: int = 0, groups: int = 3, dtype: torch.dtype = torch.float64
+) -> dict[str, torch.Tensor]:
+    """Loss, parts, gradients and buffers after one step, by name."""
+    config = make_config(**CASES[case])
+    config = replace(config, train=replace(config.train, micro_batch=micro_batch, length_groups=groups))
+    net = model(config, dtype)
+    if world > 1:
+        synchronise_batch_norm(net, torch.device("cpu"))
+    module = DistributedDataParallel(net) if world > 1 else net
+    loss, parts = compute_gradients(module, batch_of(config, rank, world), config, torch.device("cpu"), world)
+    got = {f"loss.{name}": value for name, value in {"total": loss, **parts}.items()}
+    got |= {f"grad.{name}": p.grad for name, p in net.named_parameters() if p.requires_grad}
+    return got | {f"buffer.{name}": b for name, b in net.named_buffers() if "running" in name or "tracked" in name}
+
+
+def rank_of(folder: Path, rank: int, world: int, port: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    for case in CASES:
+        for micro_batch in (0, 1):
+            torch.save(step(case, rank, world, micro_batch), folder / f"{case}-{world}-{micro_batch}-{rank}.pt")
+    torch.save(step("resnet", rank, world, dtype=torch.float32), folder / f"float32-{world}-0-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    folder, world, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    ranks = [
+        multiprocessing.get_context("fork").Process(target=rank_of, args=(folder, rank, world, port))
+        for rank in range(world)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in ranks))

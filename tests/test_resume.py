@@ -1,0 +1,511 @@
+"""Interruptions of every kind: a training that goes on ends as if nothing had happened, or says why it cannot."""
+
+import csv
+import json
+import os
+import random
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pipeline import pretrain, resume, throughput
+from pipeline import step as one_step
+from pipeline.batches import epoch_draws
+from pipeline.model import CxrClip
+from pipeline.params import ParamsError, Train, write_run_config
+from pipeline.tokens import Tokenizer
+from tests.conftest import BERT, RESNET, make_config
+
+ROOT = Path(__file__).parents[1]
+TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
+WITH_DROPOUT = replace(BERT, args={**BERT.args, "hidden_dropout_prob": 0.1})
+# Runs trainings in forked processes, so that the libraries are imported once. Each line of its input is one: a JSON
+# list of the corpus, the folder of its outputs, seconds after which it is killed, whether they count from its very
+# start or from when all is made ready, and after how many calls of a function from there it kills itself; null = never.
+# It answers with the exit code, the number of calls and the seconds it trained.
+FORKS = """
+import json, multiprocessing, os, signal, sys, time
+from pathlib import Path
+import pandas, timm, tokenizers.implementations, torch, transformers
+from pipeline import model, params, pretrain
+
+torch.set_num_threads(1)
+model.CxrClip(params.read_run_config(Path(sys.argv[1])), 100)  # what is imported when it is first needed
+context = multiprocessing.get_context("fork")
+
+def work(corpus, out, most, ready, calls):
+    def count(frame, event, argument):
+        calls.value += 1
+        if calls.value == most:
+            os.kill(os.getpid(), signal.SIGKILL)
+    run = pretrain._run
+    def counted(*args):
+        ready.set()
+        if most is not None:
+            sys.setprofile(count)
+        run(*args)
+    pretrain._run = counted
+    sys.stdout = (out / "said").open("a", buffering=1)
+    best = pretrain.train(corpus, out / "model", out / "history.csv", out / "work", lambda values, step: None)
+    (out / "best").write_text(repr(best))
+
+for line in sys.stdin:
+    corpus, out, seconds, early, most = json.loads(line)
+    Path(out).mkdir(exist_ok=True)
+    calls, ready = context.RawValue("q", 0), context.Event()
+    process = context.Process(target=work, args=(Path(corpus), Path(out), most, ready, calls))
+    process.start()
+    if not early:
+        ready.wait()
+    begun = time.perf_counter()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+    process.join()
+    print(json.dumps([process.exitcode, calls.value, time.perf_counter() - begun]), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_as_it_was():
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """A function that trains in a process of its own, and tells how it ended."""
+    run = tmp_path_factory.mktemp("forks") / "run.json"
+    write_run_config(run, make_config(image_encoder=RESNET))
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS, str(run)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def fork(corpus, out, seconds=None, early=False, most=None):
+            process.stdin.write(json.dumps([str(corpus), str(out), seconds, early, most]) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield fork
+        process.kill()
+
+
+def train(corpus, out, tell=lambda values, step: None):
+    return pretrain.train(corpus, out / "model", out / "history.csv", out / "work", tell)
+
+
+def outputs(out):
+    """All that a training leaves, less what the clock decides."""
+    with (out / "history.csv").open() as handle:
+        rows = [{k: v for k, v in row.items() if k not in TIMING} for row in csv.DictReader(handle)]
+    return rows, {p.name: p.read_bytes() for p in sorted((out / "model").iterdir())}
+
+
+def interrupt(monkeypatch, step, action):
+    """Have ``action`` run in the midst of a step, counted from 1 over the whole training."""
+    real, count = pretrain.compute_gradients, [0]
+
+    def gradients(*args):
+        count[0] += 1
+        if count[0] == step:
+            action()
+        return real(*args)
+
+    monkeypatch.setattr(pretrain, "compute_gradients", gradients)
+
+
+def stop(corpus, out, monkeypatch, step=7, number=signal.SIGTERM):
+    """Train until a signal comes in the midst of a step, and see that it stops."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, step, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(resume.Stopped) as stopped:
+            train(corpus, out)
+    return str(stopped.value)
+
+
+# killed
+
+
+def test_a_killed_training_ends_as_if_it_had_not_been(forks, corpus, tmp_path):
+    """Killed three times after random numbers of calls, with the state saved after every step."""
+    folder = corpus(make_config(image_encoder=RESNET, text_encoder=WITH_DROPOUT, train={"save_minutes": 0.0}))
+    code, calls, _ = forks(folder, tmp_path / "whole", most=-1)
+    assert code == 0
+    rng = random.Random(0)
+    for _ in range(3):
+        assert forks(folder, tmp_path / "killed", most=int(rng.uniform(0.15, 0.35) * calls))[0] == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "model").exists()
+    assert forks(folder, tmp_path / "killed")[0] == 0
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+    assert (tmp_path / "killed" / "best").read_text() == (tmp_path / "whole" / "best").read_text()
+    assert "goes on in epoch" in (tmp_path / "killed" / "said").read_text()
+    assert not (tmp_path / "killed" / "work").exists()
+
+
+@pytest.mark.drill
+def test_drill_of_kills_at_random_moments(forks, corpus, tmp_path):
+    """Six trainings, each killed four times by the clock; half of them save their state after every step."""
+    options = {"image_encoder": RESNET, "text_encoder": WITH_DROPOUT}
+    folder = corpus(make_config(**options, train={"epochs": 12}))
+    code, _, took = forks(folder, tmp_path / "whole")
+    assert code == 0
+    rng, kills, resumed = random.Random(1), 0, 0
+    whole = outputs(tmp_path / "whole")
+    for number in range(6):
+        out = tmp_path / str(number)
+        every = 0.0 if number % 2 else 0.05 * took / 60
+        write_run_config(folder / "run.json", make_config(**options, train={"epochs": 12, "save_minutes": every}))
+        for kill in range(4):
+            early = kill == 2  # one of the four while all is made ready, or a little later
+            code, *_ = forks(folder, out, seconds=rng.uniform(0.02, 0.3) * took, early=early)
+            assert code == -signal.SIGKILL and not (out / "model").exists()
+            kills += 1
+        assert forks(folder, out)[0] == 0
+        rows, files = outputs(out)
+        files["run.json"] = whole[1]["run.json"]  # it holds save_minutes
+        assert (rows, files) == whole and (out / "best").read_text() == (tmp_path / "whole" / "best").read_text()
+        resumed += (out / "said").read_text().count("goes on in epoch")
+    print(f"{kills} kills, {resumed} times a training went on")
+    assert kills == 24 and resumed >= 12
+
+
+# signals
+
+
+@pytest.mark.parametrize("number", resume.STOPPING)
+@pytest.mark.parametrize("step", [3, 5, 7])  # in the first epoch, at its end, in the second
+def test_a_signal_stops_after_the_step_and_the_next_start_goes_on(corpus, tmp_path, monkeypatch, capsys, number, step):
+    folder = corpus(make_config(image_encoder=RESNET, text_encoder=WITH_DROPOUT))
+    handler = signal.getsignal(number)
+    said = stop(folder, tmp_path / "a", monkeypatch, step, number)
+    assert (
+        f"in epoch {(step - 1) // 5} after step {(step - 1) % 5 + 1}; the state is saved" in said and "\n" not in said
+    )
+    assert signal.getsignal(number) is handler
+    steps = []
+    real = pretrain.compute_gradients
+    monkeypatch.setattr(pretrain, "compute_gradients", lambda *args: steps.append(1) or real(*args))
+    best = train(folder, tmp_path / "a")
+    assert len(steps) == 10 - step
+    assert f"training goes on in epoch {(step - 1) // 5} at step {(step - 1) % 5 + 1}" in capsys.readouterr().out
+    assert train(folder, tmp_path / "b") == best
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+def test_data_workers_outlive_a_signal_to_the_whole_group(corpus, tmp_path, monkeypatch):
+    folder = corpus(make_config(train={"workers": 2}))
+    import multiprocessing
+
+    def everyone():
+        children = multiprocessing.active_children()
+        assert len(children) == 2
+        pids = [str(pid) for pid in (*(c.pid for c in children), os.getpid())]
+        subprocess.run(["kill", "-TERM", *pids], check=True)  # not from their parent: that they would obey
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, everyone)
+        with pytest.raises(resume.Stopped, match="in epoch 0 after step 2"):
+            train(folder, tmp_path / "a")
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"workers": 2', '"workers": 0'))
+    assert train(folder, tmp_path / "a") == train(folder, tmp_path / "b")  # workers change nothing, the state fits
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (resume.Stopped("stopped by a signal"), 75, "pretrain resnet_m: stopped by a signal\n"),
+        (FloatingPointError("the loss is nan"), "pretrain resnet_m: the loss is nan", ""),
+        (resume.StateError("no room"), "pretrain resnet_m: no room", ""),
+        (FloatingPointError(""), 1, ""),  # of a rank that leaves the word to another
+    ],
+)
+def test_how_the_stage_ends(tmp_path, monkeypatch, capsys, error, code, says):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["pretrain", "resnet_m"])
+
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(pretrain, "train", fails)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("stages.pretrain", run_name="__main__")
+    assert end.value.code == code and capsys.readouterr().err == says
+
+
+# whose state it is
+
+
+def test_what_a_state_is_compared_by_is_all_that_decides_the_result(corpus, tmp_path):
+    run = make_config()
+    folder = corpus(run)
+    words = Tokenizer.build(BERT, ["one two three"])
+    cpu = torch.device("cpu")
+    first = resume.identity(run, folder, words, cpu)
+    assert resume.identity(run, folder, Tokenizer.build(BERT, ["one two three"]), cpu) == first
+    same = {"workers": 3, "save_minutes": 1.0, "timeout_minutes": 1.0, "launcher": "x", "device": "auto"}
+    assert resume.identity(replace(run, train=replace(run.train, **same)), folder, words, cpu) == first
+    assert set(same) == set(resume.INDIFFERENT)
+
+    def changed(**what):
+        now = resume.identity(**{"config": run, "corpus": folder, "tokenizer": words, "device": cpu, **what})
+        return [key for key in first if now[key] != first[key]]
+
+    other = {"epochs": 3, "lr": 2e-3, "batch_size": 10, "patience": 1, "threads": 2, "shuffle_pairs": True}
+    for key in set(asdict(Train())) - set(same):
+        now = other.get(key, {"weight_decay": 0.0, "warmup_epochs": 0.5, "precision": "bf16"}.get(key))
+        assert changed(config=replace(run, train=replace(run.train, **{key: now}))) == ["parameters"], key
+    assert changed(config=replace(run, loss=replace(run.loss, tcl_weight=0.4))) == ["parameters"]
+    assert changed(tokenizer=Tokenizer.build(BERT, ["one two three four four"])) == ["tokenizer"]
+    assert changed(device=torch.device("meta")) == ["device"]
+    for name, what in {"studies.parquet": ["studies"], "prompts/chexpert.json": ["studies", "prompts"]}.items():
+        with (folder / name).open("ab") as handle:
+            handle.write(b" ")
+        assert changed() == what
+
+
+def test_the_state_is_of_all_modules_that_the_stage_depends_on():
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["pretrain"]
+    assert list(resume.CODE) == [Path(d).stem for d in stage["deps"] if d.startswith("pipeline/")]
+
+
+def test_a_changed_parameter_never_resumes(corpus, tmp_path, monkeypatch, capsys):
+    stop(corpus(make_config()), tmp_path / "a", monkeypatch)
+    folder = corpus(make_config(train={"lr": 2e-3}))
+    best = train(folder, tmp_path / "a")
+    out = capsys.readouterr().out
+    assert "the saved state is of another training (parameters changed); training starts anew" in out
+    assert train(folder, tmp_path / "b") == best
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+def test_changed_code_never_resumes(corpus, tmp_path, monkeypatch, capsys):
+    folder = corpus(make_config())
+    stop(folder, tmp_path / "a", monkeypatch)
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: real(p) + b"# edited" if p.name == "losses.py" else real(p))
+    train(folder, tmp_path / "a")
+    assert "(code changed); training starts anew" in capsys.readouterr().out
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (str(Evil.folder),)
+
+
+@pytest.mark.parametrize("damage", ["cut", "code", "no best"])
+def test_a_state_that_cannot_be_used_is_not(corpus, tmp_path, monkeypatch, capsys, damage):
+    folder = corpus(make_config())
+    stop(folder, tmp_path / "a", monkeypatch)
+    state = tmp_path / "a" / "work" / "state.pt"
+    if damage == "cut":
+        state.write_bytes(state.read_bytes()[:-1000])
+    elif damage == "code":
+        Evil.folder = tmp_path / "evil"
+        torch.save({"identity": Evil()}, state)
+    else:
+        (tmp_path / "a" / "work" / "best-0.safetensors").unlink()
+    best = train(folder, tmp_path / "a")
+    said = "weights of the best epoch are gone" if damage == "no best" else "state is damaged"
+    out = capsys.readouterr().out
+    assert said in out and "training starts anew" in out
+    assert not (tmp_path / "evil").exists()
+    assert train(folder, tmp_path / "b") == best
+
+
+def test_one_process_at_a_time_trains_a_run(corpus, tmp_path):
+    folder = corpus(make_config())
+    with (
+        resume.alone(tmp_path / "work"),
+        pytest.raises(ParamsError, match=rf"work: process {os.getpid()} is training this run"),
+    ):
+        train(folder, tmp_path)
+    train(folder, tmp_path)
+
+
+# what the state holds
+
+
+def test_a_training_that_goes_on_tells_its_whole_story(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "CURVE", 2)
+    folder = corpus(make_config())
+    stop(folder, tmp_path / "a", monkeypatch)
+    told, whole = [], []
+    train(folder, tmp_path / "a", lambda values, step: told.append((step, values.get("step_loss"))))
+    train(folder, tmp_path / "b", lambda values, step: whole.append((step, values.get("step_loss"))))
+    assert sorted(told, key=str) == sorted(whole, key=str)
+    assert [step for step, loss in whole if loss is not None] == [2, 4, 6, 8, 10]
+    assert [step for step, loss in whole if loss is None] == [0, 1]
+
+
+def test_the_state_is_saved_by_the_clock_and_after_each_epoch(corpus, tmp_path, monkeypatch):
+    saved = []
+    real = resume.Saved.save
+    monkeypatch.setattr(resume.Saved, "save", lambda self, p: saved.append((p.epoch, p.step)) or real(self, p))
+    train(corpus(make_config()), tmp_path / "a")
+    assert saved == [(1, 0), (2, 0)]
+    saved.clear()
+    now = [0.0]
+    monkeypatch.setattr(pretrain.time, "perf_counter", lambda: now[0])
+    real_step = pretrain.compute_gradients
+    monkeypatch.setattr(pretrain, "compute_gradients", lambda *a: now.__setitem__(0, now[0] + 60) or real_step(*a))
+    train(corpus(make_config(train={"save_minutes": 2.0})), tmp_path / "b")
+    assert saved == [(0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]
+
+
+def test_the_best_model_survives_what_comes_after_it(corpus, tmp_path, monkeypatch):
+    losses = iter([2.0, 1.0, 3.0, 4.0])
+    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: next(losses))
+    folder = corpus(make_config(train={"epochs": 4}))
+    work = tmp_path / "a" / "work"
+    stop(folder, tmp_path / "a", monkeypatch, step=17)
+    assert sorted(p.name for p in work.iterdir()) == ["best-1.safetensors", "lock", "state.pt"]
+    kept = load_file(work / "best-1.safetensors")
+    assert not (tmp_path / "a" / "model").exists()
+    assert train(folder, tmp_path / "a") == 1.0
+    weights = load_file(tmp_path / "a" / "model" / "model.safetensors")
+    assert weights.keys() == kept.keys() and all(torch.equal(weights[k], kept[k]) for k in kept)
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(0, 6), (1, 3), (2, 6), (3, 6)])
+def test_patience_ends_a_training(corpus, tmp_path, monkeypatch, patience, epochs):
+    """Counted by hand: the best are epochs 0, 1 and 3."""
+    losses = iter([3.0, 2.0, 2.0, 1.0, float("nan"), 4.0])
+    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: next(losses))
+    train(corpus(make_config(train={"epochs": 6, "patience": patience})), tmp_path)
+    assert len(outputs(tmp_path)[0]) == epochs
+
+
+# what goes wrong
+
+
+def test_studies_that_are_not_finite_are_named(corpus, tmp_path, monkeypatch, studies):
+    run = make_config(train={"save_minutes": 0.0})
+    real, calls = CxrClip.forward, [0]
+
+    def forward(net, *inputs):
+        images, texts, scale = real(net, *inputs)
+        calls[0] += net.training
+        if calls[0] >= 7:  # the second step of the second epoch, and when it is looked at again
+            wrong = torch.ones(16)
+            wrong[[2, 13]] = torch.tensor([float("inf"), float("nan")])
+            images = images * wrong[:, None]
+        return images, texts, scale
+
+    folder = corpus(run)
+    with monkeypatch.context() as patch:
+        patch.setattr(CxrClip, "forward", forward)
+        with pytest.raises(FloatingPointError) as error:
+            train(folder, tmp_path / "a")
+    training = [s for d in run.datasets for s in studies if s.dataset == d and s.split == "train"]
+    places = epoch_draws(40, 8, run.seed, 1)[1][:, 1]
+    named = ", ".join(f"{s.dataset}/{s.patient}/{s.study}" for s in (training[i] for i in sorted(places[[2, 13 - 8]])))
+    said = str(error.value)
+    assert said.startswith(f"tiny: the loss is nan in epoch 1 at step 1, from studies {named}; lower train.lr")
+    assert "\n" not in said and not any(s.findings and s.findings in said for s in studies)
+    best = train(folder, tmp_path / "a")  # from the step before
+    assert best == train(folder, tmp_path / "b") and outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+def test_where_no_study_stands_out_eight_of_the_step_are_named(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        one_step, "cxr_clip_loss", lambda e, *_: ((e.image1 / 0).sum() * e.text1.sum() * 0, {"mvs": torch.tensor(0.0)})
+    )
+    with pytest.raises(FloatingPointError, match=r"studies (\w+/p\d+/s\d+, ){7}\w+/p\d+/s\d+ and 2 more; lower"):
+        train(corpus(make_config(train={"batch_size": 10})), tmp_path)
+
+
+def test_weights_that_are_not_finite_are_not_saved(corpus, tmp_path, monkeypatch):
+    """The loss of a step may be finite and its gradients not."""
+    folder = corpus(make_config(train={"save_minutes": 0.0}))
+    real, count = pretrain.compute_gradients, [0]
+
+    def gradients(net, *rest):
+        out = real(net, *rest)
+        count[0] += 1
+        if count[0] == 7:
+            net.log_scale.grad.fill_(float("nan"))
+        return out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "compute_gradients", gradients)
+        with pytest.raises(FloatingPointError, match="in epoch 1 at step 2, from"):
+            train(folder, tmp_path / "a")
+    assert train(folder, tmp_path / "a") == train(folder, tmp_path / "b")
+
+
+def test_a_full_disk_leaves_the_state_before_whole(corpus, tmp_path, monkeypatch):
+    folder = corpus(make_config(train={"save_minutes": 0.0}))
+    stop(folder, tmp_path / "a", monkeypatch)
+    state = tmp_path / "a" / "work" / "state.pt"
+    before = state.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(resume.StateError) as error:
+            train(folder, tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "the training state could not be saved, and the one before it is kept" in str(error.value)
+    assert "MiB are free there): make room" in str(error.value) and "\n" not in str(error.value)
+    assert state.read_bytes() == before
+    assert sorted(p.name for p in state.parent.iterdir()) == ["best-0.safetensors", "lock", "state.pt"]
+    assert train(folder, tmp_path / "a") == train(folder, tmp_path / "b")
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+# how time is used
+
+
+def test_flops_of_a_step():
+    """ResNet-50 at 224 pixels takes 4.09 G multiply-adds; the text's are counted by hand."""
+    net = CxrClip(make_config(image_encoder=replace(RESNET, args={}), image_size=224), 300)
+    work = throughput.Work(net, 224, 48, torch.device("cpu"))
+    assert work.image == pytest.approx(2 * 4.09e9 + 2 * 2048 * 16, rel=0.01)
+    h, inner, layers, n = 32, 64, 1, 40
+    by_hand = layers * (n * 2 * (4 * h * h + 2 * h * inner) + 2 * 2 * n * n * h) + 2 * h * 16
+    text = work.of(0, torch.tensor([n])) / 3
+    assert text == pytest.approx(by_hand, rel=0.01)
+    assert work.of(3, torch.tensor([n, n])) == pytest.approx(3 * (3 * work.image + 2 * text))
+    assert net.training
+
+
+def test_peaks(monkeypatch):
+    cuda = torch.device("cuda", 0)
+    names = {
+        "NVIDIA H100 80GB HBM3": 989e12,
+        "NVIDIA H100 PCIe": 756e12,
+        "NVIDIA H200": 989e12,
+        "NVIDIA A100-SXM4-80GB": 312e12,
+        "Tesla V100-SXM2-32GB": 125e12,
+        "NVIDIA GeForce RTX 2080": None,
+    }
+    for name, flops in names.items():
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert throughput.peak(cuda, "fp16") == flops
+        assert throughput.peak(cuda, "fp32") is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100-SXM2-32GB")
+    assert throughput.peak(cuda, "bf16") is None and throughput.peak(torch.device("cpu"), "bf16") is None
+
+
+def test_an_epoch_says_how_its_time_was_used(corpus, tmp_path, capsys):
+    train(corpus(make_config()), tmp_path)
+    out = capsys.readouterr()
+    lines = [line for line in out.out.splitlines() if line.startswith("tiny: epoch")]
+    assert len(lines) == 2
+    assert all("studies/s, " in line and "% of the time waiting for data, MFU —" in line for line in lines)
+    assert "80/80" in out.err and "loss=" in out.err and "studies/s" in out.err
+    with (tmp_path / "history.csv").open() as handle:
+        for row in csv.DictReader(handle):
+            assert 0 < float(row["waiting"]) < 1 and row["mfu"] == ""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
@@ -33,7 +34,7 @@ from pipeline.params import Ingest, Source
 from pipeline.pieces import Job, is_done, write_piece
 from pipeline.shards import key
 from pipeline.sources.archive import Archive
-from pipeline.study import SPLITS, Reject, Study, read_studies, write_rejects, write_studies
+from pipeline.study import SPLITS, Reject, Study, join_studies, read_studies, write_rejects, write_studies
 
 UNLISTED = "an image that no list of the archive names, or another copy of one"
 AHEAD = 2  # pieces of work a process that are handed out: what bounds memory
@@ -112,7 +113,8 @@ class Plan:
 def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> Plan:
     """Write the plan of every piece of ``size`` studies, holding one at a time."""
     split_of: dict[str, str] = {}
-    used: set[str] = set()
+    on_disk = archive.images
+    used = bytearray(len(on_disk))  # a byte an image; a set of names would take a hundred
     listed = {split: {"studies": 0, "images": 0} for split in SPLITS}
     rejects = [Reject(archive.dataset, name, "file", reason) for name, reason in archive.problems]
     count = 0
@@ -136,14 +138,18 @@ def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> P
             split_of[name] = item.split
             listed[item.split]["studies"] += 1
             listed[item.split]["images"] += len(item.views)
-            used.update(view.path for view in item.views)
+            for view in item.views:
+                place = bisect_left(on_disk, view.path)
+                if place < len(on_disk) and on_disk[place] == view.path:
+                    used[place] = 1
             yield item.with_views(replace(view, shard=view.path) for view in item.views)
 
     remaining = studies()
     while group := list(islice(remaining, size)):
         write_studies(job.plan(count), group)
         count += 1
-    rejects += [Reject(archive.dataset, n, "unlisted", UNLISTED) for n in archive.images if n not in used]
+    unused = (name for name, was in zip(on_disk, used, strict=True) if not was)
+    rejects += [Reject(archive.dataset, name, "unlisted", UNLISTED) for name in unused]
     return Plan(count, len(split_of), listed, rejects)
 
 
@@ -276,7 +282,7 @@ def _finish(
             f"{options.max_rejected:.1%} ({'; '.join(f'{reason}: {n}' for reason, n in reasons)}); "
             f"see {out_shards}/rejects.parquet (images are looked for anywhere under {source.path})"
         )
-    write_studies(out_index, (item for number in range(count) for item in read_studies(job.part(number))))
+    join_studies(out_index, map(job.part, range(count)))
     out_index.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     for tar in sorted((Path(job.work) / "shards").glob("*.tar")):
         tar.replace(out_shards / tar.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -360,9 +361,28 @@ def write_studies(path: Path, studies: Iterable[Study]) -> None:
     ``path``: the columns of ``SCHEMA`` are the whitelist of what leaves ingest.
     """
     remaining = iter(studies)
-    with replacing(path) as part, pq.ParquetWriter(part, SCHEMA, compression="zstd", use_dictionary=CODED) as writer:
+    with _writing(path) as writer:
         while group := list(islice(remaining, GROUP)):
             writer.write_table(_table(group), row_group_size=GROUP)
+
+
+def join_studies(path: Path, parts: Iterable[Path]) -> None:
+    """One index of several, in their order: the bytes that ``write_studies`` gives for all their studies."""
+    with _writing(path) as writer:
+        held = SCHEMA.empty_table()
+        for part in parts:
+            held = pa.concat_tables([held, pq.read_table(part)])
+            while held.num_rows >= GROUP:
+                writer.write_table(held.slice(0, GROUP).combine_chunks(), row_group_size=GROUP)
+                held = held.slice(GROUP)
+        if held.num_rows:
+            writer.write_table(held.combine_chunks(), row_group_size=GROUP)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[pq.ParquetWriter]:
+    with replacing(path) as part, pq.ParquetWriter(part, SCHEMA, compression="zstd", use_dictionary=CODED) as writer:
+        yield writer
 
 
 def _table(studies: list[Study]) -> pa.Table:

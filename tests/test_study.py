@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import study as module
-from pipeline.study import GROUP, SCHEMA, Reject, Study, View, read_studies, write_rejects, write_studies
+from pipeline.study import GROUP, SCHEMA, Reject, Study, View, join_studies, read_studies, write_rejects, write_studies
 
 
 def some(count, seed=0):
@@ -256,3 +256,15 @@ def test_a_long_index(tmp_path):
     found = read_studies(tmp_path / "i.parquet")
     order = random.Random(5).sample(range(len(wanted)), len(wanted))
     assert all(found[i] == wanted[i] for i in order)
+
+
+def test_parts_joined_are_the_index_of_all_their_studies(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "GROUP", 32)
+    studies = list(some(150))
+    for n, cut in enumerate([slice(0, 7), slice(7, 7), slice(7, 100), slice(100, 150)]):
+        write_studies(tmp_path / f"{n}.parquet", studies[cut])
+    write_studies(tmp_path / "all.parquet", studies)
+    join_studies(tmp_path / "joined.parquet", [tmp_path / f"{n}.parquet" for n in range(4)])
+    assert (tmp_path / "joined.parquet").read_bytes() == (tmp_path / "all.parquet").read_bytes()
+    join_studies(tmp_path / "none.parquet", [])
+    assert read_studies(tmp_path / "none.parquet") == []

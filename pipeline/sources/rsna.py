@@ -36,7 +36,7 @@ def read_rsna(files: Archive, split: str = "paper") -> Iterator[Study | Reject]:
     on_disk = archive.by_stem(files.images)
     ids = sorted(targets)
     person = _patients(files) if split == "patient" else {}
-    units = sorted({person.get(image, image) for image in ids})
+    units = sorted({person.get(image, image) for image in ids}) if person else ids
     side = dict(zip(units, archive.train_valid_test(len(units)), strict=True))
     for image in ids:
         own = person.get(image, image)

@@ -6,13 +6,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.atomic import replacing
 
 
 def write(path: Path, run: str, found: dict[str, Any]) -> None:
-    """Write one evaluation of one run as JSON, whole or not at all."""
+    """Write one evaluation of one run, whole or not at all: JSON at ``path``, ``found["samples"]`` as .npz beside it.
+
+    ``samples`` holds each metric's values over the resamples, float64 [B], which pair up between runs: the draws depend
+    on the test set and the seed alone.
+    """
+    found = dict(found)
+    samples = found.pop("samples", {})
     with replacing(path) as partial:
         partial.write_text(json.dumps({"run": run, **found}, indent=1) + "\n", encoding="utf-8")
+    with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **samples)
 
 
 def values(found: dict[str, Any]) -> dict[str, float]:

@@ -36,4 +36,4 @@ def load_seen(audit: Path) -> Seen:
 def clean(seen: Seen, dataset: str, studies: Sequence[Study], trained_on: Iterable[str]) -> np.ndarray:
     """Whether the evaluation view of each test study is clean with respect to these training sets, bool [N]."""
     shown = set().union(*(seen.get((dataset, training), set()) for training in trained_on))
-    return np.array([(s.patient, s.id, s.first_frontal.id) not in shown for s in studies], dtype=bool)
+    return np.array([(s.patient, s.study, s.first_frontal.id) not in shown for s in studies], dtype=bool)

@@ -36,7 +36,12 @@ def join(device: torch.device, options: Train) -> tuple[int, int]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=options.timeout_minutes))
+        # torchrun's store outlives a restart: without a name of its own, a new attempt would meet the addresses of the
+        # killed one there and wait for them
+        store, rank, world = next(dist.rendezvous("env://"))
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        timeout = timedelta(minutes=options.timeout_minutes)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return int(os.environ.get("RANK", "0")), world
 
 

@@ -15,7 +15,7 @@ repro: .venv/ready
 	@echo "The page: reports/index.html    Every metric: mlflow ui --backend-store-uri sqlite:///mlflow.db"
 
 test: .venv/ready check
-	pytest
+	pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: .venv/ready
 	ruff check .

@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline.augment import augment_image, evaluation_image
 from pipeline.embed import encode_views
-from pipeline.metrics import classes_with_intervals
+from pipeline.metrics import classes_with_intervals, resamples
 from pipeline.model import CxrClip
 from pipeline.params import BINARY_DATASETS, Augment, Bootstrap, FewShot
 from pipeline.prompts import zero_shot_pairs
@@ -89,7 +89,7 @@ def evaluate(
     The frozen encoder sees each training image ``options.draws`` times, each under its own augmentation draw, and every
     validation and test image once; with ``draws`` equal to the epochs this is the release's recipe (docs/fidelity.md).
     """
-    result: dict[str, Any] = {"metrics": {}, "classes": {}, "notes": []}
+    result: dict[str, Any] = {"metrics": {}, "samples": {}, "classes": {}, "notes": []}
     for dataset in (d for d in BINARY_DATASETS if d in sources):
         classes = list(zero_shot_pairs(prompts, dataset))
         splits = {s: read_studies(index / f"{dataset}.parquet", (s,)) for s in ("train", "valid", "test")}
@@ -121,10 +121,11 @@ def evaluate(
                 logits = layer(torch.from_numpy(test)).double().numpy()
             truth = {c: labels["test"][:, i] for i, c in enumerate(classes)}
             scores = {c: logits[:, i] for i, c in enumerate(classes)}
-            patients = [s.patient for s in splits["test"]]
-            macro, per_class, notes = classes_with_intervals(truth, scores, patients, bootstrap, seed)
+            weights = resamples([s.patient for s in splits["test"]], bootstrap, seed)
+            macro, samples, per_class, notes = classes_with_intervals(truth, scores, weights, bootstrap)
             if macro:
                 result["metrics"][f"{dataset}.{name}"] = macro
+                result["samples"][f"{dataset}.{name}"] = samples
             result["classes"].setdefault(dataset, {})[name] = per_class
             result["notes"] += [f"{dataset} {name}: {note}" for note in notes]
     return result

@@ -208,7 +208,7 @@ def _metric_name(kind: str, key: str) -> str:
 
 
 def _measure(path: Path, key: str, raw: Mapping[str, Any]) -> Measure:
-    most = math.inf if key == "total.rsum" else 1.0
+    most = math.inf if key.endswith("rsum") else 1.0
     for part in ("value", "low", "high"):
         value = raw.get(part)
         if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= most:

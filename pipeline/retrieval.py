@@ -1,13 +1,26 @@
-"""Image-to-text retrieval (paper section 4.3): recall of an image's own report text among all distinct texts."""
+"""Retrieval (paper section 4.3): recall of an image's own report text among all distinct texts, and of a text's images.
+
+Ranks are exact, and no matrix of all images times all texts is ever held. A quick product of rounded embeddings settles
+every pair whose cosine is further from the own one than the rounding can explain; the few others are computed again in
+double precision, all by the same operation, so that a tie is a tie (``at_least``).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipeline.metrics import interval, mean_with_interval, resamples
 from pipeline.params import Bootstrap
@@ -15,7 +28,9 @@ from pipeline.study import Study, read_studies
 
 RETRIEVAL_SETS = ("chexpert", "mimic_cxr", "openi")
 NAMES = {"chexpert": "chexpert5x200"}  # CheXpert's test split is CheXpert5x200
-BLOCK = 1024
+QUERIES, ITEMS = 256, 4096  # of one block: its cosines and what is compared of them stay in the cache
+Clean = Callable[[str, Sequence[Study]], np.ndarray]  # data set, studies -> bool [N]
+warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)  # a beta feature of torch, it says
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,6 @@ def ranks(images: np.ndarray, texts: np.ndarray, targets: np.ndarray) -> np.ndar
     """Rank (from 1) of each image's own text among all texts by cosine.
 
     Ties count against the model: texts as near as the own one come before it, so a collapsed encoder scores 0.
-    Memory is one block of queries times all texts, never all queries.
 
     Args:
         images: unit-norm float32 [N, D]; ``texts``: unit-norm [M, D]; ``targets``: int64 [N] into texts.
@@ -61,52 +75,284 @@ def ranks(images: np.ndarray, texts: np.ndarray, targets: np.ndarray) -> np.ndar
     Returns:
         int64 [N] in 1..M.
     """
-    out = np.empty(len(images), dtype=np.int64)
-    for start in range(0, len(images), BLOCK):
-        part = slice(start, start + BLOCK)
-        cosines = images[part] @ texts.T
-        own = np.take_along_axis(cosines, targets[part, None], axis=1)
-        out[part] = (cosines >= own).sum(axis=1)
+    return at_least(images, texts, targets)
+
+
+def text_ranks(images: np.ndarray, texts: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Rank (from 1) of each text's best own image among all images by cosine; other own images do not push it down.
+
+    Ties count against the model: other texts' images as near as the best own one come before it.
+
+    Args:
+        images: unit-norm float32 [N, D]; ``texts``: unit-norm [M, D]; ``targets``: int64 [N] into texts, each text at
+            least once.
+
+    Returns:
+        int64 [M] in 1..N.
+    """
+    own = pair_products(images, texts, np.arange(len(images)), targets)
+    order = np.lexsort((-own, targets))
+    first = np.flatnonzero(np.r_[True, np.diff(targets[order]) > 0])
+    if len(first) != len(texts):
+        raise ValueError(f"retrieval: {len(texts) - len(first)} of {len(texts)} texts belong to no image")
+    best = order[first]
+    ties = np.bincount(targets[own == own[best][targets]], minlength=len(texts))  # own images as near as the best
+    return at_least(texts, images, best) - ties + 1
+
+
+def at_least(queries: np.ndarray, items: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """How many items are as near to each query as its own item, or nearer, by inner product in double precision.
+
+    Items are centred, which changes no order, and both sides rounded to ``_rough_dtype``. With x = x' + e and
+    y = y' + f (x', y' rounded), x.y = x'.y' + e.y' + x.f, so by Cauchy and Schwarz the product of the rounded is off by
+    at most |e||y'| + |x||f|, and by D 2^-23 |x'||y'| where sums are kept in single precision, in any order. Rounding
+    both the product and the bounds to the same format keeps their order. What lies between the bounds goes to
+    ``pair_products``, whose operation also gives the own product: equal rows give equal products to the last bit.
+
+    Args:
+        queries: float32 [N, D]; ``items``: float32 [M, D]; ``own``: int64 [N] into items.
+
+    Returns:
+        int64 [N] in 1..M.
+
+    Raises:
+        ValueError: an embedding is not finite, or shapes do not fit.
+    """
+    if queries.shape[1:] != items.shape[1:] or len(own) != len(queries):
+        raise ValueError(f"retrieval: embeddings {queries.shape} and {items.shape}, {len(own)} targets, do not fit")
+    for rows_of in (queries, items):
+        if not all(np.isfinite(rows_of[part]).all() for part in _parts(len(rows_of), ITEMS)):
+            raise ValueError("retrieval: an embedding is not finite; the embeddings of this run are broken")
+    items, times, place = _distinct(items)
+    own = place[own]
+    wanted = pair_products(queries, items, np.arange(len(queries)), own)
+    centre = torch.from_numpy(items.mean(axis=0, dtype=np.float64))
+    dtype, dim = _rough_dtype(len(queries), len(items)), items.shape[1]
+    length, error = np.empty(len(queries)), np.empty(len(queries))
+    middle = np.empty(len(queries))  # the own product with the centred item
+    for part in _parts(len(queries), QUERIES):
+        x = torch.from_numpy(queries[part]).double()
+        length[part], error[part] = x.norm(dim=1), (x - x.to(dtype).double()).norm(dim=1)
+        middle[part] = wanted[part] - (x @ centre).numpy()
+    out = np.zeros(len(queries), dtype=np.int64)
+    for columns in _parts(len(items), ITEMS):
+        exact = torch.from_numpy(items[columns]).double()
+        centred = exact - centre
+        rough = centred.to(dtype)
+        off = float((centred - rough.double()).norm(dim=1).max())
+        longest = float(rough.double().norm(dim=1).max())
+        del centred
+        band = error * longest + length * off + dim * 2.0**-23 * (length + error) * longest
+        # Double precision's own rounding, of the centre and of the products with it, and numbers too small for float32.
+        band += dim * 2.0**-50 * length * (longest + off + float(centre.norm())) + 2.0**-100
+        low, high = (torch.from_numpy(edge[:, None]).to(dtype) for edge in (middle - band, middle + band))
+        weight = None if times is None else times[columns]
+        jobs = (
+            partial(_count, queries[rows], rough, low[rows], high[rows], wanted[rows], exact, weight)
+            for rows in _parts(len(queries), QUERIES)
+        )
+        out += np.concatenate(_side_by_side(list(jobs)))
     return out
+
+
+def _count(
+    queries: np.ndarray,
+    rough: Tensor,
+    low: Tensor,
+    high: Tensor,
+    wanted: np.ndarray,
+    exact: Tensor,
+    weight: np.ndarray | None,
+) -> np.ndarray:
+    """``at_least`` of one block, int64 [n]: what is above ``high`` counts, what lies between is looked at again."""
+    x = torch.from_numpy(queries)
+    product = x.to(rough.dtype) @ rough.T
+    about, least, most = _sortable(product), _sortable(low.clone()), _sortable(high.clone())
+    if product.dtype == torch.bfloat16:  # -0 sorts right below 0 but is no less
+        least[least == 0], most[most == -1] = -1, 0
+    above = about > most
+    out = np.array([np.count_nonzero(row) for row in above]) if weight is None else above @ weight
+    near = np.flatnonzero((about >= least) ^ above)
+    if len(near):
+        query, item = np.divmod(near, len(exact))
+        start = np.r_[0, np.cumsum(np.bincount(query, minlength=len(x)))]
+        found = _products(x.double(), exact, start, item) >= wanted[query]
+        out += np.bincount(query, found if weight is None else found * weight[item], len(x)).astype(np.int64)
+    return out
+
+
+def _side_by_side(jobs: Sequence[Callable[[], np.ndarray]]) -> list[np.ndarray]:
+    """What the jobs return, each run by one thread: threads that never wait for each other lose least to other work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(lambda job: job(), jobs))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def pair_products(a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Inner products of a[rows[i]] with b[columns[i]] in double precision, float64 [P] (a, b float32)."""
+    out = np.empty(len(rows))
+    for part in _parts(len(rows), QUERIES):
+        x, y = torch.from_numpy(a[rows[part]]).double(), torch.from_numpy(b[columns[part]]).double()
+        out[part] = _products(x, y, np.arange(len(x) + 1), np.arange(len(x)))
+    return out
+
+
+def _products(x: Tensor, y: Tensor, start: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """x[i] . y[column[k]] for k in start[i] : start[i + 1], float64; no pair's arithmetic depends on others."""
+    wanted = torch.sparse_csr_tensor(
+        torch.from_numpy(start.astype(np.int32)),
+        torch.from_numpy(column.astype(np.int32)),
+        torch.zeros(len(column), dtype=torch.float64),
+        (len(x), len(y)),
+        check_invariants=False,
+    )
+    return torch.sparse.sampled_addmm(wanted, x, y.T, beta=0).values().numpy()
+
+
+def _rough_dtype(queries: int, items: int) -> torch.dtype:
+    """bfloat16 for large products where the processor multiplies it (with sums in float32), else float32."""
+    quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    large = queries >= QUERIES and items >= ITEMS
+    return torch.bfloat16 if quick and large and torch.backends.mkldnn.is_available() else torch.float32
+
+
+def _sortable(values: Tensor) -> np.ndarray:
+    """Numbers in the order of ``values``: float32 as they are, bfloat16 as int16 (in place)."""
+    if values.dtype != torch.bfloat16:
+        return values.numpy()
+    bits = values.view(torch.int16).numpy()
+    bits ^= (bits >> 15) & 0x7FFF  # of a negative number, all bits but the sign count downwards
+    return bits
+
+
+def _distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Distinct rows, how often each comes (None where all come once) and the place of every row among them.
+
+    Without it, a collapsed encoder would leave all pairs to double precision.
+    """
+    seen: dict[bytes, int] = {}
+    place = np.empty(len(items), dtype=np.int64)
+    for i, row in enumerate(items):
+        place[i] = seen.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), len(seen))
+    if len(seen) == len(items):
+        return items, None, place
+    _, first = np.unique(place, return_index=True)
+    return items[first], np.bincount(place), place
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    """``count`` things in parts of at most ``size``, all about as large."""
+    edges = np.linspace(0, count, -(-count // size) + 1).astype(int).tolist()
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 def evaluate(
     embeddings: Path,
     index: Path,
-    sources: list[str],
+    sources: Sequence[str],
     k: tuple[int, ...],
     options: Bootstrap,
     seed: int,
+    is_clean: Clean | None = None,
     examples: int = 3,
 ) -> dict[str, Any]:
-    """R@K on the three retrieval sets, their sum, and a few examples to look at (form: docs/results.md)."""
-    result: dict[str, Any] = {"metrics": {}, "pools": {}, "examples": {}, "notes": []}
-    total, total_samples = 0.0, np.zeros(options.samples)
-    sets = [d for d in RETRIEVAL_SETS if d in sources]
-    for dataset in sets:
+    """R@K of the three retrieval sets both ways, their sums, and a few examples to look at (form: docs/results.md).
+
+    Args:
+        embeddings: folder of <dataset>.npz; or of missing.json alone, whose line becomes a note.
+        index: folder of <dataset>.parquet.
+        is_clean: which studies' evaluation views the row's training sets have not shown; None: all.
+
+    Raises:
+        ValueError: embeddings are missing, do not fit the test set, or are not finite.
+    """
+    result: dict[str, Any] = {key: {} for key in ("metrics", "samples", "clean", "removed", "pools", "examples")}
+    result["notes"] = []
+    if (embeddings / "missing.json").is_file():
+        result["notes"].append(json.loads((embeddings / "missing.json").read_text(encoding="utf-8"))["missing"])
+        return result
+    for dataset in (d for d in RETRIEVAL_SETS if d in sources):
         name = NAMES.get(dataset, dataset)
         studies = read_studies(index / f"{dataset}.parquet", ("test",))
         pool = candidates(studies)
         if not pool.texts:
             result["notes"].append(f"{name}: no test study with a text")
             continue
-        stored = np.load(embeddings / f"{dataset}.npz", allow_pickle=False)
-        images, texts = stored["images"][pool.queries], stored["texts"]
+        images, texts = _stored(embeddings / f"{dataset}.npz", len(studies), len(pool.texts))
+        images = images[pool.queries]
+        queries = [studies[i] for i in pool.queries]
+        fresh = is_clean(dataset, queries) if is_clean else np.ones(len(queries), dtype=bool)
+        result["removed"][name] = int((~fresh).sum())
+        weights = resamples([s.patient for s in queries], options, seed)
         rank = ranks(images, texts, pool.targets)
-        weights = resamples([studies[i].patient for i in pool.queries], options, seed)
-        for n in k:
-            metric, samples = mean_with_interval(rank <= n, weights, options)
-            result["metrics"][f"{name}.r{n}"] = metric
-            total, total_samples = total + metric["value"], total_samples + samples
-        chance = {f"r{n}": min(1.0, n / len(pool.texts)) for n in k}
-        result["pools"][name] = {"queries": len(rank), "candidates": len(pool.texts), "chance": chance}
+        _add_recalls(result, f"{name}.r", k, rank, weights, fresh, options)
+        # A text is one query. It comes with the patient who has it first, and is clean if all its images are.
+        first = np.unique(pool.targets, return_index=True)[1]
+        fresh_text = np.bincount(pool.targets[~fresh], minlength=len(texts)) == 0
+        reverse = text_ranks(images, texts, pool.targets)
+        _add_recalls(result, f"{name}.t2i_r", k, reverse, weights[:, first], fresh_text, options)
+        if not (fresh.any() and fresh_text.any()):
+            result["notes"].append(f"{name}: no clean test image to query with")
+        chance = {f"r{n}": min(1.0, n / len(texts)) for n in k}
+        result["pools"][name] = {"queries": len(rank), "candidates": len(texts), "chance": chance}
         result["examples"][name] = [
-            _example(studies[pool.queries[i]], images[i], texts, pool, int(pool.targets[i]), int(rank[i]))
+            _example(queries[i], images[i], texts, pool, int(pool.targets[i]), int(rank[i]))
             for i in _typical(rank, examples)
         ]
     if len(result["pools"]) == len(RETRIEVAL_SETS):
-        result["metrics"]["total.rsum"] = interval(total, total_samples, options, 0)
+        _add_sums(result, k, options)
     return result
+
+
+def _stored(path: Path, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
+    if not path.is_file():
+        raise ValueError(f"{path}: not found; embed again")
+    with np.load(path, allow_pickle=False) as stored:
+        found = stored["images"].astype(np.float32), stored["texts"].astype(np.float32)
+    if (len(found[0]), len(found[1])) != (images, texts):
+        raise ValueError(
+            f"{path}: {len(found[0])} images and {len(found[1])} texts for {images} test studies and {texts} texts; "
+            "embed again"
+        )
+    return found
+
+
+def _add_recalls(
+    result: dict[str, Any],
+    prefix: str,
+    k: tuple[int, ...],
+    rank: np.ndarray,
+    weights: np.ndarray,
+    fresh: np.ndarray,
+    options: Bootstrap,
+) -> None:
+    """R@K of all queries, and of the clean ones where some are not."""
+    for n in k:
+        key = f"{prefix}{n}"
+        result["metrics"][key], result["samples"][key] = mean_with_interval(rank <= n, weights, options)
+        if fresh.any() and not fresh.all():
+            metric = mean_with_interval(rank[fresh] <= n, weights[:, fresh], options)
+            result["clean"][key], result["samples"][f"clean/{key}"] = metric
+
+
+def _add_sums(result: dict[str, Any], k: tuple[int, ...], options: Bootstrap) -> None:
+    """total.rsum and total.t2i_rsum; clean ones where a set has queries that are not clean, and all have clean ones."""
+    metrics, samples, cleans = result["metrics"], result["samples"], result["clean"]
+    for way in ("", "t2i_"):
+        keys = [f"{name}.{way}r{n}" for name in result["pools"] for n in k]
+        total = f"total.{way}rsum"
+        samples[total] = np.sum([samples[key] for key in keys], axis=0)
+        metrics[total] = interval(sum(metrics[key]["value"] for key in keys), samples[total], options, 0)
+        gone = [name for name, count in result["removed"].items() if count and f"{name}.{way}r{k[0]}" not in cleans]
+        if gone or not any(result["removed"].values()):
+            continue
+        samples[f"clean/{total}"] = np.sum([samples.get(f"clean/{key}", samples[key]) for key in keys], axis=0)
+        value = sum(cleans.get(key, metrics[key])["value"] for key in keys)
+        cleans[total] = interval(value, samples[f"clean/{total}"], options, 0)
 
 
 def _typical(rank: np.ndarray, count: int) -> list[int]:

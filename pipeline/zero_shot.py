@@ -41,7 +41,7 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
         index: folder of <dataset>.parquet.
     """
     prompts = np.load(embeddings / "prompts.npz", allow_pickle=False)
-    result: dict[str, Any] = {"metrics": {}, "classes": {}, "curves": {}, "notes": []}
+    result: dict[str, Any] = {"metrics": {}, "samples": {}, "classes": {}, "curves": {}, "notes": []}
     for dataset in (d for d in BINARY_DATASETS if d in sources):
         studies, images = _test_set(embeddings, index, dataset)
         if not studies:
@@ -52,9 +52,11 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
             cls = key.split("/", 1)[1]
             scores[cls] = pair_scores(images, prompts[key])
             labels[cls] = positives(studies, cls)
-        macro, classes, notes = classes_with_intervals(labels, scores, [s.patient for s in studies], options, seed)
+        weights = resamples([s.patient for s in studies], options, seed)
+        macro, samples, classes, notes = classes_with_intervals(labels, scores, weights, options)
         if macro:
             result["metrics"][f"{dataset}.auc"] = macro
+            result["samples"][f"{dataset}.auc"] = samples
         result["classes"][dataset] = classes
         result["curves"][dataset] = {c: roc_points(labels[c], scores[c]) for c in classes}
         result["notes"] += [f"{dataset}: {note}" for note in notes]
@@ -69,7 +71,8 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
                 )
             hits = grid_scores(images, grid).argmax(axis=1) == truth.argmax(axis=0)
             weights = resamples([s.patient for s in studies], options, seed)
-            result["metrics"]["chexpert5x200.accuracy"] = mean_with_interval(hits, weights, options)[0]
+            key = "chexpert5x200.accuracy"
+            result["metrics"][key], result["samples"][key] = mean_with_interval(hits, weights, options)
     return result
 
 

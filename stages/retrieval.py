@@ -1,19 +1,24 @@
-"""Stage ``retrieval``: data/embeddings/<run> -> data/results/retrieval/<run>.json of every run."""
+"""Stage ``retrieval``: data/embeddings/<run> -> data/results/retrieval/<run>.json of every run and other model."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from pipeline import evaluation, retrieval, tracking
 from pipeline import params as config
+from pipeline.clean import clean, load_seen
 
 
 def main() -> None:
     params = config.load()
     out = Path("data/results/retrieval")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
-    for name in params.runs:
+    seen = load_seen(Path("data/audit"))
+    trained_on = {name: run.datasets for name, run in params.runs.items()}
+    trained_on |= {name: other.trained_on for name, other in getattr(params, "others", {}).items()}
+    for name, sets in trained_on.items():
         with tracking.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
             found = retrieval.evaluate(
                 Path("data/embeddings") / name,
@@ -22,6 +27,7 @@ def main() -> None:
                 params.evaluate.retrieval.k,
                 params.evaluate.bootstrap,
                 params.seed,
+                partial(clean, seen, trained_on=sets),
             )
             evaluation.write(out / f"{name}.json", name, found)
             record.metrics(evaluation.values(found))

@@ -1,0 +1,82 @@
+"""Paired differences against resampling both models together by hand."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from pipeline import metrics
+from pipeline.comparison import paired
+from pipeline.params import Bootstrap
+
+
+def two_models(rng, patients=60, images=3, better=0.5):
+    """Labels, two correlated scores, the second worse by ``better``, and the patient of each image."""
+    groups = np.repeat([f"p{i}" for i in range(patients)], images)
+    labels = np.repeat(rng.random(patients) < 0.4, images)
+    shared = rng.normal(size=len(labels))
+    a = shared + rng.normal(size=len(labels)) * 0.5 + labels * (0.7 + better)
+    b = shared + rng.normal(size=len(labels)) * 0.5 + labels * 0.7
+    return labels, a, b, groups
+
+
+def measured(labels, scores, groups, options, seed=0):
+    weights = metrics.resamples(list(groups), options, seed)
+    macro, samples, _, _ = metrics.classes_with_intervals({"A": labels}, {"A": scores}, weights, options)
+    return macro, samples
+
+
+def test_paired_equals_resampling_both_together():
+    options = Bootstrap(samples=150)
+    labels, a, b, groups = two_models(np.random.default_rng(0))
+    found = paired(*measured(labels, a, groups, options), *measured(labels, b, groups, options), options)
+    weights = metrics.resamples(list(groups), options, 0)
+    differences = []
+    for row in weights:
+        drawn = np.repeat(np.arange(len(labels)), row)
+        differences.append(roc_auc_score(labels[drawn], a[drawn]) - roc_auc_score(labels[drawn], b[drawn]))
+    assert found["difference"] == pytest.approx(roc_auc_score(labels, a) - roc_auc_score(labels, b), abs=1e-12)
+    assert (found["low"], found["high"]) == pytest.approx(np.percentile(differences, [2.5, 97.5]), abs=1e-12)
+    below, above = sum(d <= 0 for d in differences), sum(d >= 0 for d in differences)
+    assert found["p"] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 151))
+    assert found["p"] < 0.05
+    swapped = paired(*measured(labels, b, groups, options), *measured(labels, a, groups, options), options)
+    assert swapped["low"] == pytest.approx(-found["high"])
+    assert swapped["p"] == found["p"]
+
+
+def test_a_model_does_not_differ_from_itself():
+    options = Bootstrap(samples=50)
+    labels, a, _, groups = two_models(np.random.default_rng(1))
+    one = measured(labels, a, groups, options)
+    assert paired(*one, *one, options) == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
+def test_models_as_good_as_each_other_rarely_differ():
+    """Of 300 pairs as good as each other, 5 % should be judged different; the standard error of that is 1.3 %."""
+    options, rng = Bootstrap(samples=200), np.random.default_rng(2)
+    covered, small = 0, 0
+    for turn in range(300):
+        labels, a, b, groups = two_models(rng, patients=80, better=0.0)
+        found = paired(
+            *measured(labels, a, groups, options, turn), *measured(labels, b, groups, options, turn), options
+        )
+        covered += found["low"] <= 0 <= found["high"]
+        small += found["p"] <= 0.05
+    assert 0.91 <= covered / 300 <= 0.985
+    assert small / 300 <= 0.09
+
+
+def test_different_test_sets_do_not_compare():
+    m, samples = {"value": 0.5, "n": 10}, np.full(4, 0.5)
+    with pytest.raises(ValueError, match="10 test items against 9"):
+        paired(m, samples, {"value": 0.5, "n": 9}, samples, Bootstrap())
+    with pytest.raises(ValueError, match="4 resamples against 3"):
+        paired(m, samples, m, samples[:3], Bootstrap())
+    with pytest.raises(ValueError, match="no resample has a value for both"):
+        paired(m, samples, m, np.full(4, np.nan), Bootstrap())
+
+
+def test_a_resample_without_a_value_is_left_out():
+    m = {"value": 0.5, "n": 10}
+    found = paired(m, np.array([0.3, np.nan, 0.9]), m, np.array([0.1, 0.2, 0.5]), Bootstrap(3, confidence=0.9))
+    assert (found["low"], found["high"]) == pytest.approx((0.21, 0.39))

@@ -1,0 +1,227 @@
+"""Retrieval: ranks against brute force, degenerate encoders, clean queries, and the stage's results."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import retrieval
+from pipeline.metrics import resamples
+from pipeline.params import Bootstrap
+from pipeline.study import Study, View, write_studies
+
+
+def study(name, findings=None, impression=None, dataset="mimic_cxr", positions=("PA",)):
+    views = tuple(View(f"{name}{i}", p) for i, p in enumerate(positions))
+    return Study(dataset, name, name, "test", views, findings, impression)
+
+
+def brute_force(images, texts, targets):
+    """Both ways' ranks from the whole matrix in extended precision."""
+    cosines = images.astype(np.longdouble) @ texts.astype(np.longdouble).T
+    own = cosines[np.arange(len(images)), targets]
+    foreign = targets[:, None] != np.arange(len(texts))
+    best = np.where(foreign, -np.inf, cosines).max(axis=0)
+    return (cosines >= own[:, None]).sum(axis=1).tolist(), (1 + (foreign & (cosines >= best)).sum(axis=0)).tolist()
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def encoders(case):
+    """Embeddings of 150 images and 90 texts, each text with at least one image, in a kind of space."""
+    rng = np.random.default_rng(3)
+    images, texts = rng.normal(size=(150, 12)), rng.normal(size=(90, 12))
+    targets = rng.permutation(np.r_[np.arange(90), rng.integers(90, size=60)])
+    if case == "trained":
+        images += 2 * texts[targets]
+    elif case == "cone":  # everything points the same way, as contrastive embeddings do
+        images, texts = images / 50 + np.eye(12)[0], texts / 50 + np.eye(12)[0]
+    elif case == "nearly collapsed":
+        images, texts = images * 1e-6 + np.eye(12)[0], texts * 1e-6 + np.eye(12)[1]
+    elif case == "duplicates":
+        images, texts = images[rng.integers(20, size=150)], texts[rng.integers(15, size=90)]
+    elif case == "integers":  # a few distinct cosines, all exact
+        return (
+            rng.integers(-1, 2, size=(150, 12)).astype("f4"),
+            rng.integers(-1, 2, size=(90, 12)).astype("f4"),
+            targets,
+        )
+    elif case == "one-hot":
+        return (
+            np.eye(12, dtype="f4")[rng.integers(12, size=150)],
+            np.eye(12, dtype="f4")[rng.integers(12, size=90)],
+            targets,
+        )
+    elif case == "collapsed":
+        return np.ones((150, 12), "f4"), np.ones((90, 12), "f4"), targets
+    elif case == "zero":
+        return np.zeros((150, 12), "f4"), unit(texts), targets
+    return unit(images), unit(texts), targets
+
+
+CASES = ("random", "trained", "cone", "nearly collapsed", "duplicates", "integers", "one-hot", "collapsed", "zero")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_equal_brute_force(case, dtype, monkeypatch):
+    """In blocks of all shapes, whatever the first product is rounded to."""
+    monkeypatch.setattr(retrieval, "_rough_dtype", lambda queries, items: dtype)
+    images, texts, targets = encoders(case)
+    forward, backward = brute_force(images, texts, targets)
+    for queries, items in ((256, 4096), (37, 50), (7, 1)):
+        monkeypatch.setattr(retrieval, "QUERIES", queries)
+        monkeypatch.setattr(retrieval, "ITEMS", items)
+        assert retrieval.ranks(images, texts, targets).tolist() == forward
+        assert retrieval.text_ranks(images, texts, targets).tolist() == backward
+    assert retrieval.ranks(images, texts, targets).dtype == np.int64
+
+
+def test_ranks_of_a_pool_large_enough_for_the_quick_product():
+    rng = np.random.default_rng(0)
+    texts = unit(rng.normal(size=(retrieval.ITEMS + 5, 32)))
+    targets = rng.integers(len(texts), size=700)
+    images = unit(texts[targets] + rng.normal(size=(700, 32)) * 0.4)
+    cosines = images.astype(float) @ texts.T.astype(float)
+    own = cosines[np.arange(700), targets][:, None]
+    assert np.abs(cosines - own)[cosines != own].min() > 1e-12  # no near tie: plain double precision is exact here
+    assert retrieval.ranks(images, texts, targets).tolist() == (cosines >= own).sum(axis=1).tolist()
+
+
+def test_only_what_is_near_is_computed_again(monkeypatch):
+    """The bounds are not so wide that all pairs are taken twice, nor so narrow that none is."""
+    monkeypatch.setattr(retrieval, "_rough_dtype", lambda queries, items: torch.bfloat16)
+    again, products = [], retrieval._products
+    monkeypatch.setattr(retrieval, "_products", lambda *a: again.append(len(a[3])) or products(*a))
+    rng = np.random.default_rng(1)
+    images, texts = unit(rng.normal(size=(400, 128))), unit(rng.normal(size=(2000, 128)))
+    retrieval.ranks(images, texts, rng.integers(2000, size=400))
+    assert 400 * 2 < sum(again) < 400 * 2000 / 20
+
+
+def test_one_item_and_embeddings_that_are_broken():
+    one, none = np.ones((1, 4), "f4"), np.zeros(1, dtype=np.int64)
+    assert retrieval.ranks(one, one, none).tolist() == retrieval.text_ranks(one, one, none).tolist() == [1]
+    with pytest.raises(ValueError, match="not finite"):
+        retrieval.ranks(one, np.array([[1, np.nan, 0, 0]], "f4"), none)
+    with pytest.raises(ValueError, match="do not fit"):
+        retrieval.ranks(one, np.ones((1, 5), "f4"), none)
+    with pytest.raises(ValueError, match="1 of 2 texts belong to no image"):
+        retrieval.text_ranks(one, np.ones((2, 4), "f4"), none)
+
+
+def test_threads_are_as_many_afterwards():
+    before = torch.get_num_threads()
+    retrieval.ranks(*encoders("random"))
+    assert torch.get_num_threads() == before
+
+
+def test_candidates_are_distinct_and_the_longer_section():
+    studies = [
+        study("a", "Clear lungs.", "Normal chest radiograph."),
+        study("b", "Normal chest radiograph.", "Ok."),
+        study("c"),
+        study("d", "Only a lateral.", positions=("LATERAL",)),
+        study("e", None, "Effusion.", positions=("LATERAL", "AP")),
+    ]
+    pool = retrieval.candidates(studies)
+    assert pool.texts == ["Normal chest radiograph.", "Effusion."]
+    assert pool.queries == [0, 1, 4]
+    assert pool.targets.tolist() == [0, 0, 1]
+    assert retrieval.candidates([study("x", "Long findings here.", "Short.", "chexpert")]).texts == ["Short."]
+
+
+SETS = ("chexpert", "mimic_cxr", "openi")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A test set each of 60 studies of 30 patients with 40 texts; the patients of the first six are not clean."""
+    folder = tmp_path_factory.mktemp("retrieval")
+    rng = np.random.default_rng(0)
+    truth = {}
+    for dataset in SETS:
+        said = [f"text {i}" for i in [*range(40), *rng.integers(40, size=20)]]
+        studies = [
+            Study(dataset, f"p{i % 30}", f"s{i}", "test", (View(f"v{i}", "PA", shard="x", length=1),), None, said[i])
+            for i in range(60)
+        ]
+        (folder / "index").mkdir(exist_ok=True)
+        write_studies(folder / "index" / f"{dataset}.parquet", studies)
+        pool = retrieval.candidates(studies)
+        texts = unit(rng.normal(size=(40, 8)))
+        images = unit(texts[pool.targets] + rng.normal(size=(60, 8)))
+        (folder / "model").mkdir(exist_ok=True)
+        np.savez(folder / "model" / f"{dataset}.npz", images=images, texts=texts)
+        truth[dataset] = (images, texts, pool.targets)
+    return folder, truth
+
+
+def is_clean(dataset, studies):
+    return np.array([dataset != "openi" or int(s.patient[1:]) >= 6 for s in studies])
+
+
+def evaluate(folder, model="model", clean=is_clean, sources=SETS):
+    return retrieval.evaluate(folder / model, folder / "index", sources, (1, 5, 10), Bootstrap(100), 0, clean)
+
+
+def test_recalls_both_ways_of_all_and_of_clean_queries(evaluated):
+    folder, truth = evaluated
+    found = evaluate(folder)
+    images, texts, targets = truth["openi"]
+    forward, backward = (np.array(r) for r in brute_force(images, texts, targets))
+    weights = resamples([f"p{i % 30}" for i in range(60)], Bootstrap(100), 0).astype(float)
+    fresh = np.arange(60) % 30 >= 6
+    first = np.array([targets.tolist().index(t) for t in range(40)])
+    fresh_text = np.array([fresh[targets == t].all() for t in range(40)])
+    for key, hits, w, kept in (
+        ("openi.r5", forward <= 5, weights, fresh),
+        ("openi.t2i_r5", backward <= 5, weights[:, first], fresh_text),
+    ):
+        assert found["metrics"][key]["value"] == pytest.approx(hits.mean())
+        assert found["metrics"][key]["n"] == len(hits)
+        assert found["samples"][key] == pytest.approx((w * hits).sum(axis=1) / w.sum(axis=1))
+        assert found["clean"][key]["value"] == pytest.approx(hits[kept].mean())
+        assert found["clean"][key]["n"] == kept.sum()
+        w = w[:, kept]
+        assert found["samples"][f"clean/{key}"] == pytest.approx((w * hits[kept]).sum(axis=1) / w.sum(axis=1))
+    assert found["removed"] == {"chexpert5x200": 0, "mimic_cxr": 0, "openi": 12}
+    assert {key.split(".")[0] for key in found["clean"]} == {"openi", "total"}
+    names = ("chexpert5x200", "mimic_cxr", "openi")
+    for way in ("r", "t2i_r"):
+        keys = [f"{name}.{way}{n}" for name in names for n in (1, 5, 10)]
+        total = f"total.{way}sum"
+        assert found["metrics"][total]["value"] == pytest.approx(sum(found["metrics"][k]["value"] for k in keys))
+        cleaned = [found["clean"].get(k, found["metrics"][k])["value"] for k in keys]
+        assert found["clean"][total]["value"] == pytest.approx(sum(cleaned))
+        assert found["samples"][total] == pytest.approx(sum(found["samples"][k] for k in keys))
+    assert set(found["samples"]) == set(found["metrics"]) | {f"clean/{k}" for k in found["clean"]}
+    json.dumps({k: v for k, v in found.items() if k != "samples"})
+
+
+def test_nothing_to_remove_leaves_no_clean_column(evaluated):
+    found = evaluate(evaluated[0], clean=None)
+    assert found["clean"] == {}
+    assert set(found["removed"].values()) == {0}
+    nothing = evaluate(evaluated[0], clean=lambda dataset, studies: np.array([dataset == "openi"] * len(studies)))
+    assert nothing["clean"] == {}  # of two sets nothing is left: no clean sum either
+    assert sum("no clean test image" in note for note in nothing["notes"]) == 2
+    assert nothing["removed"]["mimic_cxr"] == 60
+
+
+def test_a_model_without_weights_and_embeddings_of_another_index(evaluated):
+    folder, _ = evaluated
+    (folder / "absent").mkdir()
+    (folder / "absent" / "missing.json").write_text(json.dumps({"missing": "put x.pt into weights/x"}))
+    found = evaluate(folder, "absent")
+    assert found["notes"] == ["put x.pt into weights/x"]
+    assert found["metrics"] == {}
+    (folder / "short").mkdir()
+    with pytest.raises(ValueError, match="not found; embed again"):
+        evaluate(folder, "short")
+    np.savez(folder / "short" / "chexpert.npz", images=np.ones((59, 2)), texts=np.ones((40, 2)))
+    with pytest.raises(ValueError, match="59 images and 40 texts for 60 test studies and 40 texts; embed again"):
+        evaluate(folder, "short", sources=("chexpert",))

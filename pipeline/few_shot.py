@@ -15,10 +15,10 @@ from torch import nn
 
 from pipeline.augment import augment_image, evaluation_image
 from pipeline.embed import encode_views
-from pipeline.metrics import classes_with_intervals
+from pipeline.metrics import classes_with_intervals, resamples
 from pipeline.model import CxrClip
 from pipeline.params import BINARY_DATASETS, Augment, Bootstrap, FewShot
-from pipeline.prompts import zero_shot_pairs
+from pipeline.protocols import Protocol, classes
 from pipeline.schedule import warmup_cosine
 from pipeline.study import read_studies
 from pipeline.zero_shot import positives
@@ -76,7 +76,7 @@ def evaluate(
     image_size: int,
     augment: Augment,
     index: Path,
-    prompts: Path,
+    protocol: Protocol,
     sources: list[str],
     options: FewShot,
     bootstrap: Bootstrap,
@@ -91,12 +91,12 @@ def evaluate(
     """
     result: dict[str, Any] = {"metrics": {}, "classes": {}, "notes": []}
     for dataset in (d for d in BINARY_DATASETS if d in sources):
-        classes = list(zero_shot_pairs(prompts, dataset))
+        names = classes(protocol, dataset)
         splits = {s: read_studies(index / f"{dataset}.parquet", (s,)) for s in ("train", "valid", "test")}
         if not all(splits.values()):
             result["notes"].append(f"{dataset}: a split has no study")
             continue
-        labels = {s: np.stack([positives(studies, c) for c in classes], axis=1) for s, studies in splits.items()}
+        labels = {s: np.stack([positives(studies, c) for c in names], axis=1) for s, studies in splits.items()}
 
         def features(split: str, prepare: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
             views = [s.first_frontal for s in splits[split]]  # noqa: B023 (used within this turn of the loop)
@@ -119,10 +119,10 @@ def evaluate(
             )
             with torch.no_grad():
                 logits = layer(torch.from_numpy(test)).double().numpy()
-            truth = {c: labels["test"][:, i] for i, c in enumerate(classes)}
-            scores = {c: logits[:, i] for i, c in enumerate(classes)}
-            patients = [s.patient for s in splits["test"]]
-            macro, per_class, notes = classes_with_intervals(truth, scores, patients, bootstrap, seed)
+            truth = {c: labels["test"][:, i] for i, c in enumerate(names)}
+            scores = {c: logits[:, i] for i, c in enumerate(names)}
+            weights = resamples([s.patient for s in splits["test"]], bootstrap, seed)
+            macro, _, per_class, notes = classes_with_intervals(truth, scores, weights, bootstrap)
             if macro:
                 result["metrics"][f"{dataset}.{name}"] = macro
             result["classes"].setdefault(dataset, {})[name] = per_class

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import precision_recall_curve
 
 from pipeline.params import Bootstrap
 
@@ -71,7 +72,8 @@ def auc_with_interval(
 
 def mean_with_interval(hits: np.ndarray, weights: np.ndarray, options: Bootstrap) -> tuple[dict[str, Any], np.ndarray]:
     """The share of hits (accuracy, recall), bool [N], and its values over the resamples."""
-    samples = weights @ hits.astype(np.float64) / weights.sum(axis=1)
+    drawn = weights.sum(axis=1)  # 0 where a resample holds none of these images
+    samples = np.divide(weights @ hits.astype(np.float64), drawn, out=np.full(len(weights), np.nan), where=drawn > 0)
     return interval(float(hits.mean()), samples, options, len(hits)), samples
 
 
@@ -85,15 +87,52 @@ def roc_points(labels: np.ndarray, scores: np.ndarray, most: int = 60) -> dict[s
     return {"fpr": [round(float(x), 4) for x in fpr[keep]], "tpr": [round(float(x), 4) for x in tpr[keep]]}
 
 
+def precision_recall_points(labels: np.ndarray, scores: np.ndarray, most: int = 60) -> dict[str, list[float]]:
+    """The precision-recall curve thinned to at most ``most`` points, recall rising: {"recall", "precision"}."""
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    precision, recall = precision[::-1], recall[::-1]
+    keep = np.unique(np.linspace(0, len(recall) - 1, min(most, len(recall))).round().astype(int))
+    return {
+        "recall": [round(float(x), 4) for x in recall[keep]],
+        "precision": [round(float(x), 4) for x in precision[keep]],
+    }
+
+
+def calibration_bins(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> dict[str, Any]:
+    """Mean probability and share of positives in bins of equal width, empty ones left out, and the expected error.
+
+    Args:
+        labels: bool [N].
+        probabilities: float [N] in [0, 1]; 1 belongs to the last bin.
+
+    Returns:
+        {"predicted", "observed", "count"}, one value a bin, and "ece": the mean distance of the first two over images
+        (Naeini et al., AAAI 2015).
+    """
+    place = np.minimum((probabilities * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    there = count > 0
+    predicted = np.bincount(place, probabilities, bins)[there] / count[there]
+    observed = np.bincount(place, labels, bins)[there] / count[there]
+    return {
+        "predicted": [round(float(x), 4) for x in predicted],
+        "observed": [round(float(x), 4) for x in observed],
+        "count": [int(n) for n in count[there]],
+        "ece": round(float(np.abs(predicted - observed) @ count[there] / len(labels)), 6),
+    }
+
+
 def classes_with_intervals(
-    labels: dict[str, np.ndarray], scores: dict[str, np.ndarray], groups: list[str], options: Bootstrap, seed: int
-) -> tuple[dict[str, Any] | None, dict[str, Any], list[str]]:
-    """Macro mean AUC over classes, each class's own, and a note for every class that has none.
+    labels: dict[str, np.ndarray], scores: dict[str, np.ndarray], weights: np.ndarray, options: Bootstrap
+) -> tuple[dict[str, Any] | None, np.ndarray | None, dict[str, Any], list[str]]:
+    """Macro mean AUC over classes, its resamples, each class's own, and a note for every class that has none.
 
     The macro mean is over the classes with both positives and negatives in the test set; its interval resamples all
     classes together.
+
+    Args:
+        weights: [B, N] of ``resamples``; of some images only, those columns.
     """
-    weights = resamples(groups, options, seed)
     per_class, all_samples, notes = {}, [], []
     for cls, truth in labels.items():
         result = auc_with_interval(truth, scores[cls], weights, options)
@@ -104,7 +143,7 @@ def classes_with_intervals(
         per_class[cls]["positives"] = int(truth.sum())
         all_samples.append(samples)
     if not per_class:
-        return None, per_class, notes
+        return None, None, per_class, notes
     value = float(np.mean([m["value"] for m in per_class.values()]))
-    macro = interval(value, np.nanmean(all_samples, axis=0), options, len(groups))
-    return macro, per_class, notes
+    macro = np.nanmean(all_samples, axis=0)
+    return interval(value, macro, options, weights.shape[1]), macro, per_class, notes

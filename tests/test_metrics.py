@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
-from pipeline import metrics, retrieval, zero_shot
+from pipeline import metrics, retrieval
 from pipeline.params import Bootstrap
 from pipeline.study import Study, View
 
@@ -37,14 +37,11 @@ def test_resamples_draw_whole_patients():
 def test_one_class_only_has_no_auc():
     labels = np.zeros(10, dtype=bool)
     assert np.isnan(metrics.weighted_auc(labels, np.arange(10.0), np.ones((1, 10))))[0]
-    macro, classes, notes = metrics.classes_with_intervals(
-        {"A": labels, "B": np.arange(10) > 4},
-        {"A": np.arange(10.0), "B": np.arange(10.0)},
-        list("abcdefghij"),
-        Bootstrap(50),
-        0,
+    weights = metrics.resamples(list("abcdefghij"), Bootstrap(50), 0)
+    macro, samples, classes, notes = metrics.classes_with_intervals(
+        {"A": labels, "B": np.arange(10) > 4}, {"A": np.arange(10.0), "B": np.arange(10.0)}, weights, Bootstrap(50)
     )
-    assert macro["value"] == 1.0
+    assert macro["value"] == 1.0 and samples.shape == (50,)
     assert set(classes) == {"B"}
     assert "A: no AUC" in notes[0]
 
@@ -60,6 +57,32 @@ def test_roc_points_lie_on_the_curve():
     ours = metrics.roc_points(labels, scores)
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     assert set(zip(ours["fpr"], ours["tpr"], strict=True)) == set(zip(fpr.round(4), tpr.round(4), strict=True))
+
+
+def test_precision_recall_points_lie_on_the_curve():
+    rng = np.random.default_rng(5)
+    labels, scores = rng.random(400) < 0.2, rng.normal(size=400).round(2)
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    for most in (60, 1000):
+        ours = metrics.precision_recall_points(labels, scores, most)
+        points = list(zip(ours["recall"], ours["precision"], strict=True))
+        assert len(points) == min(most, len(recall))
+        assert set(points) <= set(zip(recall.round(4), precision.round(4), strict=True))
+        assert ours["recall"] == sorted(ours["recall"]) and points[0] == (0, 1)
+
+
+def test_calibration_bins_by_hand():
+    probabilities = np.array([0.01, 0.09, 0.1, 0.55, 1.0])
+    found = metrics.calibration_bins(np.array([False, True, True, False, True]), probabilities)
+    assert found["count"] == [2, 1, 1, 1]
+    assert found["predicted"] == [0.05, 0.1, 0.55, 1.0] and found["observed"] == [0.5, 1, 0, 1]
+    assert found["ece"] == pytest.approx((2 * 0.45 + 0.9 + 0.55 + 0) / 5)
+
+
+def test_resamples_without_any_of_some_images_are_left_out():
+    weights = np.array([[0, 0, 3], [1, 1, 1], [2, 0, 1]], dtype=np.uint16)
+    metric, samples = metrics.mean_with_interval(np.array([True, False]), weights[:, :2], Bootstrap(3))
+    assert np.isnan(samples[0]) and samples[1:].tolist() == [0.5, 1.0] and 0.5 <= metric["low"] <= metric["high"] <= 1
 
 
 def test_interval_covers_the_truth():
@@ -106,13 +129,3 @@ def test_candidates_are_distinct_and_the_longer_section():
     assert pool.queries == [0, 1, 4]
     assert pool.targets.tolist() == [0, 0, 1]
     assert retrieval.candidates([study("x", "Long findings here.", "Short.", "chexpert")]).texts == ["Short."]
-
-
-def test_zero_shot_scores():
-    images = np.array([[1, 0], [0.6, 0.8]])
-    pair = np.array([[0, 1.0], [1.0, 0]])
-    cosines = images @ pair.T
-    softmax = np.exp(cosines[:, 0]) / np.exp(cosines).sum(axis=1)
-    assert np.argsort(zero_shot.pair_scores(images, pair)).tolist() == np.argsort(softmax).tolist()
-    grid = {"A": np.array([[1.0, 0], [0, 1.0]]), "B": np.array([[0.0, 1.0]])}
-    assert zero_shot.grid_scores(images, grid) == pytest.approx(np.array([[0.5, 0.0], [0.7, 0.8]]))

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from pipeline.augment import evaluation_image
 from pipeline.model import CxrClip
 from pipeline.params import BINARY_DATASETS
-from pipeline.prompts import zero_shot_grid, zero_shot_pairs
 from pipeline.retrieval import RETRIEVAL_SETS, candidates
 from pipeline.shards import load_view
 from pipeline.study import View, read_studies
@@ -66,7 +65,7 @@ def embed(
     image_size: int,
     sources: Iterable[str],
     index: Path,
-    prompts: Path,
+    prompts: Sequence[str],
     batch_size: int,
     device: torch.device,
     out: Path,
@@ -74,8 +73,7 @@ def embed(
     """Write ``out``/<dataset>.npz with ``images`` float32 [N, dim] (one evaluation view a test study, in index order)
     and, where the data set is a retrieval one, ``texts`` [M, dim] (distinct candidate texts); and ``out``/prompts.npz.
 
-    Zero-shot prompts stand in prompts.npz as "<dataset>/<class>": [2, dim], positive then negative, and for
-    CheXpert5x200 "chexpert/<class>": [prompts of the class, dim].
+    prompts.npz holds ``texts`` (the prompts, distinct), ``embeddings`` float32 [P, dim] and the model's ``scale``.
 
     Returns:
         Number of test images per data set.
@@ -97,13 +95,9 @@ def embed(
             arrays["texts"] = encode_texts(model, tokenizer, texts, batch_size, device)
         _save(out / f"{dataset}.npz", arrays)
         counts[dataset] = len(studies)
-    sentences: dict[str, Sequence[str]] = {}
-    for dataset in (d for d in BINARY_DATASETS if d in present):
-        sentences.update({f"{dataset}/{c}": pair for c, pair in zero_shot_pairs(prompts, dataset).items()})
-    if "chexpert" in present:
-        sentences.update({f"chexpert/{c}": grid for c, grid in zero_shot_grid(prompts).items()})
-    arrays = {key: encode_texts(model, tokenizer, texts, batch_size, device) for key, texts in sentences.items()}
-    _save(out / "prompts.npz", arrays)
+    embeddings = encode_texts(model, tokenizer, prompts, batch_size, device)
+    scale = np.array(model.scale.item())
+    _save(out / "prompts.npz", {"texts": np.array(prompts), "embeddings": embeddings, "scale": scale})
     return counts
 
 

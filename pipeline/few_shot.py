@@ -18,7 +18,7 @@ from pipeline.embed import encode_views
 from pipeline.metrics import classes_with_intervals, resamples
 from pipeline.model import CxrClip
 from pipeline.params import BINARY_DATASETS, Augment, Bootstrap, FewShot
-from pipeline.prompts import zero_shot_pairs
+from pipeline.protocols import Protocol, classes
 from pipeline.schedule import warmup_cosine
 from pipeline.study import read_studies
 from pipeline.zero_shot import positives
@@ -76,7 +76,7 @@ def evaluate(
     image_size: int,
     augment: Augment,
     index: Path,
-    prompts: Path,
+    protocol: Protocol,
     sources: list[str],
     options: FewShot,
     bootstrap: Bootstrap,
@@ -89,14 +89,14 @@ def evaluate(
     The frozen encoder sees each training image ``options.draws`` times, each under its own augmentation draw, and every
     validation and test image once; with ``draws`` equal to the epochs this is the release's recipe (docs/fidelity.md).
     """
-    result: dict[str, Any] = {"metrics": {}, "samples": {}, "classes": {}, "notes": []}
+    result: dict[str, Any] = {"metrics": {}, "classes": {}, "notes": []}
     for dataset in (d for d in BINARY_DATASETS if d in sources):
-        classes = list(zero_shot_pairs(prompts, dataset))
+        names = classes(protocol, dataset)
         splits = {s: read_studies(index / f"{dataset}.parquet", (s,)) for s in ("train", "valid", "test")}
         if not all(splits.values()):
             result["notes"].append(f"{dataset}: a split has no study")
             continue
-        labels = {s: np.stack([positives(studies, c) for c in classes], axis=1) for s, studies in splits.items()}
+        labels = {s: np.stack([positives(studies, c) for c in names], axis=1) for s, studies in splits.items()}
 
         def features(split: str, prepare: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
             views = [s.first_frontal for s in splits[split]]  # noqa: B023 (used within this turn of the loop)
@@ -119,13 +119,12 @@ def evaluate(
             )
             with torch.no_grad():
                 logits = layer(torch.from_numpy(test)).double().numpy()
-            truth = {c: labels["test"][:, i] for i, c in enumerate(classes)}
-            scores = {c: logits[:, i] for i, c in enumerate(classes)}
+            truth = {c: labels["test"][:, i] for i, c in enumerate(names)}
+            scores = {c: logits[:, i] for i, c in enumerate(names)}
             weights = resamples([s.patient for s in splits["test"]], bootstrap, seed)
-            macro, samples, per_class, notes = classes_with_intervals(truth, scores, weights, bootstrap)
+            macro, _, per_class, notes = classes_with_intervals(truth, scores, weights, bootstrap)
             if macro:
                 result["metrics"][f"{dataset}.{name}"] = macro
-                result["samples"][f"{dataset}.{name}"] = samples
             result["classes"].setdefault(dataset, {})[name] = per_class
             result["notes"] += [f"{dataset} {name}: {note}" for note in notes]
     return result

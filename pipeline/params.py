@@ -230,8 +230,8 @@ class Retrieval:
 class Evaluate:
     """Everything after training."""
 
-    zero_shot: str
     few_shot: FewShot
+    protocols: tuple[str, ...] = ("paper", "paper_prompts")  # names, or paths of files; tables show the first
     bootstrap: Bootstrap = Bootstrap()
     retrieval: Retrieval = Retrieval()
     batch_size: Positive = 256
@@ -387,6 +387,8 @@ def _check(params: Params) -> None:
         raise ParamsError(f"back_translation.{lacks}: missing; name the models of both directions, or none")
     if words.temperature <= 0:
         raise ParamsError(f"back_translation.temperature: {words.temperature} is not above 0")
+    if not params.evaluate.protocols:
+        raise ParamsError("evaluate.protocols: an empty list; name at least one protocol, such as paper")
     few_shot = params.evaluate.few_shot
     if few_shot.shares.keys() != few_shot.epochs.keys():
         raise ParamsError("evaluate.few_shot: shares and epochs name different subsets")

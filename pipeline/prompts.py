@@ -1,4 +1,4 @@
-"""Labels -> sentences: the training prompts of label data sets, and the evaluation prompts of zero-shot.
+"""Labels -> sentences: the training prompts of label data sets (evaluation's: ``pipeline.protocols``).
 
 A label data set has no reports. Its captions are made of one sentence a class, drawn from templates radiologists wrote
 (paper section 3.1; grammar in ``prompts.yaml``). The sentences of a data set are written out once, to
@@ -11,7 +11,6 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -171,49 +170,6 @@ def validation_caption(labels: Mapping[str, int], prompts: Prompts) -> str | Non
     return " ".join(pool[0] for pool in pools if pool) or None
 
 
-def zero_shot_pairs(path: Path, dataset: str) -> dict[str, tuple[str, str]]:
-    """Class -> (positive, negative) evaluation prompt of ``vindr_cxr``, ``siim`` or ``rsna``, letter for letter.
-
-    Raises:
-        PromptError: the file is unreadable, or has no pair for this data set.
-    """
-    try:
-        pairs = _keys(_yaml(path), ("pairs", "grid"), "the file").get("pairs") or {}
-        if dataset not in pairs:
-            raise PromptError(f"pairs.{dataset}: missing; there are {', '.join(pairs) or 'none'}")
-        spec = _keys(pairs[dataset], ("positive", "negative", "classes"), f"pairs.{dataset}")
-        classes = _texts(spec.get("classes"), f"pairs.{dataset}.classes")
-        sides = [_texts([spec.get(side)], f"pairs.{dataset}.{side}")[0] for side in ("positive", "negative")]
-    except PromptError as error:
-        raise PromptError(f"{path}: {error}") from None
-    return {name: (sides[0].replace("{}", name), sides[1].replace("{}", name)) for name in classes}
-
-
-def zero_shot_grid(path: Path) -> dict[str, list[str]]:
-    """Class -> all its CheXpert5x200 prompts: every combination of its lists, repeated ones included.
-
-    A class's score is the mean over the whole list, so a repeated prompt counts as often as it stands there.
-
-    Raises:
-        PromptError: the file is unreadable or a class has no terms.
-    """
-    try:
-        grid = _keys(_yaml(path), ("pairs", "grid"), "the file").get("grid")
-        if not isinstance(grid, dict) or not grid:
-            raise PromptError("grid: expected classes with lists of terms")
-        prompts = {}
-        for name, lists in grid.items():
-            if not isinstance(lists, dict) or not lists:
-                raise PromptError(f"grid.{name}: expected lists of terms")
-            terms = [_texts(texts, f"grid.{name}.{key}", blank=True) for key, texts in lists.items()]
-            prompts[name] = [" ".join(filter(None, combination)) for combination in product(*terms)]
-            if not all(prompts[name]):
-                raise PromptError(f"grid.{name}: a combination of its terms is blank")
-    except PromptError as error:
-        raise PromptError(f"{path}: {error}") from None
-    return prompts
-
-
 def _pool(spec: dict[str, Any], value: str, default: list[str], at: str) -> tuple[str, ...]:
     """All sentences of one value of a class, each once, in the order of expressions and templates."""
     own = _texts(spec.get(value, ["default"]), f"{at}.{value}")
@@ -301,14 +257,14 @@ def _keys(raw: Any, known: tuple[str, ...], at: str) -> dict[str, Any]:
     return raw
 
 
-def _texts(raw: Any, at: str, blank: bool = False) -> list[str]:
-    """``raw`` as a list of texts, none blank unless ``blank``."""
+def _texts(raw: Any, at: str) -> list[str]:
+    """``raw`` as a list of texts, none blank."""
     if not isinstance(raw, list):
         raise PromptError(f"{at}: expected a list of texts")
     for text in raw:
         if not isinstance(text, str):
             raise PromptError(f"{at}: {text!r} is not text; put it in quotes")
-        if not blank and not text.strip():
+        if not text.strip():
             raise PromptError(f"{at}: a blank text")
     return raw
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import embed, model, tracking
+from pipeline import embed, model, protocols, tracking
 from pipeline import params as config
 
 
@@ -22,7 +22,7 @@ def main(name: str) -> None:
             run.image_size,
             params.sources,
             Path("data/index"),
-            Path(params.evaluate.zero_shot),
+            protocols.prompt_texts(params.evaluate.protocols),
             params.evaluate.batch_size,
             device,
             Path("data/embeddings") / name,

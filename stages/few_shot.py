@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import evaluation, few_shot, model, tracking
+from pipeline import evaluation, few_shot, model, protocols, tracking
 from pipeline import params as config
 
 
@@ -21,7 +21,7 @@ def main(name: str) -> None:
             run.image_size,
             params.augment,
             Path("data/index"),
-            Path(params.evaluate.zero_shot),
+            protocols.load(params.evaluate.protocols[0]),
             list(params.sources),
             params.evaluate.few_shot,
             params.evaluate.bootstrap,

@@ -1,26 +1,34 @@
-"""Stage ``zero_shot``: data/embeddings/<run> -> data/results/zero_shot/<run>.json of every run."""
+"""Stage ``zero_shot``: data/embeddings/<run> -> data/results/zero_shot/<run>.json and .npz of every row."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from pipeline import evaluation, tracking, zero_shot
+from pipeline import evaluation, protocols, tracking, zero_shot
 from pipeline import params as config
+from pipeline.clean import load_seen
 
 
 def main() -> None:
     params = config.load()
     out = Path("data/results/zero_shot")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
-    for name in params.runs:
+    chosen = protocols.load_all(params.evaluate.protocols)
+    seen = load_seen(Path("data/audit"))
+    rows = {name: run.datasets for name, run in params.runs.items()}
+    rows |= {name: other.trained_on for name, other in getattr(params, "others", {}).items()}
+    for name, trained_on in rows.items():
         with tracking.stage_run("zero_shot", name, params.evaluate, params.tracking.enabled) as record:
             found = zero_shot.evaluate(
                 Path("data/embeddings") / name,
                 Path("data/index"),
                 list(params.sources),
+                chosen,
                 params.evaluate.bootstrap,
                 params.seed,
+                seen,
+                trained_on,
             )
             evaluation.write(out / f"{name}.json", name, found)
             record.metrics(evaluation.values(found))

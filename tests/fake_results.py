@@ -47,7 +47,7 @@ PARAMS = {
     "ablations": ["clip", "clip_study", "clip_aug", "clip_mvs", "clip_icl", "resnet_mc"],
     "control": "shuffled",
     "evaluate": {
-        "zero_shot": "pipeline/zero_shot.yaml",
+        "protocols": ["paper"],
         "few_shot": {"shares": {"p10": 0.1, "p100": 1.0}, "epochs": {"p10": 3, "p100": 1}},
     },
     "tracking": {"enabled": False},

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import corpus, embed, model, params, pretrain, retrieval, zero_shot
+from pipeline import corpus, embed, model, params, pretrain, protocols, retrieval, zero_shot
 from pipeline.ingest import ingest
 from pipeline.params import BINARY_DATASETS, Bootstrap, Source
 from pipeline.phantom.archives import write
@@ -42,12 +42,14 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         corpus.gather(replace(run, seed=seed), folder / "index", folder / "none", out / "corpus")
         pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
         net, tokenizer, config = model.load(out / "model")
-        prompts = ROOT / p.evaluate.zero_shot
+        chosen = protocols.load_all(p.evaluate.protocols[:1])
+        prompts = protocols.prompt_texts(p.evaluate.protocols[:1])
         size, cpu = config.image_size, torch.device("cpu")
         embed.embed(net, tokenizer, size, datasets, folder / "index", prompts, 256, cpu, out / "embeddings")
         few = Bootstrap(samples=2)
-        seen = zero_shot.evaluate(out / "embeddings", folder / "index", list(datasets), few, 0)["metrics"]
-        aucs.append(np.mean([seen[f"{name}.auc"]["value"] for name in BINARY_DATASETS]))
+        at = (out / "embeddings", folder / "index", list(datasets))
+        scored = zero_shot.evaluate(*at, chosen, few, 0, {}, run.datasets)["metrics"]
+        aucs.append(np.mean([scored[f"{name}.auc"]["value"] for name in BINARY_DATASETS]))
         found = retrieval.evaluate(out / "embeddings", folder / "index", list(datasets), (10,), few, 0)
         recalls.append(found["metrics"]["mimic_cxr.r10"]["value"] / found["pools"]["mimic_cxr"]["chance"]["r10"])
     return np.array(aucs), np.array(recalls)

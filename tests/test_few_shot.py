@@ -7,7 +7,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from pipeline import few_shot
+from pipeline import few_shot, protocols
 from pipeline.augment import augment_image
 from pipeline.few_shot import linear_probe, subset
 from pipeline.model import CxrClip
@@ -103,10 +103,6 @@ def probed(config, studies, tmp_path_factory):
         label = {"Pneumonia": int(i // 4 % 2)}
         rows.append(replace(s, dataset="rsna", split=split, findings=None, impression=None, labels=label))
     write_studies(folder / "rsna.parquet", rows)
-    (folder / "prompts.yaml").write_text(
-        "pairs:\n  rsna: {positive: '{}.', negative: 'No {}.', classes: [Pneumonia]}\n"
-        "  siim: {positive: '{}.', negative: 'No {}.', classes: [Pneumothorax]}\n"
-    )
     write_studies(folder / "siim.parquet", [replace(s, dataset="siim") for s in rows if s.split != "valid"])
     calls = []
 
@@ -117,7 +113,7 @@ def probed(config, studies, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(few_shot, "linear_probe", spy)
         found = few_shot.evaluate(
-            *(model, 32, Augment(), folder, folder / "prompts.yaml", ["rsna", "siim", "openi"], OPTIONS),
+            *(model, 32, Augment(), folder, protocols.load("paper"), ["rsna", "siim", "openi"], OPTIONS),
             *(Bootstrap(50, 0.9), 5, torch.device("cpu"), 3),
         )
     return model, {k: [s for s in rows if s.split == k] for k in ("train", "valid", "test")}, found, calls

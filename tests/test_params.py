@@ -35,7 +35,7 @@ RAW = {
     "main": ["plain"],
     "ablations": ["other", "plain"],
     "control": "",
-    "evaluate": {"zero_shot": "z.yaml", "few_shot": {"shares": {"p10": 0.1}, "epochs": {"p10": 3}}},
+    "evaluate": {"protocols": ["paper"], "few_shot": {"shares": {"p10": 0.1}, "epochs": {"p10": 3}}},
 }
 MISSING = object()
 

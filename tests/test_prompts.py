@@ -16,7 +16,7 @@ from pipeline.sources.chexpert import CLASSES as CHEXPERT
 from pipeline.study import Study, View, write_studies
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING, ZERO_SHOT = ROOT / "pipeline" / "prompts.yaml", ROOT / "pipeline" / "zero_shot.yaml"
+TRAINING = ROOT / "pipeline" / "prompts.yaml"
 SMALL = """
 default: {positive: ["{}."], negative: ["no {}.", "[there is, ] no [visible, ] {}."], uncertain: ["possible {}."]}
 classes:
@@ -220,27 +220,6 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, old: str, new: str, words:
         prompts.load(tmp_path / "bad.yaml")
     message = str(error.value)
     assert "\n" not in message and all(word in message for word in ["bad.yaml", *words]), message
-
-
-def test_evaluation_pairs_are_letter_for_letter() -> None:
-    vindr = prompts.zero_shot_pairs(ZERO_SHOT, "vindr_cxr")
-    assert len(vindr) == 18 and vindr["Nodule/Mass"] == ("Nodule/Mass", "No Nodule/Mass")
-    assert vindr["ILD"] == ("ILD", "No ILD") and not any(name.startswith(("Other", "No ")) for name in vindr)
-    assert prompts.zero_shot_pairs(ZERO_SHOT, "siim") == {"Pneumothorax": ("Pneumothorax", "No Pneumothorax")}
-    rsna = {"Pneumonia": ("Findings suggesting pneumonia.", "No evidence of pneumonia.")}
-    assert prompts.zero_shot_pairs(ZERO_SHOT, "rsna") == rsna
-    with pytest.raises(PromptError, match="openi"):
-        prompts.zero_shot_pairs(ZERO_SHOT, "openi")
-
-
-def test_evaluation_grid_has_the_papers_sizes() -> None:
-    grid = prompts.zero_shot_grid(ZERO_SHOT)
-    sizes = {name: len(texts) for name, texts in grid.items()}
-    assert sizes == {"Atelectasis": 210, "Cardiomegaly": 15, "Consolidation": 192, "Edema": 18, "Pleural Effusion": 54}
-    assert len(set(grid["Pleural Effusion"])) == 36
-    assert "minimal residual atelectasis at the left lung zone" in grid["Atelectasis"]
-    assert "tiny bilateral pleural effusion" in grid["Pleural Effusion"]  # location before subtype
-    assert all(text == " ".join(text.split()) for texts in grid.values() for text in texts)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import protocols
 from pipeline.metrics import classes_with_intervals, mean_with_interval, resamples, roc_points
 from pipeline.params import BINARY_DATASETS, Bootstrap
 from pipeline.study import POSITIVE, Study, read_studies
@@ -40,7 +41,9 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
         embeddings: folder that ``pipeline.embed`` wrote.
         index: folder of <dataset>.parquet.
     """
-    prompts = np.load(embeddings / "prompts.npz", allow_pickle=False)
+    stored = np.load(embeddings / "prompts.npz", allow_pickle=False)
+    rows = dict(zip(stored["texts"].tolist(), stored["embeddings"], strict=True))
+    tasks = protocols.load("paper").tasks
     result: dict[str, Any] = {"metrics": {}, "classes": {}, "curves": {}, "notes": []}
     for dataset in (d for d in BINARY_DATASETS if d in sources):
         studies, images = _test_set(embeddings, index, dataset)
@@ -48,9 +51,10 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
             result["notes"].append(f"{dataset}: no test study")
             continue
         scores, labels = {}, {}
-        for key in (k for k in prompts.files if k.startswith(f"{dataset}/")):
-            cls = key.split("/", 1)[1]
-            scores[cls] = pair_scores(images, prompts[key])
+        task = tasks[dataset]
+        for cls, texts in task.positive.items():
+            pair = np.stack([rows[texts[0]], rows[task.negative[cls][0]]])
+            scores[cls] = pair_scores(images, pair)
             labels[cls] = positives(studies, cls)
         macro, classes, notes = classes_with_intervals(labels, scores, [s.patient for s in studies], options, seed)
         if macro:
@@ -60,7 +64,7 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
         result["notes"] += [f"{dataset}: {note}" for note in notes]
     if "chexpert" in sources:
         studies, images = _test_set(embeddings, index, "chexpert")
-        grid = {k.split("/", 1)[1]: prompts[k] for k in prompts.files if k.startswith("chexpert/")}
+        grid = {c: np.stack([rows[t] for t in texts]) for c, texts in tasks["chexpert5x200"].positive.items()}
         if studies:
             truth = np.stack([positives(studies, cls) for cls in grid])
             if (truth.sum(axis=0) != 1).any():

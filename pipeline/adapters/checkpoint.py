@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,11 @@ class _Inert:
         pass
 
 
+def _table(*args: Any) -> dict[Any, Any]:
+    """Stands for ``collections.defaultdict``, whose factory would be called on a missing key."""
+    return {}
+
+
 # Settings that CXR-CLIP's .tar and Lightning's .ckpt files hold beside the tensors. The names are read as _Inert: the
 # classes themselves are never imported.
 _OMEGACONF = (
@@ -39,12 +44,13 @@ _OMEGACONF = (
 )
 _LIGHTNING = (
     *("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace"),
-    *("pytorch_lightning.callbacks.early_stopping.EarlyStopping",),
-    *("pytorch_lightning.utilities.parsing.AttributeDict",),
+    "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
 )
 _NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
 _PLAIN = ("builtins.dict", "builtins.list", "builtins.int", "builtins.str", "builtins.float", "builtins.bool")
-HARMLESS = (*_OMEGACONF, *_LIGHTNING, *_NUMBERS, *_PLAIN)
+HARMLESS: dict[str, Callable[..., Any]] = dict.fromkeys((*_OMEGACONF, *_LIGHTNING, *_NUMBERS, *_PLAIN), _Inert)
+# Kinds of dict become plain ones.
+HARMLESS |= {"pytorch_lightning.utilities.parsing.AttributeDict": dict, "collections.defaultdict": _table}
 
 
 def find(folder: Path, *patterns: str) -> list[Path]:
@@ -90,9 +96,8 @@ def read(path: Path) -> dict[str, Any]:
             return dict(load_file(path))
         except Exception as error:  # safetensors' own class; its text is about bytes
             raise ValueError(f"{path}: not a safetensors file ({type(error).__name__}); download it again") from None
-    stand_ins: list[Any] = [(_Inert, name) for name in HARMLESS]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals([(cls, name) for name, cls in HARMLESS.items()]):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's text may quote the file, and advises to switch the check off
         if type(error).__name__ == "UnpicklingError":
@@ -147,7 +152,7 @@ class Weights:
         """
         taken = {k.removeprefix(prefix): self.left.pop(k) for k in list(self.left) if k.startswith(prefix)}
         if not taken:
-            raise ValueError(f"{self.where}: lacks {prefix}*; has keys such as {_some(list(self.left))}")
+            raise ValueError(f"{self.where}: lacks {prefix}*; left are {_some(self.left) or 'none'}")
         return taken
 
     def one(self, key: str) -> Tensor:
@@ -179,24 +184,24 @@ class Weights:
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Put tensors into a module, each into its place, in single precision. ``where`` is the file and prefix, for
-    messages.
+    """Put tensors into a module, each into its place, in single precision.
+
+    ``where`` is for messages: "<file>: <prefix of the keys>".
 
     Raises:
         ValueError: a key is missing, unknown or of another shape; up to three of them are named.
     """
+    file, _, prefix = where.rpartition(": ")
     own = module.state_dict()
     given = {k: v for k, v in tensors.items() if k in own or not POSITIONS.search(k)}
-    missing = [k for k in own if k not in given]
-    extra = [k for k in given if k not in own]
-    other = [
-        f"{k} {list(v.shape)} not {list(own[k].shape)}"
-        for k, v in given.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    if missing or extra or other:
-        found = (("missing", missing), ("unknown", extra), ("of another shape", other))
-        raise ValueError(f"{where}: " + "; ".join(f"{kind}: {_some(keys)}" for kind, keys in found if keys))
+    shapes = {k: (list(v.shape), list(own[k].shape)) for k, v in given.items() if k in own}
+    found = {
+        "missing": [prefix + k for k in own if k not in given],
+        "unknown": [prefix + k for k in given if k not in own],
+        "of another shape": [f"{prefix}{k} {has} not {needs}" for k, (has, needs) in shapes.items() if has != needs],
+    }
+    if any(found.values()):
+        raise ValueError(f"{file}: " + "; ".join(f"{kind}: {_some(keys)}" for kind, keys in found.items() if keys))
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
     (``hf_tokenizer_name``) its files in the folder itself, as open_clip saves them.
     """
     import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
 
     path = find_one(folder, "open_clip_config.json")
     weights = find_one(folder, "open_clip_model.safetensors", "open_clip_pytorch_model.bin", "*.pt", "*.safetensors")
@@ -29,17 +31,20 @@ def load(folder: Path, device: torch.device) -> Embedder:
         text_cfg: dict[str, Any] = config["model_cfg"]["text_cfg"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: not a configuration of open_clip with model_cfg and text_cfg") from None
-    overrides = {}
     if text_cfg.get("hf_model_name"):
         find_one(folder, "text/config.json")
-        overrides["text_cfg"] = {**text_cfg, "hf_model_name": str(folder / "text")}
+        text_cfg = {**text_cfg, "hf_model_name": str(folder / "text"), "hf_model_pretrained": False}
     try:
-        model, prepare = open_clip.create_model_from_pretrained(
-            f"local-dir:{folder}", load_weights=False, pretrained_text=False, **overrides
+        logging.disable(logging.WARNING)  # "initialized randomly": the weights come below
+        model = open_clip.create_model(
+            f"local-dir:{folder}", load_weights=False, pretrained_text=False, text_cfg=text_cfg
         )
+        prepare = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:  # of any class, and with texts that advise to ask a hub
         raise ValueError(f"{path}: open_clip cannot build this model ({type(error).__name__})") from None
+    finally:
+        logging.disable(logging.NOTSET)
     fill(model, _tensors(weights), f"{weights}: ")
     model.to(device).eval()
 

@@ -1,42 +1,47 @@
-"""Embeddings of every test image, candidate text and evaluation prompt, computed once a run."""
+"""Embeddings of test images, candidate texts and evaluation prompts, once a model (form: docs/results.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from tqdm import tqdm
 
+from pipeline import model
 from pipeline.augment import evaluation_image
+from pipeline.embedder import Embedder
 from pipeline.model import CxrClip
 from pipeline.params import BINARY_DATASETS
 from pipeline.retrieval import RETRIEVAL_SETS, candidates
 from pipeline.shards import load_view
-from pipeline.study import View, read_studies
+from pipeline.study import POSITIVE, View, read_studies
 from pipeline.tokens import Tokenizer
 
 EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS)
+MAPS = 6  # examples of where an image agrees with a prompt
+MISSING = "missing.json"
 
 
 @torch.inference_mode()
 def encode_views(
     views: Sequence[View],
-    encode: Callable[[torch.Tensor], torch.Tensor],
+    encode: Callable[[Tensor], Tensor],
     prepare: Callable[[np.ndarray, int], np.ndarray],
     batch_size: int,
     device: torch.device,
     label: str,
 ) -> np.ndarray:
-    """Encode images in order.
+    """Encode images in order, float32 [N, D].
 
     Args:
         encode: uint8 [B, S, S] on ``device`` -> [B, D].
         prepare: (decoded uint8 [H, W], position in ``views``) -> uint8 [S, S].
-
-    Returns:
-        float32 [N, D].
     """
     parts = []
     for start in tqdm(range(0, len(views), batch_size), desc=label, unit="batch", mininterval=1, leave=False):
@@ -45,60 +50,167 @@ def encode_views(
     return np.concatenate(parts)
 
 
-@torch.inference_mode()
-def encode_texts(
-    model: CxrClip, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int, device: torch.device
-) -> np.ndarray:
-    """Unit-norm embeddings of texts in order, float32 [N, dim]; batched by length so that little is padding."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    out = np.empty((len(texts), model.text_projection.out_features), dtype=np.float32)
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        tokens, mask = tokenizer([texts[i] for i in part])
-        out[part] = model.encode_text(tokens.to(device), mask.to(device)).cpu().numpy()
-    return out
+def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:
+    """One of our own checkpoints (``pipeline.model.save``): the evaluation crop as uint8 [S, S]; a linear probe stands
+    on the pooled features before the projection.
+
+    Raises:
+        ValueError: the folder holds no checkpoint of this version.
+    """
+    net, tokenizer, run = model.load(folder, device)
+    return of_model(net, tokenizer, run.image_size, batch_size)
 
 
-def embed(
-    model: CxrClip,
-    tokenizer: Tokenizer,
-    image_size: int,
-    sources: Iterable[str],
-    index: Path,
-    prompts: Sequence[str],
-    batch_size: int,
-    device: torch.device,
-    out: Path,
-) -> dict[str, int]:
-    """Write ``out``/<dataset>.npz with ``images`` float32 [N, dim] (one evaluation view a test study, in index order)
-    and, where the data set is a retrieval one, ``texts`` [M, dim] (distinct candidate texts); and ``out``/prompts.npz.
+def of_model(net: CxrClip, tokenizer: Tokenizer, image_size: int, batch_size: int = 256) -> Embedder:
+    """A model in memory, in eval mode, as an ``Embedder`` on the device it is on."""
+    device = net.log_scale.device
 
-    prompts.npz holds ``texts`` (the prompts, distinct), ``embeddings`` float32 [P, dim] and the model's ``scale``.
+    def encode_texts(texts: list[str]) -> Tensor:
+        tokens, mask = tokenizer(texts)
+        return net.encode_text(tokens.to(device), mask.to(device))
+
+    return Embedder(
+        prepare=lambda picture: evaluation_image(picture, image_size),
+        encode_images=net.encode_image,
+        encode_texts=encode_texts,
+        features=net.image_tower,
+        scale=float(net.scale.detach()),
+        device=device,
+        batch_size=batch_size,
+    )
+
+
+def embed(embedder: Embedder, prompts: Sequence[str], sources: Iterable[str], index: Path, out: Path) -> dict[str, int]:
+    """Write ``out``/<dataset>.npz of every test set among ``sources``, and ``out``/prompts.npz.
+
+    A data set's file holds ``images`` float32 [N, D] (one evaluation view a test study, in index order); where it is a
+    retrieval set ``texts`` [M, D] (the distinct candidate texts, in the order of ``retrieval.candidates``); and where
+    the model has local scores ``local`` [N, P], one for each prompt. prompts.npz holds ``texts`` [P], their
+    ``embeddings`` float32 [P, D], and ``scale``. ``out`` is emptied first.
+
+    Args:
+        prompts: distinct evaluation prompts.
+        index: folder of <dataset>.parquet.
 
     Returns:
         Number of test images per data set.
     """
-    out.mkdir(parents=True, exist_ok=True)
-
-    def prepare(image: np.ndarray, _: int) -> np.ndarray:
-        return evaluation_image(image, image_size)
-
+    _fresh(out)
     counts: dict[str, int] = {}
-    present = [d for d in EVALUATED if d in set(sources)]
-    for dataset in present:
+    for dataset in (d for d in EVALUATED if d in set(sources)):
         studies = read_studies(index / f"{dataset}.parquet", ("test",))  # CheXpert's test split is CheXpert5x200
         if not studies:
             continue
         views = [s.first_frontal for s in studies]
-        arrays = {"images": encode_views(views, model.encode_image, prepare, batch_size, device, dataset)}
+        arrays = {"images": embedder.embed_images(views, dataset)}
         if dataset in RETRIEVAL_SETS and (texts := candidates(studies).texts):
-            arrays["texts"] = encode_texts(model, tokenizer, texts, batch_size, device)
+            arrays["texts"] = embedder.embed_texts(texts)
+        if embedder.local_scores and prompts:
+            arrays["local"] = embedder.embed_local(views, prompts, dataset)
         _save(out / f"{dataset}.npz", arrays)
         counts[dataset] = len(studies)
-    embeddings = encode_texts(model, tokenizer, prompts, batch_size, device)
-    scale = np.array(model.scale.item())
-    _save(out / "prompts.npz", {"texts": np.array(prompts), "embeddings": embeddings, "scale": scale})
+    if prompts:
+        rows = embedder.embed_texts(prompts)
+        _save(out / "prompts.npz", {"texts": np.array(prompts), "embeddings": rows, "scale": np.array(embedder.scale)})
     return counts
+
+
+def write_maps(
+    net: CxrClip,
+    embedder: Embedder,
+    image_size: int,
+    classes: Mapping[str, Mapping[str, str]],
+    sources: Iterable[str],
+    index: Path,
+    out: Path,
+) -> int:
+    """Write ``out``/maps.npz: similarity maps of up to ``MAPS`` test images with the prompt of a class they have.
+
+    ``maps`` float32 [n, h, w] (cosines), ``dataset`` [n], ``position`` int64 [n] (of the test study in index order) and
+    ``text`` [n] (the prompt).
+
+    Args:
+        classes: data set -> class -> its prompt. Data sets take turns, each with the first test study that is positive
+            for its next class and not taken yet.
+
+    Returns:
+        n; 0 where the image encoder has no map.
+    """
+    chosen = _examples(classes, sources, index)
+    maps = []
+    if chosen:
+        inputs = np.stack([evaluation_image(load_view(view), image_size) for _, _, view, _ in chosen])
+        places = similarity_places(net, torch.from_numpy(inputs).to(embedder.device))
+        if places is not None:
+            prompts = torch.from_numpy(embedder.embed_texts([text for *_, text in chosen])).to(places.device)
+            maps = list(torch.einsum("nhwd,nd->nhw", places, prompts).cpu().numpy())
+    kept = chosen[: len(maps)]
+    _save(
+        out / "maps.npz",
+        {
+            "maps": np.array(maps, dtype=np.float32) if maps else np.zeros((0, 1, 1), dtype=np.float32),
+            "dataset": np.array([dataset for dataset, *_ in kept], dtype=np.str_),
+            "position": np.array([position for _, position, _, _ in kept], dtype=np.int64),
+            "text": np.array([text for *_, text in kept], dtype=np.str_),
+        },
+    )
+    return len(maps)
+
+
+@torch.inference_mode()
+def similarity_places(net: CxrClip, images: Tensor) -> Tensor | None:
+    """Unit-norm embeddings of every place of the last feature map: uint8 [B, S, S] -> float32 [B, h, w, dim].
+
+    The image projection is linear, so it commutes with the global average pool: the mean of the projected places is
+    the image's embedding before it gets unit norm. Hence a place's cosine with a text says what it contributes. None
+    for an encoder that is not pooled by an average over a map.
+    """
+    tower = net.image_tower
+    found = tower.model.forward_features(tower.normalise(images))
+    if found.dim() != 4:
+        return None
+    if getattr(tower.model, "output_fmt", "NCHW") == "NCHW":
+        found = found.permute(0, 2, 3, 1)
+    return F.normalize(net.image_projection(found).float(), dim=-1)
+
+
+def _examples(
+    classes: Mapping[str, Mapping[str, str]], sources: Iterable[str], index: Path
+) -> list[tuple[str, int, View, str]]:
+    """Data set, position among its test studies, view and prompt of up to ``MAPS`` examples."""
+    wanted = {d: list(classes[d].items()) for d in BINARY_DATASETS if d in classes and d in set(sources)}
+    studies = {d: read_studies(index / f"{d}.parquet", ("test",)) for d in wanted}
+    taken: dict[str, set[int]] = {d: set() for d in wanted}
+    found: list[tuple[str, int, View, str]] = []
+    while len(found) < MAPS and any(wanted.values()):
+        for dataset in wanted:
+            while wanted[dataset] and len(found) < MAPS:
+                cls, text = wanted[dataset].pop(0)
+                positions = [i for i, s in enumerate(studies[dataset]) if s.labels.get(cls) == POSITIVE]
+                free = [i for i in positions if i not in taken[dataset]]
+                if free:
+                    taken[dataset].add(free[0])
+                    found.append((dataset, free[0], studies[dataset][free[0]].first_frontal, text))
+                    break
+    return found
+
+
+def write_missing(out: Path, why: str) -> None:
+    """``out`` of a model whose weights are not there: missing.json alone, {"missing": which file goes where}."""
+    _fresh(out)
+    (out / MISSING).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
+
+
+def missing(folder: Path) -> str | None:
+    """What ``write_missing`` wrote into a folder of embeddings; None where the embeddings are there."""
+    path = folder / MISSING
+    return str(json.loads(path.read_text(encoding="utf-8"))["missing"]) if path.is_file() else None
+
+
+def _fresh(out: Path) -> None:
+    """An empty folder: nothing of an earlier run stays."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:

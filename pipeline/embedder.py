@@ -30,8 +30,9 @@ class Embedder:
         encode_texts: sentences -> [B, D]; tokenises, pads and truncates as its project does.
         features: stacked inputs on ``device`` -> [B, W], what a linear probe stands on.
         scale: factor on the cosines that the model was trained with, for probabilities.
+        batch_size: images, or texts, encoded at a time.
         local_scores: (stacked inputs, sentences) -> [B, M] scores that need more than one row an image (GLoRIA's words
-            against regions); None for everybody else.
+            against regions); None for everybody else. The same sentences come with every batch.
     """
 
     prepare: Prepare
@@ -58,6 +59,18 @@ class Embedder:
             for i, row in zip(part, found, strict=True):
                 rows[i] = row
         return _unit(np.stack(rows))
+
+    def embed_local(self, views: Sequence[View], texts: Sequence[str], label: str = "") -> np.ndarray:
+        """``local_scores`` of views in order with texts, float32 [N, M].
+
+        Raises:
+            ValueError: the model has none.
+        """
+        score = self.local_scores
+        if score is None:
+            raise ValueError("this model has no local scores")
+        sentences = list(texts)
+        return self.over(lambda inputs: score(inputs, sentences), views, self.prepare_at, label)
 
     def prepare_at(self, picture: np.ndarray, _: int) -> np.ndarray:
         """``prepare``, whatever the position of the picture."""

@@ -46,10 +46,14 @@ class ImageTower(nn.Module):
         ``keys``, int64 [B], decide what stochastic depth drops in training (see ``pipeline.study_dropout``).
         """
         self.rows.are(keys)
+        return self.model(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Grey uint8 [B, S, S] -> the model's input [B, 3, S, S]: grey in [0, 1], less mean, over deviation."""
         factor, offset = 1 / (255 * self.std), -self.mean / self.std
         grey = images.to(factor.dtype).unsqueeze(-1)
         x = torch.addcmul(offset.view(3), grey, factor.view(3))  # [B, S, S, 3]
-        return self.model(x.permute(0, 3, 1, 2))  # which in torch's terms is channels-last
+        return x.permute(0, 3, 1, 2)  # which in torch's terms is channels-last
 
 
 class TextTower(nn.Module):

@@ -17,6 +17,15 @@ LABEL_DATASETS = ("chexpert", "chestxray14")  # captions come from their labels 
 PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
 BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
 DATASETS = (*PRETRAIN_DATASETS, *BINARY_DATASETS, "openi")
+ADAPTERS = (
+    "cxr_clip",
+    "gloria",
+    "medclip",
+    "biovil",
+    "chexzero",
+    "open_clip",
+    "hf_clip",
+)  # modules of pipeline/adapters
 MANIFEST = "manifest"  # the reader of archives that are nobody else's
 
 MANY = 1 << 20  # upper bound of a number that has no other
@@ -200,6 +209,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Other:
+    """Somebody else's trained model, evaluated beside the runs (docs/models.md)."""
+
+    adapter: str  # a module of pipeline/adapters
+    weights: str  # the folder its files lie in; it must exist, and may hold none of them
+    model: str  # its name in the tables, and so its backbone and data
+    backbone: str = ""
+    data: str = ""
+    trained_on: tuple[str, ...] = ()  # the data sets among ours: what its clean test images are clean of
+
+
+@dataclass(frozen=True)
 class FewShot:
     """Linear probe: shares of the training set by label, and the recipe."""
 
@@ -266,6 +287,7 @@ class Params:
     loss: Loss
     train: Train
     runs: dict[str, Run]
+    others: dict[str, Other]
     main: tuple[str, ...]
     ablations: tuple[str, ...]
     control: str
@@ -377,6 +399,18 @@ def _check(params: Params) -> None:
                     f"runs.{name}.datasets: {dataset} is not among sources; add it there or leave out the run"
                 )
         _check_warmup(f"runs.{name}.", run_config(params, name))
+    for name, other in params.others.items():
+        if name in params.runs:
+            raise ParamsError(f"others.{name}: a run has this name, too")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise ParamsError(f"others.{name}: a name is letters, digits and _")
+        if other.adapter not in ADAPTERS:
+            known = ", ".join(ADAPTERS)
+            raise ParamsError(
+                f"others.{name}.adapter: {other.adapter!r} is none of {known}{hint(other.adapter, ADAPTERS)}"
+            )
+        own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
+        _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, *own))
     for key, names in (("main", params.main), ("ablations", params.ablations), ("control", (params.control,))):
         for name in names:
             if name and name not in params.runs:

@@ -14,19 +14,14 @@ from pipeline import params as config
 def main(name: str) -> None:
     params = config.load()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names, index, out = params.evaluate.protocols, Path("data/index"), Path("data/embeddings") / name
     with tracking.stage_run("embed", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = model.load(Path("data/models") / name, device)
-        counts = embed.embed(
-            net,
-            tokenizer,
-            run.image_size,
-            params.sources,
-            Path("data/index"),
-            protocols.prompt_texts(params.evaluate.protocols),
-            params.evaluate.batch_size,
-            device,
-            Path("data/embeddings") / name,
-        )
+        embedder = embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size)
+        counts = embed.embed(embedder, protocols.prompt_texts(names), params.sources, index, out)
+        tasks = protocols.load(names[0]).tasks.values() if names else ()
+        classes = {t.rule.dataset: {c: texts[0] for c, texts in t.positive.items()} for t in tasks}
+        embed.write_maps(net, embedder, run.image_size, classes, params.sources, index, out)
         record.metrics({key: float(value) for key, value in counts.items()})
     print(f"embed {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from pipeline import corpus, embed, model, params, pretrain, protocols, retrieval, zero_shot
+from pipeline import corpus, embed, params, pretrain, protocols, retrieval, zero_shot
 from pipeline.ingest import ingest
 from pipeline.params import BINARY_DATASETS, Bootstrap, Source
 from pipeline.phantom.archives import write
@@ -41,11 +40,9 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         out = folder / str(seed)
         corpus.gather(replace(run, seed=seed), folder / "index", folder / "none", out / "corpus")
         pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
-        net, tokenizer, config = model.load(out / "model")
         chosen = protocols.load_all(p.evaluate.protocols[:1])
         prompts = protocols.prompt_texts(p.evaluate.protocols[:1])
-        size, cpu = config.image_size, torch.device("cpu")
-        embed.embed(net, tokenizer, size, datasets, folder / "index", prompts, 256, cpu, out / "embeddings")
+        embed.embed(embed.from_checkpoint(out / "model"), prompts, datasets, folder / "index", out / "embeddings")
         few = Bootstrap(samples=2)
         at = (out / "embeddings", folder / "index", list(datasets))
         scored = zero_shot.evaluate(*at, chosen, few, 0, {}, run.datasets)["metrics"]

@@ -48,7 +48,7 @@ def listed(stage: str, archive: str = "siim") -> set[str]:
     spec = DVC[stage].get("do", DVC[stage])
     files: set[str] = set()
     for dep in spec["deps"]:
-        path = ROOT / dep.replace("${item.reader}", archive)
+        path = ROOT / dep.replace("${item.reader}", archive).replace("${item.adapter}", archive)
         files |= {
             str(p.relative_to(ROOT)) for p in (path.rglob("*.py") if path.is_dir() and "pipeline" in dep else [path])
         }
@@ -61,7 +61,17 @@ def test_stage_depends_on_the_modules_it_imports(stage):
     if stage == "ingest":  # a reader is imported by name: each archive's stage depends on its own only
         readers = {f"pipeline/sources/{d}.py" for d in (*params.DATASETS, "manifest")}
         wanted = (wanted - readers) | {"pipeline/sources/siim.py", "pipeline/sources/archive.py"}
+    if stage == "embed_other":  # so is an adapter, which brings what several of them share
+        wanted |= closure(ROOT / "pipeline" / "adapters" / "gloria.py")
+        assert listed(stage, "gloria") == wanted
+        return
     assert listed(stage) == wanted
+
+
+@pytest.mark.parametrize("adapter", params.ADAPTERS)
+def test_an_adapter_has_a_module_and_its_stage_depends_on_it_alone(adapter):
+    module = ROOT / "pipeline" / "adapters" / f"{adapter}.py"
+    assert closure(module) <= listed("embed_other", adapter)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +93,7 @@ def test_the_graph_has_every_stage_of_every_axis():
     """DVC drops stages whose generated names collide, silently."""
     record = params.load(ROOT / "params.yaml")
     per_run = ("pretrain", "embed")
+    assert not record.others  # else there would be embed_other@...
     wanted = {f"{s}@{r}" for s in per_run for r in record.runs} | {f"few_shot@{r}" for r in record.main}
     wanted |= {f"phantom@{a}" for a in record.phantom.archives} | {f"ingest@{d}" for d in record.sources}
     names = subprocess.run(

@@ -1,0 +1,36 @@
+"""Stage ``embed_other@name``: weights of somebody else's model and the test images -> data/embeddings/<name>."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline import adapters, embed, protocols, tracking
+from pipeline import params as config
+from pipeline.adapters.checkpoint import MissingWeights
+
+
+def main(name: str) -> None:
+    params = config.load()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    out = Path("data/embeddings") / name
+    with tracking.stage_run("embed_other", name, params.evaluate, params.tracking.enabled) as record:
+        try:
+            embedder = adapters.load(params.others[name], device, params.evaluate.batch_size)
+        except MissingWeights as error:  # no failure: its cells show —
+            embed.write_missing(out, str(error))
+            print(f"embed_other {name}: skipped: {error}")
+            return
+        prompts = protocols.prompt_texts(params.evaluate.protocols)
+        counts = embed.embed(embedder, prompts, params.sources, Path("data/index"), out)
+        record.metrics({key: float(value) for key, value in counts.items()})
+    print(f"embed_other {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except ValueError as error:
+        sys.exit(f"embed_other {sys.argv[1]}: {error}")

@@ -86,14 +86,13 @@ def roc_points(labels: np.ndarray, scores: np.ndarray, most: int = 60) -> dict[s
 
 
 def classes_with_intervals(
-    labels: dict[str, np.ndarray], scores: dict[str, np.ndarray], groups: list[str], options: Bootstrap, seed: int
-) -> tuple[dict[str, Any] | None, dict[str, Any], list[str]]:
-    """Macro mean AUC over classes, each class's own, and a note for every class that has none.
+    labels: dict[str, np.ndarray], scores: dict[str, np.ndarray], weights: np.ndarray, options: Bootstrap
+) -> tuple[dict[str, Any] | None, np.ndarray | None, dict[str, Any], list[str]]:
+    """Macro mean AUC over classes, its values over the resamples, each class's own, and a note for each that has none.
 
     The macro mean is over the classes with both positives and negatives in the test set; its interval resamples all
     classes together.
     """
-    weights = resamples(groups, options, seed)
     per_class, all_samples, notes = {}, [], []
     for cls, truth in labels.items():
         result = auc_with_interval(truth, scores[cls], weights, options)
@@ -104,7 +103,7 @@ def classes_with_intervals(
         per_class[cls]["positives"] = int(truth.sum())
         all_samples.append(samples)
     if not per_class:
-        return None, per_class, notes
+        return None, None, per_class, notes
     value = float(np.mean([m["value"] for m in per_class.values()]))
-    macro = interval(value, np.nanmean(all_samples, axis=0), options, len(groups))
-    return macro, per_class, notes
+    macro_samples = np.nanmean(all_samples, axis=0)
+    return interval(value, macro_samples, options, weights.shape[1]), macro_samples, per_class, notes

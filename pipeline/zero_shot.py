@@ -52,7 +52,8 @@ def evaluate(embeddings: Path, index: Path, sources: list[str], options: Bootstr
             cls = key.split("/", 1)[1]
             scores[cls] = pair_scores(images, prompts[key])
             labels[cls] = positives(studies, cls)
-        macro, classes, notes = classes_with_intervals(labels, scores, [s.patient for s in studies], options, seed)
+        weights = resamples([s.patient for s in studies], options, seed)
+        macro, _, classes, notes = classes_with_intervals(labels, scores, weights, options)
         if macro:
             result["metrics"][f"{dataset}.auc"] = macro
         result["classes"][dataset] = classes

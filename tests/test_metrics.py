@@ -37,12 +37,11 @@ def test_resamples_draw_whole_patients():
 def test_one_class_only_has_no_auc():
     labels = np.zeros(10, dtype=bool)
     assert np.isnan(metrics.weighted_auc(labels, np.arange(10.0), np.ones((1, 10))))[0]
-    macro, classes, notes = metrics.classes_with_intervals(
+    macro, _, classes, notes = metrics.classes_with_intervals(
         {"A": labels, "B": np.arange(10) > 4},
         {"A": np.arange(10.0), "B": np.arange(10.0)},
-        list("abcdefghij"),
+        metrics.resamples(list("abcdefghij"), Bootstrap(50), 0),
         Bootstrap(50),
-        0,
     )
     assert macro["value"] == 1.0
     assert set(classes) == {"B"}

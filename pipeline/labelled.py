@@ -112,7 +112,7 @@ class AugmentedViews(Dataset[tuple[np.ndarray, int]]):
 def batches(
     data: AugmentedViews, parts: Iterable[list[int]], workers: int
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order; ``workers`` processes prepare them."""
+    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order, by ``workers`` processes."""
     return DataLoader(data, batch_sampler=parts, num_workers=workers, collate_fn=_stack)
 
 

@@ -323,10 +323,14 @@ def test_fine_tuning_is_plain_torch(labelled, config, encoder):
     assert all(torch.equal(w, before[k]) for k, w in given.state_dict().items())
     moved = [k for k, w in one.tower.state_dict().items() if not torch.equal(w, before[k])]
     assert len(moved) == len(before)  # every weight, and BatchNorm's statistics, learn
+    torch.manual_seed(8)
+    start = torch.nn.Linear(given.width, len(data.classes)).state_dict()
     wanted = plain_fine_tuning(tower(), data, chosen, valid, 3, TUNE, 8)
     for part in (one.tower, one.layer):
         for key, weight in part.state_dict().items():
-            np.testing.assert_allclose(weight, wanted[key], rtol=1e-3, atol=5e-4, err_msg=key)
+            # AdamW makes a step of the rate's size out of rounding where a gradient is next to nothing: so the mean
+            way = (wanted[key] - (before if part is one.tower else start)[key]).double().abs().mean()
+            assert (weight - wanted[key]).double().abs().mean() <= 0.02 * way + 1e-6, key
     assert not one.training
     assert torch.equal(scores(one, valid, 3).argmax(1), scores(one, valid, 100).argmax(1))
 

@@ -221,15 +221,30 @@ class Other:
 
 
 @dataclass(frozen=True)
+class FineTune:
+    """Fine-tuning of the whole image encoder on labels: of which runs, on which shares, and the recipe."""
+
+    runs: tuple[str, ...] = ()
+    shares: dict[str, Share] = field(default_factory=dict)
+    epochs: dict[str, Positive] = field(default_factory=dict)
+    lr: Share = 5e-5
+    weight_decay: Weight = 1e-4
+    batch_size: Positive = 64
+
+
+@dataclass(frozen=True)
 class FewShot:
     """Linear probe: shares of the training set by label, and the recipe."""
 
     shares: dict[str, Share]
     epochs: dict[str, Positive]
+    subset: Literal["stratified", "random"] = "stratified"  # random: one draw that looks at no label
+    seeds: tuple[Count, ...] = (0,)  # a repetition each, with its own subset; metrics are their means
     lr: float = 5e-5
     weight_decay: float = 1e-4
     batch_size: Positive = 256
-    draws: Positive = 30
+    draws: Positive = 30  # augmentation draws of an image that the probe's epochs see in turn
+    fine_tune: FineTune = FineTune()
 
 
 @dataclass(frozen=True)
@@ -424,8 +439,18 @@ def _check(params: Params) -> None:
     if not params.evaluate.protocols:
         raise ParamsError("evaluate.protocols: an empty list; name at least one protocol, such as paper")
     few_shot = params.evaluate.few_shot
+    tune = few_shot.fine_tune
     if few_shot.shares.keys() != few_shot.epochs.keys():
         raise ParamsError("evaluate.few_shot: shares and epochs name different subsets")
+    if tune.shares.keys() != tune.epochs.keys():
+        raise ParamsError("evaluate.few_shot.fine_tune: shares and epochs name different subsets")
+    if both := sorted(few_shot.shares.keys() & tune.shares.keys()):
+        raise ParamsError(f"evaluate.few_shot.fine_tune.shares.{both[0]}: the linear probe has a share of this name")
+    if not few_shot.seeds or len(set(few_shot.seeds)) < len(few_shot.seeds):
+        raise ParamsError("evaluate.few_shot.seeds: expected at least one, each once")
+    for name in tune.runs:
+        if name not in params.main:
+            raise ParamsError(f"evaluate.few_shot.fine_tune.runs: {name!r} is not in main")
 
 
 def _check_warmup(where: str, config: Params | RunConfig) -> None:

@@ -149,7 +149,7 @@ def prompt_texts(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(text for side in sides for texts in side.values() for text in texts))
 
 
-def classes(protocol: Protocol, dataset: str) -> list[str]:
+def classes_of(protocol: Protocol, dataset: str) -> list[str]:
     """The classes whose AUC a protocol measures on a data set; what a probe on it learns.
 
     Raises:

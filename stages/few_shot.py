@@ -1,4 +1,4 @@
-"""Stage ``few_shot@run``: data/models/<run> and the labelled sets -> data/results/few_shot/<run>.json."""
+"""Stage ``few_shot@run``: data/models/<run> the labelled sets and the audit -> data/results/few_shot."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ from pathlib import Path
 
 import torch
 
-from pipeline import evaluation, few_shot, model, protocols, tracking
+from pipeline import embed, evaluation, few_shot, model, protocols, tracking
 from pipeline import params as config
+from pipeline.clean import load_seen
 
 
 def main(name: str) -> None:
     params = config.load()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tracking.stage_run("few_shot", name, params.evaluate, params.tracking.enabled) as record:
-        net, _, run = model.load(Path("data/models") / name, device)
+        net, tokenizer, run = model.load(Path("data/models") / name, device)
+        options = params.evaluate.few_shot
         found = few_shot.evaluate(
-            net,
+            embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size),
+            net.image_tower if name in options.fine_tune.runs else None,
             run.image_size,
+            run.datasets,
             params.augment,
             Path("data/index"),
             protocols.load(params.evaluate.protocols[0]),
             list(params.sources),
-            params.evaluate.few_shot,
+            load_seen(Path("data/audit")),
+            options,
             params.evaluate.bootstrap,
-            params.evaluate.batch_size,
-            device,
             params.seed,
+            params.train.workers,
+            Path("data/work/few_shot"),
         )
         evaluation.write(Path("data/results/few_shot") / f"{name}.json", name, found)
         record.metrics(evaluation.values(found))

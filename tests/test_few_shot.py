@@ -7,15 +7,42 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from pipeline import few_shot, protocols
-from pipeline.augment import augment_image
-from pipeline.few_shot import linear_probe, subset
+from pipeline import few_shot
+from pipeline.augment import augment_image, evaluation_image
+from pipeline.embed import of_model
+from pipeline.encoders import ImageTower
+from pipeline.few_shot import cache_features, evaluate, linear_probe
+from pipeline.fine_tune import fine_tune, pictures, scores
+from pipeline.labelled import read_labelled, subset
+from pipeline.metrics import resamples
 from pipeline.model import CxrClip
-from pipeline.params import Augment, Bootstrap, FewShot
+from pipeline.params import Augment, Bootstrap, FewShot, FineTune
+from pipeline.protocols import Prompts, Protocol, Task, TestSet
 from pipeline.shards import load_view
 from pipeline.study import write_studies
 
-OPTIONS = FewShot({"p10": 0.1, "p100": 1.0}, {"p10": 4, "p100": 4}, lr=0.02, batch_size=64, draws=4)
+TUNE = FineTune(("x",), {"ft100": 1.0}, {"ft100": 2}, lr=0.003, batch_size=5)
+OPTIONS = FewShot(
+    {"p10": 0.5, "p100": 1.0}, {"p10": 6, "p100": 4}, seeds=(0, 2), lr=0.02, batch_size=4, draws=6, fine_tune=TUNE
+)
+BOOTSTRAP = Bootstrap(50, 0.9)
+PROTOCOL = Protocol(
+    "mine",
+    {
+        dataset: Task(
+            dataset,
+            TestSet(dataset, Prompts(), "mean", "difference", "auc"),
+            {c: [c] for c in classes},
+            {c: [f"No {c}"] for c in classes},
+        )
+        for dataset, classes in {
+            "rsna": ["Pneumonia"],
+            "vindr_cxr": ["Nodule", "Mass"],
+            "siim": ["Pneumothorax"],
+        }.items()
+    },
+)
+PLACES = {"rsna": ["Pneumonia"], "vindr_cxr": ["Nodule", "Mass"]}
 
 
 def overlapping(count, seed):
@@ -29,7 +56,7 @@ def overlapping(count, seed):
 def test_the_probe_finds_the_optimum_of_logistic_regression():
     x, y = overlapping(800, 0)
     xt, yt = overlapping(800, 1)
-    layer = linear_probe(x[None], y, x, y, 60, replace(OPTIONS, lr=0.05, weight_decay=0.0), 0)
+    layer = linear_probe(lambda epoch: x, y, x, y, 60, replace(OPTIONS, lr=0.05, weight_decay=0.0), 0)
     for k in (0, 1):
         best = LogisticRegression(C=np.inf, tol=1e-8, max_iter=1000).fit(x, y[:, k])
         np.testing.assert_allclose(layer.weight[k].detach().numpy(), best.coef_[0], atol=0.03)
@@ -45,7 +72,7 @@ def test_the_epoch_of_lowest_validation_loss_is_kept():
     weights = {}
     for name, valid_labels in (("turned", ~y), ("straight", y)):
         w, b = recipe(lambda epoch: x, y, x, valid_labels, 8, OPTIONS, 0)
-        layer = linear_probe(x[None], y, x, valid_labels, 8, OPTIONS, 0)
+        layer = linear_probe(lambda epoch: x, y, x, valid_labels, 8, OPTIONS, 0)
         np.testing.assert_allclose(layer.weight.detach().numpy(), w.T, atol=1e-4)
         np.testing.assert_allclose(layer.bias.detach().numpy(), b, atol=1e-4)
         weights[name] = w
@@ -54,7 +81,7 @@ def test_the_epoch_of_lowest_validation_loss_is_kept():
 
 def test_same_seed_same_probe():
     x, y = overlapping(300, 3)
-    one, two, other = (linear_probe(x[None], y, x, y, 3, OPTIONS, seed) for seed in (0, 0, 1))
+    one, two, other = (linear_probe(lambda epoch: x, y, x, y, 3, OPTIONS, seed) for seed in (0, 0, 1))
     assert torch.equal(one.weight, two.weight) and torch.equal(one.bias, two.bias)
     assert not torch.equal(one.weight, other.weight)
 
@@ -91,101 +118,299 @@ def recipe(features, labels, valid, valid_labels, epochs, options, seed):
 
 
 @pytest.fixture(scope="module")
-def probed(config, studies, tmp_path_factory):
-    """RSNA made of the tiny studies, a model, and what evaluate hands to the probe and gets back."""
+def labelled(config, studies, tmp_path_factory):
+    """RSNA and VinDr-CXR made of the tiny studies, SIIM without validation, and a model."""
     folder = tmp_path_factory.mktemp("few")
-    run = config()
     torch.manual_seed(1)
-    model = CxrClip(run, 300).eval()
-    rows = []
-    for i, s in enumerate(s for s in studies if s.dataset == "mimic_cxr"):
-        split = ("train", "train", "valid", "test")[i % 4]
-        label = {"Pneumonia": int(i // 4 % 2)}
-        rows.append(replace(s, dataset="rsna", split=split, findings=None, impression=None, labels=label))
-    write_studies(folder / "rsna.parquet", rows)
+    model = CxrClip(config(), 300).eval()
+    mine = [s for s in studies if s.dataset == "mimic_cxr"]
+    for dataset, classes in PLACES.items():
+        rows = []
+        for i, s in enumerate(mine):
+            split = ("train", "train", "valid", "test")[i % 4]
+            labels = {c: int((i // 4 + k * (i // 8)) % 2) for k, c in enumerate(classes)}
+            rows.append(replace(s, dataset=dataset, split=split, findings=None, impression=None, labels=labels))
+        write_studies(folder / f"{dataset}.parquet", rows)
     write_studies(folder / "siim.parquet", [replace(s, dataset="siim") for s in rows if s.split != "valid"])
-    calls = []
+    return folder, model
 
-    def spy(*args):
-        calls.append((args, linear_probe(*args)))
-        return calls[-1][1]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(few_shot, "linear_probe", spy)
-        found = few_shot.evaluate(
-            *(model, 32, Augment(), folder, protocols.load("paper"), ["rsna", "siim", "openi"], OPTIONS),
-            *(Bootstrap(50, 0.9), 5, torch.device("cpu"), 3),
+def run(labelled, seen=None, sources=("rsna", "vindr_cxr", "siim", "openi"), options=OPTIONS, tower=True, work=None):
+    folder, model = labelled
+    return evaluate(
+        *(of_model(model, None, 32, 5), model.image_tower if tower else None, 32, ["mimic_cxr"], Augment()),
+        *(folder, PROTOCOL, list(sources), seen or {}, options, BOOTSTRAP, 3, 0, work or folder),
+    )
+
+
+@pytest.fixture(scope="module")
+def found(labelled):
+    _, model = labelled
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = run(labelled)
+    for key, value in model.state_dict().items():  # neither the probe nor fine-tuning touches the model it is given
+        assert torch.equal(value, before[key])
+    return result
+
+
+def read(labelled, dataset="rsna"):
+    return read_labelled(labelled[0], PROTOCOL, dataset)
+
+
+def reencoded(labelled, data, epoch, positions):
+    """Features as the uncached recipe makes them: decoded, augmented and encoded in that epoch."""
+    images = [
+        augment_image(load_view(data.views("train")[i]), 32, Augment(), np.random.default_rng([3, epoch, i]))
+        for i in positions
+    ]
+    with torch.no_grad():
+        return labelled[1].image_tower(torch.from_numpy(np.stack(images))).numpy()
+
+
+@pytest.mark.parametrize("in_memory", [1 << 30, 0])
+def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory, monkeypatch, tmp_path):
+    """With as many draws as epochs, in memory and in a file, which leaves nothing behind."""
+    monkeypatch.setattr(few_shot, "IN_MEMORY", in_memory)
+    data, embedder = read(labelled), of_model(labelled[1], None, 32, 5)
+    train, valid = data.labels["train"], embedder.over(embedder.features, data.views("valid"), embedder.prepare_at)
+    some = np.array([1, 4, 5, 9, 11])
+    uses = [(some, 6), (np.arange(len(train)), 4)]
+    cached = cache_features(embedder, data, uses, 32, Augment(), 6, 3, 0, tmp_path / "work")
+    assert isinstance(cached.features, np.memmap) is (in_memory == 0) and not list(tmp_path.glob("work/*"))
+    assert len(cached.features) == 4 * len(train) + 2 * len(some)  # what no epoch asks for is not computed
+    for positions, epochs in uses:
+        one, other = (
+            linear_probe(make, train[positions], valid, data.labels["valid"], epochs, OPTIONS, 0)
+            for make in (
+                lambda e, p=positions: cached.epoch(e, p),
+                lambda e, p=positions: reencoded(labelled, data, e, p),
+            )
         )
-    return model, {k: [s for s in rows if s.split == k] for k in ("train", "valid", "test")}, found, calls
+        np.testing.assert_allclose(one.weight.detach(), other.weight.detach(), atol=1e-6)
+        np.testing.assert_allclose(one.bias.detach(), other.bias.detach(), atol=1e-6)
+    assert np.abs(cached.epoch(0, some) - cached.epoch(1, some)).max() > 1e-3
 
 
-def test_cached_draws_are_the_uncached_recipe(probed):
-    """With as many draws as epochs every epoch sees fresh augmentations, as if they were made in that epoch."""
-    model, rows, _, calls = probed
-    args, layer = calls[1]
-    train, labels, valid, valid_labels = args[:4]
-    assert train.shape == (4, len(rows["train"]), 32) and train.dtype == np.float32
-
-    def encode(images):
-        with torch.no_grad():
-            return model.image_tower(torch.from_numpy(np.stack(images))).numpy()
-
-    def fresh(epoch):
-        views = [load_view(s.first_frontal) for s in rows["train"]]
-        return encode(
-            [augment_image(v, 32, Augment(), np.random.default_rng([3, epoch, i])) for i, v in enumerate(views)]
+def test_draws_are_used_in_turn(labelled):
+    data, embedder = read(labelled), of_model(labelled[1], None, 32, 5)
+    all_of_it = np.arange(len(data.labels["train"]))
+    cached = cache_features(embedder, data, [(all_of_it, 7)], 32, Augment(), 2, 3, 0, labelled[0])
+    assert cached.rows.shape == (2, len(all_of_it))
+    for epoch in range(5):
+        np.testing.assert_allclose(
+            cached.epoch(epoch, all_of_it), reencoded(labelled, data, epoch % 2, all_of_it), atol=1e-5
         )
 
-    for epoch in range(4):
-        np.testing.assert_allclose(train[epoch], fresh(epoch), atol=1e-5)
-    assert np.abs(train[0] - train[1]).max() > 1e-3
-    w, b = recipe(fresh, labels, valid, valid_labels, 4, OPTIONS, 3)
-    np.testing.assert_allclose(layer.weight.detach().numpy(), w.T, atol=1e-4)
-    np.testing.assert_allclose(layer.bias.detach().numpy(), b, atol=1e-4)
+
+def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(few_shot, "IN_MEMORY", 0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(few_shot.os, "posix_fallocate", full)
+    with pytest.raises(ValueError, match="no room for 4"):
+        few_shot._room((1000, 1_000_000), tmp_path)
 
 
-def test_draws_are_used_in_turn():
-    x, y = overlapping(100, 5)
-    draws = np.stack([x, 2 * x, 3 * x])
-    w, b = recipe(lambda epoch: draws[epoch % 3], y, x, y, 7, OPTIONS, 0)
-    layer = linear_probe(draws, y, x, y, 7, OPTIONS, 0)
-    np.testing.assert_allclose(layer.weight.detach().numpy(), w.T, atol=1e-4)
-    np.testing.assert_allclose(layer.bias.detach().numpy(), b, atol=1e-4)
+def test_every_metric_is_the_mean_of_its_seeds(labelled, found):
+    """Against the recipe written out above, scikit-learn and the resamples' definition."""
+    wanted = {f"{d}.{s}" for d in ("rsna", "vindr_cxr") for s in ("p10", "p100", "ft100")}
+    assert set(found["metrics"]) == set(found["samples"]) == wanted
+    assert found["notes"][-1] == "siim: a split has no study" and found["clean"] == {}
+    assert found["removed"] == {"rsna": 0, "vindr_cxr": 0}
+    data = read(labelled, "vindr_cxr")
+    truth = data.labels["test"]
+    inputs = {s: np.stack([evaluation_image(load_view(v), 32) for v in data.views(s)]) for s in ("valid", "test")}
+    with torch.no_grad():
+        plain = {s: labelled[1].image_tower(torch.from_numpy(x)).numpy() for s, x in inputs.items()}
+    weights = resamples([s.patient for s in data.studies["test"]], BOOTSTRAP, 3)
+    for name, share in OPTIONS.shares.items():
+        aucs, samples = {}, []
+        for s in (0, 2):
+            chosen = subset(data.labels["train"], share, 3 + s, "stratified")
+            w, b = recipe(
+                lambda e, p=chosen: reencoded(labelled, data, e, p),
+                *(data.labels["train"][chosen], plain["valid"], data.labels["valid"]),
+                *(OPTIONS.epochs[name], OPTIONS, 3 + s),
+            )
+            logits = plain["test"] @ w + b
+            aucs[str(s)] = roc_auc_score(truth, logits, average="macro")
+            samples.append([resampled(truth, logits, row) for row in weights])
+        metric = found["metrics"][f"vindr_cxr.{name}"]
+        assert metric["seeds"] == pytest.approx(aucs) and metric["n"] == len(truth)
+        assert metric["value"] == pytest.approx(np.mean(list(aucs.values())))
+        assert found["samples"][f"vindr_cxr.{name}"] == pytest.approx(np.mean(samples, axis=0), nan_ok=True)
+        assert metric["low"] <= metric["value"] <= metric["high"]
+        per_class = found["classes"]["vindr_cxr"][name]
+        assert np.mean([m["value"] for m in per_class.values()]) == pytest.approx(metric["value"])
+        assert [m["positives"] for m in per_class.values()] == truth.sum(axis=0).tolist()
 
 
-def test_both_shares_are_probed_on_their_subset(probed):
-    _, rows, found, calls = probed
-    assert len(calls) == 2
-    truth = np.array([[s.labels["Pneumonia"] == 1] for s in rows["train"]])
-    for (args, _), share in zip(calls, (0.1, 1.0), strict=True):
-        chosen = subset(len(truth), share, 3)
-        assert np.array_equal(args[1], truth[chosen]) and args[1].dtype == bool
-        assert args[0].shape[1] == len(chosen)
-        assert np.array_equal(args[0], calls[1][0][0][:, chosen])
-    assert set(found["metrics"]) == {"rsna.p10", "rsna.p100"}
-    assert found["notes"] == ["siim: a split has no study"]
+def resampled(truth, logits, row):
+    again = np.repeat(np.arange(len(truth)), row)
+    aucs = [
+        roc_auc_score(truth[again, k], logits[again, k])
+        for k in range(truth.shape[1])
+        if 0 < truth[again, k].sum() < len(again)
+    ]
+    return np.mean(aucs) if aucs else np.nan
 
 
-def test_the_metric_is_the_auc_of_the_test_split(probed):
-    model, rows, found, calls = probed
-    from pipeline.augment import evaluation_image
+def test_clean_metrics_leave_out_what_training_has_shown(labelled, found):
+    """The run's own data sets and the probed one count, others do not."""
+    data = read(labelled)
+    tests = data.studies["test"]
+    image = [(s.patient, s.study, s.first_frontal.id) for s in tests]
+    seen = {("rsna", "mimic_cxr"): {image[0]}, ("rsna", "rsna"): {image[3]}, ("rsna", "chexpert"): {image[5]}}
+    options = replace(OPTIONS, seeds=(0,), fine_tune=FineTune())
+    result = run(labelled, seen, ["rsna"], options)
+    assert result["removed"] == {"rsna": 2}
+    assert result["clean"].keys() == result["metrics"].keys() == {"rsna.p10", "rsna.p100"}
+    keep = np.array([i not in (0, 3) for i in range(len(tests))])
+    logits = few_shot.probe(*(of_model(labelled[1], None, 32, 5), data, 32, Augment(), options, 3, 0, labelled[0]))
+    weights = resamples([s.patient for s in tests], BOOTSTRAP, 3)[:, keep]
+    for name in options.shares:
+        truth, rows = data.labels["test"][keep], logits[name][0][keep]
+        assert result["clean"][f"rsna.{name}"]["value"] == pytest.approx(roc_auc_score(truth, rows))
+        assert result["clean"][f"rsna.{name}"]["n"] == len(tests) - 2
+        again = [resampled(truth, rows, row) for row in weights]
+        assert result["samples"][f"clean/rsna.{name}"] == pytest.approx(again, nan_ok=True)
 
-    images = np.stack([evaluation_image(load_view(s.first_frontal), 32) for s in rows["test"]])
-    truth = [s.labels["Pneumonia"] for s in rows["test"]]
-    for (_, layer), name in zip(calls, ("p10", "p100"), strict=True):
+
+def plain_fine_tuning(tower, data, chosen, valid, epochs, options, seed):
+    """Fine-tuning as one would write it in a notebook: torch alone, AdamW and schedule by hand."""
+    torch.manual_seed(seed)
+    layer = torch.nn.Linear(tower.width, len(data.classes))
+    weights = [p for part in (tower, layer) for p in part.parameters()]
+    m, v = ([torch.zeros_like(p) for p in weights] for _ in range(2))
+    target, truth = (torch.from_numpy(data.labels[s]).double() for s in ("train", "valid"))
+    draws = torch.Generator().manual_seed(seed)
+    per_epoch = math.ceil(len(chosen) / options.batch_size)
+    total, step, losses, states = epochs * per_epoch, 0, [], []
+    warm = max(1, round(total / 10))
+    for epoch in range(epochs):
+        order = torch.randperm(len(chosen), generator=draws).numpy()
+        tower.train()
+        for part in np.array_split(order, per_epoch):
+            views = [(i, data.views("train")[i]) for i in chosen[part]]
+            rng = [np.random.default_rng([seed, epoch, i]) for i, _ in views]
+            x = np.stack([augment_image(load_view(w), 32, Augment(), r) for (_, w), r in zip(views, rng, strict=True)])
+            torch.randint(1 << 62, (len(x),), generator=draws)
+            p = torch.sigmoid(layer(tower(torch.from_numpy(x)))).double()
+            y = target[chosen[part]]
+            loss = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+            gradients = torch.autograd.grad(loss, weights)
+            rate = (step + 1) / warm if step < warm else (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+            step += 1
+            with torch.no_grad():
+                for k, (w, g) in enumerate(zip(weights, gradients, strict=True)):
+                    m[k], v[k] = 0.9 * m[k] + 0.1 * g, 0.999 * v[k] + 0.001 * g**2
+                    w *= 1 - options.lr * rate * options.weight_decay
+                    hat = m[k] / (1 - 0.9**step), v[k] / (1 - 0.999**step)
+                    w -= options.lr * rate * hat[0] / (hat[1].sqrt() + 1e-8)
+        tower.eval()
         with torch.no_grad():
-            scores = layer(model.image_tower(torch.from_numpy(images)))[:, 0].numpy()
-        metric = found["metrics"][f"rsna.{name}"]
-        assert metric["value"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
-        assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] == len(truth)
+            p = torch.sigmoid(layer(tower(valid))).double()
+        losses.append(-(truth * p.log() + (1 - truth) * (1 - p).log()).mean().item())
+        states.append({k: w.clone() for part in (tower, layer) for k, w in part.state_dict().items()})
+    return states[int(np.argmin(losses))]
 
 
-def test_subset():
+@pytest.mark.parametrize("encoder", ["resnet", "swin"])
+def test_fine_tuning_is_plain_torch(labelled, config, encoder):
+    from conftest import RESNET, SWIN
+
+    data = read(labelled, "vindr_cxr")
+    chosen = np.arange(1, len(data.labels["train"]))
+    valid = pictures(data, "valid", 32)
+
+    def tower():
+        torch.manual_seed(4)
+        return ImageTower(RESNET if encoder == "resnet" else SWIN, 32, load_weights=False).eval()
+
+    given, before = tower(), tower().state_dict()
+    one, two = (fine_tune(given, data, chosen, valid, 32, Augment(), 3, TUNE, 5, 8, 0) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+    assert all(torch.equal(w, before[k]) for k, w in given.state_dict().items())
+    moved = [k for k, w in one.tower.state_dict().items() if not torch.equal(w, before[k])]
+    assert len(moved) == len(before)  # every weight, and BatchNorm's statistics, learn
+    torch.manual_seed(8)
+    start = torch.nn.Linear(given.width, len(data.classes)).state_dict()
+    wanted = plain_fine_tuning(tower(), data, chosen, valid, 3, TUNE, 8)
+    for part in (one.tower, one.layer):
+        for key, weight in part.state_dict().items():
+            # AdamW makes a step of the rate's size out of rounding where a gradient is next to nothing: so the mean
+            way = (wanted[key] - (before if part is one.tower else start)[key]).double().abs().mean()
+            assert (weight - wanted[key]).double().abs().mean() <= 0.02 * way + 1e-6, key
+    assert not one.training
+    assert torch.equal(scores(one, valid, 3).argmax(1), scores(one, valid, 100).argmax(1))
+
+
+def test_stochastic_depth_is_drawn_in_fine_tuning(labelled):
+    """An encoder that drops paths can be fine-tuned, and does drop."""
+    from conftest import SWIN
+
+    data = read(labelled)
+    valid, chosen = pictures(data, "valid", 32), np.arange(len(data.labels["train"]))
+    weights = []
+    for rate in (0.0, 0.5):
+        torch.manual_seed(4)
+        tower = ImageTower(replace(SWIN, args={**SWIN.args, "drop_path_rate": rate}), 32, load_weights=False)
+        weights.append(fine_tune(tower, data, chosen, valid, 32, Augment(), 1, TUNE, 5, 8, 0).layer.weight)
+    assert not torch.equal(*weights)
+
+
+def test_random_subset():
     for count, share, size in ((1000, 0.1, 100), (18678, 0.1, 1868), (1000, 1.0, 1000), (3, 0.1, 1), (105, 0.1, 10)):
-        chosen = subset(count, share, 0)
+        labels = np.zeros((count, 1), dtype=bool)
+        chosen = subset(labels, share, 0, "random")
         assert len(chosen) == size == len(set(chosen.tolist()))
         assert (np.diff(chosen) > 0).all() and chosen[0] >= 0 and chosen[-1] < count
-        assert np.array_equal(chosen, subset(count, share, 0))
-    assert not np.array_equal(subset(1000, 0.1, 0), subset(1000, 0.1, 1))
-    drawn = np.concatenate([subset(100, 0.1, seed) for seed in range(500)])
+        assert np.array_equal(chosen, subset(~labels, share, 0, "random"))  # it looks at no label
+    none = np.zeros((1000, 1), dtype=bool)
+    assert not np.array_equal(subset(none, 0.1, 0, "random"), subset(none, 0.1, 1, "random"))
+    drawn = np.concatenate([subset(none[:100], 0.1, seed, "random") for seed in range(500)])
     assert np.bincount(drawn, minlength=100).min() > 20 and drawn.mean() == pytest.approx(49.5, abs=1.5)
+
+
+def many(count=3000):
+    """14 classes, from 2 to 600 positives, some of which come together."""
+    rng = np.random.default_rng(1)
+    totals = [2, 3, 5, 9, 14, 20, 35, 60, 90, 140, 200, 300, 450, 600]
+    labels = np.zeros((count, len(totals)), dtype=bool)
+    for c, n in enumerate(totals):
+        labels[rng.choice(count // 2, n, replace=False), c] = True
+    return labels
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5])
+def test_stratified_subset_keeps_every_class(share):
+    labels = many()
+    totals = labels.sum(axis=0)
+    for seed in range(20):
+        chosen = subset(labels, share, seed, "stratified")
+        assert len(chosen) == round(share * len(labels)) and (np.diff(chosen) > 0).all()
+        assert np.array_equal(chosen, subset(labels, share, seed, "stratified"))
+        kept = labels[chosen].sum(axis=0)
+        assert (kept >= [max(1, round(share * n)) for n in totals]).all()
+        assert (kept <= 1.6 * share * totals + 4).all()  # what comes along with other classes
+    assert not np.array_equal(chosen, subset(labels, share, 0, "stratified"))
+    assert np.array_equal(subset(labels, 1.0, 0, "stratified"), np.arange(len(labels)))
+
+
+def test_stratified_subset_of_one_class_is_exact_and_every_image_has_its_turn():
+    labels = np.arange(200)[:, None] % 4 == 0
+    draws = [subset(labels, 0.1, seed, "stratified") for seed in range(400)]
+    assert {int(labels[d].sum()) for d in draws} == {5} and {len(d) for d in draws} == {20}
+    times = np.bincount(np.concatenate(draws), minlength=200)  # each 400 times with chance 0.1: 40, deviation 6
+    assert times.min() > 14 and times.max() < 70
+
+
+def test_too_few_places_go_to_frequent_classes():
+    """Three places for five classes without a whole positive of their share: the most frequent three have one."""
+    labels = np.zeros((300, 5), dtype=bool)
+    for c, n in enumerate((4, 49, 6, 30, 20)):
+        labels[60 * c : 60 * c + n, c] = True
+    chosen = subset(labels, 0.01, 0, "stratified")
+    assert labels[chosen].sum(axis=0).tolist() == [0, 1, 0, 1, 1]

@@ -140,6 +140,15 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("evaluate.few_shot.draws", 0, "evaluate.few_shot.draws: 0 is outside"),
         ("evaluate.few_shot.shares.p10", 10, "evaluate.few_shot.shares.p10: 10.0 is outside [0, 1]"),
         ("evaluate.few_shot.shares", {"p1": 0.01}, "evaluate.few_shot: shares and epochs"),
+        ("evaluate.few_shot.subset", "all", "evaluate.few_shot.subset: 'all' is none of stratified, random"),
+        ("evaluate.few_shot.seeds", [0, 0], "evaluate.few_shot.seeds: expected at least one, each once"),
+        ("evaluate.few_shot.fine_tune", {"runs": ["zz"]}, "evaluate.few_shot.fine_tune.runs: 'zz' is not in main"),
+        ("evaluate.few_shot.fine_tune", {"shares": {"a": 1.0}}, "evaluate.few_shot.fine_tune: shares and epochs"),
+        (
+            "evaluate.few_shot.fine_tune",
+            {"shares": {"p10": 1.0}, "epochs": {"p10": 1}},
+            "evaluate.few_shot.fine_tune.shares.p10: the linear probe has a share of this name",
+        ),
         # runs
         ("runs.plain.datasets", ["siim"], "runs.plain.datasets.siim: unknown data set"),
         ("runs.plain.datasets", ["chestxray14"], "runs.plain.datasets: chestxray14 is not among sources"),

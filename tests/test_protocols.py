@@ -100,9 +100,9 @@ def test_a_file_of_ones_own(tmp_path):
     path = write(tmp_path, OWN)
     mine = protocols.load(path)
     assert mine.name == "own" and mine.tasks["mine"].positive == {"Pneumothorax": ["Pneumothorax is there"]}
-    assert protocols.classes(mine, "siim") == ["Pneumothorax"]
+    assert protocols.classes_of(mine, "siim") == ["Pneumothorax"]
     with pytest.raises(ProtocolError, match="own, the first, measures no AUC on rsna"):
-        protocols.classes(mine, "rsna")
+        protocols.classes_of(mine, "rsna")
     with pytest.raises(ProtocolError, match="two are named own"):
         protocols.load_all([path, "paper", path])
     shutil.copy(FOLDER.parent / "prompts.yaml", tmp_path / "sentences.yaml")  # a file is relative to the protocol

@@ -302,13 +302,13 @@ class Params:
     loss: Loss
     train: Train
     runs: dict[str, Run]
-    others: dict[str, Other]
     main: tuple[str, ...]
     ablations: tuple[str, ...]
     control: str
     evaluate: Evaluate
     audit: Audit = Audit()
     back_translation: BackTranslation = BackTranslation()
+    others: dict[str, Other] = field(default_factory=dict)
     report: Report = Report()
     tracking: Tracking = Tracking()
 
@@ -375,6 +375,13 @@ def run_config(params: Params, name: str) -> RunConfig:
         image_size=params.model.image_size,
         **overlaid,
     )
+
+
+def other(params: Params, name: str) -> Other:
+    """One entry of ``others``."""
+    if name not in params.others:
+        raise ParamsError(f"others.{name}: no such model; others are {', '.join(params.others) or 'none'}")
+    return params.others[name]
 
 
 def write_run_config(path: Path, config: RunConfig) -> None:

@@ -14,11 +14,12 @@ from pipeline.adapters.checkpoint import MissingWeights
 
 def main(name: str) -> None:
     params = config.load()
+    other = config.other(params, name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out = Path("data/embeddings") / name
     with tracking.stage_run("embed_other", name, params.evaluate, params.tracking.enabled) as record:
         try:
-            embedder = adapters.load(params.others[name], device, params.evaluate.batch_size)
+            embedder = adapters.load(other, device, params.evaluate.batch_size)
         except MissingWeights as error:  # no failure: its cells show —
             embed.write_missing(out, str(error))
             print(f"embed_other {name}: skipped: {error}")

@@ -158,6 +158,27 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("runs.plain.model", {"dim": 3}, "runs.plain.model: unknown key"),
         ("runs.a-b", {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}, "runs.a-b: no '-'"),
         ("main", ["plan"], "main: 'plan' is not among runs"),
+        (
+            "others",
+            {"plain": {"adapter": "gloria", "weights": "w", "model": "GLoRIA"}},
+            "others.plain: a run has this name, too",
+        ),
+        (
+            "others",
+            {"a-b": {"adapter": "gloria", "weights": "w", "model": "GLoRIA"}},
+            "others.a-b: a name is letters, digits and _",
+        ),
+        (
+            "others",
+            {"x": {**{"adapter": "gloria", "weights": "w", "model": "GLoRIA"}, "adapter": "glory"}},
+            "others.x.adapter: 'glory' is none of cxr_clip,",
+        ),
+        (
+            "others",
+            {"x": {**{"adapter": "gloria", "weights": "w", "model": "GLoRIA"}, "trained_on": ["mimic"]}},
+            "others.x.trained_on.mimic: unknown data set",
+        ),
+        ("others", {"x": {"adapter": "gloria", "model": "GLoRIA"}}, "others.x.weights: missing"),
         ("ablations", ["plan"], "ablations: 'plan' is not among runs"),
         ("control", "plan", "control: 'plan' is not among runs"),
     ],

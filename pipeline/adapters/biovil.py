@@ -39,9 +39,8 @@ def load(folder: Path, device: torch.device) -> Embedder:
     tokenizer = wordpieces(folder, bert, MAX_TOKENS)
 
     def encode_images(inputs: Tensor) -> Tensor:
-        return projector(resnet_maps(net, _channels(inputs))).mean(
-            dim=(2, 3)
-        )  # not linear: first each place, then mean
+        # The projector is not linear: first every place, then their mean.
+        return projector(resnet_maps(net, _channels(inputs))).mean(dim=(2, 3))
 
     def encode_texts(texts: list[str]) -> Tensor:
         tokens, mask = (t.to(device) for t in tokenizer(texts))

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.clean import Seen, clean
 from pipeline.metrics import (
-    calibration_bins,
+    calibration,
     classes_with_intervals,
     mean_with_interval,
     precision_recall_points,
@@ -213,7 +213,7 @@ def _measure(result: Found, where: str, task: Task, images: Images, prompts: Pro
         _add(result, "curves", where, name, roc_points(truth[name], values[name]))
         _add(result, "precision_recall", where, name, precision_recall_points(truth[name], values[name]))
         if name in margins and not task.rule.z_score:
-            bins = calibration_bins(truth[name], sigmoid(prompts.scale * margins[name]))
+            bins = calibration(truth[name], sigmoid(prompts.scale * margins[name]))
             _add(result, "calibration", where, name, bins)
 
 

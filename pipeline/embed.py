@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline import model
 from pipeline.augment import evaluation_image
@@ -26,28 +25,6 @@ from pipeline.tokens import Tokenizer
 EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS)
 MAPS = 6  # examples of where an image agrees with a prompt
 MISSING = "missing.json"
-
-
-@torch.inference_mode()
-def encode_views(
-    views: Sequence[View],
-    encode: Callable[[Tensor], Tensor],
-    prepare: Callable[[np.ndarray, int], np.ndarray],
-    batch_size: int,
-    device: torch.device,
-    label: str,
-) -> np.ndarray:
-    """Encode images in order, float32 [N, D].
-
-    Args:
-        encode: uint8 [B, S, S] on ``device`` -> [B, D].
-        prepare: (decoded uint8 [H, W], position in ``views``) -> uint8 [S, S].
-    """
-    parts = []
-    for start in tqdm(range(0, len(views), batch_size), desc=label, unit="batch", mininterval=1, leave=False):
-        images = [prepare(load_view(v), start + i) for i, v in enumerate(views[start : start + batch_size])]
-        parts.append(encode(torch.from_numpy(np.stack(images)).to(device)).float().cpu().numpy())
-    return np.concatenate(parts)
 
 
 def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:

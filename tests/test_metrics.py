@@ -5,7 +5,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
-from pipeline import metrics, zero_shot
+from pipeline import metrics
 from pipeline.params import Bootstrap
 
 
@@ -198,13 +198,3 @@ def test_a_thousand_intervals_cover_the_truth(images):
     found = coverage(1000, 1000, 200, images, seed=1)
     print(f"{images} images a patient: {found:.1%} of 1,000 intervals hold the truth")
     assert 0.93 <= found <= 0.97
-
-
-def test_zero_shot_scores():
-    images = np.array([[1, 0], [0.6, 0.8]])
-    pair = np.array([[0, 1.0], [1.0, 0]])
-    cosines = images @ pair.T
-    softmax = np.exp(cosines[:, 0]) / np.exp(cosines).sum(axis=1)
-    assert np.argsort(zero_shot.pair_scores(images, pair)).tolist() == np.argsort(softmax).tolist()
-    grid = {"A": np.array([[1.0, 0], [0, 1.0]]), "B": np.array([[0.0, 1.0]])}
-    assert zero_shot.grid_scores(images, grid) == pytest.approx(np.array([[0.5, 0.0], [0.7, 0.8]]))

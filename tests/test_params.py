@@ -137,6 +137,8 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("train.save_minutes", -0.5, "train.save_minutes: -0.5 is outside"),
         ("train.timeout_minutes", 0, "train.timeout_minutes: 0.0 is outside"),
         ("runs.plain.train", {"epochs": 0}, "runs.plain.train.epochs: 0 is outside"),
+        ("evaluate.protocols", [], "evaluate.protocols: an empty list; name at least one protocol"),
+        ("evaluate.zero_shot", "x.yaml", "evaluate.zero_shot: unknown key"),
         ("evaluate.few_shot.draws", 0, "evaluate.few_shot.draws: 0 is outside"),
         ("evaluate.few_shot.shares.p10", 10, "evaluate.few_shot.shares.p10: 10.0 is outside [0, 1]"),
         ("evaluate.few_shot.shares", {"p1": 0.01}, "evaluate.few_shot: shares and epochs"),

@@ -277,7 +277,9 @@ def test_what_a_state_is_compared_by_is_all_that_decides_the_result(corpus, tmp_
 
 def test_the_state_is_of_all_modules_that_the_stage_depends_on():
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["pretrain"]
-    assert list(resume.CODE) == [Path(d).stem for d in stage["deps"] if d.startswith("pipeline/")]
+    files = [Path(d) for d in stage["deps"] if d.startswith("pipeline/")]
+    assert list(resume.CODE) == [f.stem for f in files if f.suffix == ".py"]
+    assert list(resume.DATA) == [f.name for f in files if f.suffix != ".py"]
 
 
 def test_a_changed_parameter_never_resumes(corpus, tmp_path, monkeypatch, capsys):

@@ -63,17 +63,15 @@ class TextQueue(nn.Module):
 class SimSiam(nn.Module):
     """Chen & He, CVPR 2021: each of two embeddings of a picture predicts the other one, which is held still."""
 
-    def __init__(self, dim: int) -> None:
-        """``dim``: of the images' embeddings."""
+    def __init__(self, dim: int, wide: int = WIDTH, narrow: int = BOTTLENECK) -> None:
+        """``dim``: of the images' embeddings; ``wide``: of the projector's, and of what is predicted."""
         super().__init__()
 
         def layer(width: int, to: int) -> list[nn.Module]:
             return [nn.Linear(width, to, bias=False), nn.BatchNorm1d(to)]  # whose own bias would take any other away
 
-        self.projector = nn.Sequential(
-            *layer(dim, WIDTH), nn.ReLU(), *layer(WIDTH, WIDTH), nn.ReLU(), *layer(WIDTH, WIDTH)
-        )
-        self.predictor = nn.Sequential(*layer(WIDTH, BOTTLENECK), nn.ReLU(), nn.Linear(BOTTLENECK, WIDTH))
+        self.projector = nn.Sequential(*layer(dim, wide), nn.ReLU(), *layer(wide, wide), nn.ReLU(), *layer(wide, wide))
+        self.predictor = nn.Sequential(*layer(wide, narrow), nn.ReLU(), nn.Linear(narrow, wide))
 
     def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
         """Embeddings [b, dim], not normalised -> minus the mean cosine, a scalar from -1 to 1. BatchNorm sees each of

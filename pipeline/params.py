@@ -342,7 +342,7 @@ def _runs_filled_in(raw: Any) -> Any:
         if not isinstance(run, Mapping) or "like" not in run:
             return run
         like = run["like"]
-        if like not in runs:
+        if not isinstance(like, str) or like not in runs:
             raise ParamsError(f"runs.{name}.like: {like!r} is not among runs{hint(str(like), map(str, runs))}")
         if like in (*above, name):
             raise ParamsError(f"runs.{name}.like: {' -> '.join((*above, name, like))} goes round in a circle")

@@ -144,6 +144,7 @@ def made_up(config: RunConfig, studies: int, tokens: int, vocabulary: int) -> Ba
         order=torch.arange(texts),
         places=torch.arange(studies),
         keys=torch.arange(studies),
+        labels=torch.zeros(studies, dtype=torch.int64),
         studies=studies,
     )
 

@@ -13,25 +13,29 @@ from pipeline.collectives import summed
 from pipeline.params import ParamsError
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` with the statistics of all processes' rows, on any device; every process has as many rows.
+class GlobalBatchNorm(_BatchNorm):
+    """``nn.BatchNorm1d`` or ``2d`` with the statistics of all processes' rows, on any device; each has as many rows.
 
     torch's SyncBatchNorm is the same for CUDA alone.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, C, H, W] -> [b, C, H, W]."""
+        """[b, C, ...] -> [b, C, ...]."""
         if not self.training:
             return super().forward(x)
         world = torch.distributed.get_world_size()
         # Two sums rather than one of squares: a difference of large numbers would lose digits.
-        mean = summed(x.mean((0, 2, 3))) / world
-        centred = x - mean.view(1, -1, 1, 1)
-        variance = summed(centred.square().mean((0, 2, 3))) / world
+        others, wide = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))
+        mean = summed(x.mean(others)) / world
+        centred = x - mean.view(wide)
+        variance = summed(centred.square().mean(others)) / world
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             self._track(mean.detach(), variance.detach(), world * x.numel() // x.shape[1])
-        y = centred * (variance + self.eps).rsqrt().view(1, -1, 1, 1)
-        return y if self.weight is None else y * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        y = centred * (variance + self.eps).rsqrt().view(wide)
+        return y if self.weight is None else y * self.weight.view(wide) + self.bias.view(wide)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Any number of dimensions will do."""
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -61,8 +65,8 @@ def synchronise_batch_norm(model: nn.Module, device: torch.device) -> None:
                 from timm.layers import convert_sync_batchnorm
 
                 setattr(parent, name, convert_sync_batchnorm(child))
-            elif type(child) is nn.BatchNorm2d:
-                ours = GlobalBatchNorm2d(
+            elif type(child) in (nn.BatchNorm1d, nn.BatchNorm2d):
+                ours = GlobalBatchNorm(
                     *(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
                 )
                 ours.load_state_dict(child.state_dict())

@@ -20,6 +20,7 @@ from numpy.random import Generator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline import eda
 from pipeline.augment import augment_view, evaluation_image, swap_sentences
 from pipeline.losses import samples_needed
 from pipeline.params import RunConfig
@@ -31,13 +32,15 @@ from pipeline.translations import Translations
 
 
 class Sample(NamedTuple):
-    """One draw of one study: its n images (uint8 [S, S]) and m texts, n and m 1 or 2; its place in its set; and the
-    key from which all that is random about it is drawn, dropout included (see ``draw_key``)."""
+    """One draw of one study: its n images (uint8 [S, S]) and m texts, n and m 1 or 2; its place in its set; the key
+    from which all that is random about it is drawn, dropout included (see ``draw_key``); and that of its labels (see
+    ``label_key``), 0 where no term of the loss asks."""
 
     images: list[np.ndarray]
     texts: list[str]
     place: int
     key: int
+    labels: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Batch:
         order: int64 [m * B], the row of the concatenated groups that holds text k.
         places: int64 [B], index of each study in its set.
         keys: int64 [B], of each draw.
+        labels: int64 [B], of each study.
         studies: B.
     """
 
@@ -61,6 +65,7 @@ class Batch:
     order: Tensor
     places: Tensor
     keys: Tensor
+    labels: Tensor
     studies: int
 
     def to(self, device: torch.device) -> Batch:
@@ -79,6 +84,7 @@ class Batch:
             order=change(self.order),
             places=change(self.places),
             keys=change(self.keys),
+            labels=change(self.labels),
             studies=self.studies,
         )
 
@@ -106,15 +112,27 @@ def draw_texts(
     has a back-translation is replaced by it with probability 0.5, and then the sentences of either are swapped with
     probability 0.5. Where only one section exists, the second text is that section in the wording the first is not in
     (its sentences swapped with probability 0.5), or without a back-translation its sentences in another order.
-    Labels give captions drawn independently from the prompts. With ``sampling.unit: image`` the text is the whole
-    report, both sections in their order, and its back-translation that of both.
+    Labels give captions drawn independently from the prompts.
+
+    With ``sampling.unit: image`` there is one text, and the second is an augmentation of it. It is the whole report,
+    both sections in their order, and its back-translation that of both; or one caption, and its sentences swapped.
+
+    With ``augment.text_method: eda`` the last text is changed by EDA, nothing else is, and there are no translations.
     """
+    method, alone = config.augment.text and config.augment.text_method, config.sampling.unit == "image"
     if study.labels and prompts is not None:
         negatives = config.sampling.negatives if study.dataset == "chestxray14" else None
-        return [_said(caption(study.labels, prompts, rng, negatives), study) for _ in range(count)]
+        drawn = [_said(caption(study.labels, prompts, rng, negatives), study) for _ in range(1 if alone else count)]
+        if len(drawn) < count:
+            drawn.append(swap_sentences(drawn[0], rng) if method == "swap" else drawn[0])
+        return _last_by_eda(drawn, rng) if method == "eda" else drawn
     sections = [text for text in (study.findings, study.impression) if text]
+    if method == "eda":
+        sections = [" ".join(sections)] if alone else sections
+        drawn = [sections[i] for i in rng.permutation(len(sections))[:count]]
+        return _last_by_eda([*drawn, drawn[0]][:count], rng)
     again = [translations.get(text) if translations and config.augment.text else None for text in sections]
-    if config.sampling.unit == "image":
+    if alone:
         again = [" ".join(filter(None, again))] if all(again) else [None]
         sections = [" ".join(sections)]
     order = rng.permutation(len(sections))[:count]
@@ -131,6 +149,10 @@ def draw_texts(
         else:
             picked.append(swap_sentences(picked[0], rng) if config.augment.text else picked[0])
     return picked
+
+
+def _last_by_eda(texts: list[str], rng: Generator) -> list[str]:
+    return [*texts[:-1], eda.augmented(texts[-1], rng)]
 
 
 def _maybe_swapped(text: str, rng: Generator) -> str:
@@ -172,7 +194,7 @@ class TrainingSet(Dataset[Sample]):
         images = [augment_view(v, self.config.image_size, self.config.augment, rng) for v in views]
         prompts = self.prompts.get(other.dataset)
         texts = draw_texts(other, self.counts[1], prompts, self.config, rng, self.translations)
-        return Sample(images, texts, index, key)
+        return Sample(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
 
 
 class ValidationSet(Dataset[Sample]):
@@ -190,15 +212,18 @@ class ValidationSet(Dataset[Sample]):
         return len(self.studies)
 
     def __getitem__(self, index: int) -> Sample:
-        """The first frontal view and another position's first view, the findings and the impression, as they exist;
-        nothing is dropped out in validation, so the key is 0."""
+        """The first frontal view and another position's first view, the findings and the impression, as they exist
+        (with ``sampling.unit: image`` one view and the whole report, twice); nothing is dropped out in validation, so
+        the key is 0."""
         study, other = self.studies[index], self.studies[self.texts_of[index]]
         first = study.first_frontal
         second = next((v for v in study.views if v.position != first.position), first)
+        if self.config.sampling.unit == "image":
+            second = first
         views = [first, second][: self.counts[0]]
         images = [evaluation_image(load_view(v), self.config.image_size) for v in views]
         texts = validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
-        return Sample(images, texts, index, 0)
+        return Sample(images, texts, index, 0, label_key(study) if self.config.loss.label_positives else 0)
 
 
 def validation_texts(study: Study, prompts: Prompts | None, config: RunConfig) -> list[str]:
@@ -231,6 +256,14 @@ def draw_key(seed: int, epoch: int, study: Study) -> int:
     """A number from 0 to 2**63 - 1 for the draw of a study in an epoch, the same wherever and whenever it is drawn."""
     name = f"{seed}/{epoch}/{study.dataset}/{study.patient}\0{study.study}".encode()
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 1
+
+
+def label_key(study: Study) -> int:
+    """A number that is equal for two studies if, and only if, the same classes are positive in both and the same ones
+    uncertain. A study where none is, as of a report, has a number of its own. From 0 to 2**63 - 1."""
+    found = sorted((name, value) for name, value in study.labels.items() if value)
+    name = repr(found) if found else f"{study.dataset}/{study.patient}\0{study.study}"
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def steps_before(count: int, batch: int, epoch: int) -> int:
@@ -284,6 +317,7 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, groups: int) -> Bat
         order=torch.from_numpy(np.argsort(by_length)),
         places=torch.tensor([s.place for s in samples]),
         keys=torch.tensor([s.key for s in samples]),
+        labels=torch.tensor([s.labels for s in samples]),
         studies=len(samples),
     )
 

@@ -60,7 +60,12 @@ def gather(
     write_studies(out / "studies.parquet", kept())
     write_run_config(out / "run.json", config)
     (out / FILE).unlink(missing_ok=True)
-    if translations is not None and config.augment.text and len(known := read_translations(translations / FILE)):
+    if (
+        translations is not None
+        and config.augment.text
+        and config.augment.text_method == "swap"
+        and len(known := read_translations(translations / FILE))
+    ):
         training = read_studies(out / "studies.parquet", ("train",))
         own = known.of(text for study in training for text in report_sections(study))
         counts["translations"] = len(own)

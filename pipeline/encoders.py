@@ -80,7 +80,14 @@ class TextTower(nn.Module):
 
         ``keys``, int64 [B], decide what dropout drops in training (see ``pipeline.study_dropout``).
         """
+        return self.pooled(self.hidden(tokens, mask, keys), mask)
+
+    def hidden(self, tokens: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
+        """The last layer's states, [B, L, width]; arguments as in ``forward``."""
         self.rows.are(keys)
-        hidden = self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+
+    def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Of [B, L, width] the state at the last token of each row, [B, width]."""
         last = mask.sum(dim=1) - 1
         return hidden[torch.arange(len(hidden), device=hidden.device), last]

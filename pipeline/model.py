@@ -17,8 +17,6 @@ from pipeline.encoders import ImageTower, TextTower
 from pipeline.params import RunConfig, read_run_config, write_run_config
 from pipeline.tokens import Tokenizer
 
-MAX_LOG_SCALE = math.log(100)  # CLIP's bound; the paper and its release have none
-
 
 class CxrClip(nn.Module):
     """Paper section 3.2. Projections are linear with bias; embeddings have unit norm."""
@@ -31,6 +29,7 @@ class CxrClip(nn.Module):
         self.image_projection = nn.Linear(self.image_tower.width, config.dim)
         self.text_projection = nn.Linear(self.text_tower.width, config.dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
+        self.log_limits = [math.log(limit) if limit else -math.inf for limit in config.loss.scale_limits]
 
     @property
     def scale(self) -> Tensor:
@@ -44,16 +43,17 @@ class CxrClip(nn.Module):
 
     @torch.no_grad()
     def clamp_scale(self) -> None:
-        """Hold the scale at 100 or below; called after every step, so that the parameter can still come down."""
-        self.log_scale.clamp_(max=MAX_LOG_SCALE)
+        """Hold the scale within ``loss.scale_limits``; called after every step, so that the parameter can still come
+        back. The paper and its release have no bounds; the default, 100 or below, is CLIP's."""
+        self.log_scale.clamp_(*self.log_limits)
 
     def encode_image(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Grey uint8 [B, S, S] -> unit-norm [B, dim]; ``keys`` as in ``ImageTower.forward``."""
-        return _unit(self.image_projection(self.image_tower(images, keys)))
+        return unit(self.image_projection(self.image_tower(images, keys)))
 
     def encode_text(self, tokens: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
         """Token ids and mask, int64 [B, L] -> unit-norm [B, dim]; ``keys`` as in ``TextTower.forward``."""
-        return _unit(self.text_projection(self.text_tower(tokens, mask, keys)))
+        return unit(self.text_projection(self.text_tower(tokens, mask, keys)))
 
     def forward(
         self,
@@ -79,7 +79,7 @@ class CxrClip(nn.Module):
         return self.encode_image(images, image_keys), torch.cat(texts), self.scale
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
     """Rows of length 1, in single precision where autocast left half."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 

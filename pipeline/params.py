@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,6 +126,7 @@ class Augment:
     saturation: float = 0.2
     hue: float = 0.1
     text: bool = True
+    text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.batches.draw_texts``
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,24 @@ class Model:
 
 @dataclass(frozen=True)
 class Loss:
-    """MVS + icl_weight * ICL + tcl_weight * TCL (paper section 3.3)."""
+    """A method: the weight of each term, and what the terms look at. The defaults are CXR-CLIP (paper section 3.3).
 
-    mvs: bool = True
+    ``pipeline.losses`` computes the contrastive terms, ``pipeline.declip`` those of DeCLIP; a table of methods is in
+    docs/training.md.
+    """
+
+    mvs: bool = True  # image-text term over all four pairs, else over the first alone
+    mvs_weight: Weight = 1.0
     icl_weight: Weight = 1.0
     tcl_weight: Weight = 0.5
+    nn_weight: Weight = 0.0
+    simsiam_weight: Weight = 0.0
+    mlm_weight: Weight = 0.0
+    label_positives: bool = False  # studies with the same labels are one another's positives in the image-text term
     label_smoothing: Share = 0.0
+    scale_limits: tuple[Weight, Weight] = (0.0, 100.0)  # of the factor on the cosines; the upper one is CLIP's
+    queue: Positive = 65536  # texts among which nn looks for the nearest
+    mlm_rate: Annotated[float, Within(0.01, 0.99)] = 0.15  # of the tokens
 
 
 @dataclass(frozen=True)
@@ -198,10 +211,14 @@ class Train:
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what it uses, and the keys it sets otherwise than the sections do."""
+    """One training: what it uses, and the keys it sets otherwise than the sections do.
+
+    In params.yaml a run may be ``like`` another one and name its differences alone; ``load`` fills in the rest.
+    """
 
     image_encoder: str
     datasets: tuple[str, ...]
+    like: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
@@ -345,11 +362,34 @@ def load(path: Path = Path("params.yaml")) -> Params:
         line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
         raise ParamsError(f"{path}: line {line}: not valid YAML") from None
     try:
-        params = read_record(Params, raw)
+        params = read_record(Params, _runs_filled_in(raw))
         _check(params)
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from None
     return params
+
+
+def _runs_filled_in(raw: Any) -> Any:
+    """The mapping of params.yaml in which every run that is ``like`` another one has all its keys."""
+    if not isinstance(raw, Mapping) or not isinstance(runs := raw.get("runs"), Mapping):
+        return raw  # whose error ``read_record`` says
+
+    def whole(name: str, above: tuple[str, ...]) -> Any:
+        run = runs[name]
+        if not isinstance(run, Mapping) or "like" not in run:
+            return run
+        like = run["like"]
+        if not isinstance(like, str) or like not in runs:
+            raise ParamsError(f"runs.{name}.like: {like!r} is not among runs{hint(str(like), map(str, runs))}")
+        if like in (*above, name):
+            raise ParamsError(f"runs.{name}.like: {' -> '.join((*above, name, like))} goes round in a circle")
+        merged = dict(whole(like, (*above, name)))
+        for key, value in run.items():
+            both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+            merged[key] = {**merged[key], **value} if both else value
+        return merged
+
+    return {**raw, "runs": {name: whole(name, ()) for name in runs}}
 
 
 def run_config(params: Params, name: str) -> RunConfig:
@@ -421,6 +461,7 @@ def _check(params: Params) -> None:
                     f"runs.{name}.datasets: {dataset} is not among sources; add it there or leave out the run"
                 )
         _check_warmup(f"runs.{name}.", run_config(params, name))
+        _check_loss(name, run_config(params, name))
     for name, other in params.others.items():
         if name in params.runs:
             raise ParamsError(f"others.{name}: a run has this name, too")
@@ -465,6 +506,18 @@ def _check_warmup(where: str, config: Params | RunConfig) -> None:
         raise ParamsError(
             f"{where}train.warmup_epochs: {config.train.warmup_epochs} is outside [0, {config.train.epochs}]"
         )
+
+
+def _check_loss(name: str, config: RunConfig) -> None:
+    loss, at = config.loss, f"runs.{name}.loss"
+    if not (loss.mvs_weight or loss.icl_weight or loss.tcl_weight):
+        raise ParamsError(f"{at}: mvs_weight, icl_weight and tcl_weight are all 0; validation needs one of them")
+    if not loss.scale_limits[0] < loss.scale_limits[1]:
+        raise ParamsError(f"{at}.scale_limits: {list(loss.scale_limits)} is no lower and upper bound")
+    if loss.label_positives and set(config.datasets) == {"mimic_cxr"}:
+        raise ParamsError(f"{at}.label_positives: none of the run's data sets has labels; set false")
+    if loss.label_positives and config.train.shuffle_pairs:
+        raise ParamsError(f"{at}.label_positives: train.shuffle_pairs parts texts from labels; set one of them false")
 
 
 def _known(key: str, names: Iterable[str], known: tuple[str, ...]) -> None:

@@ -35,6 +35,7 @@ from pipeline.batches import (
     training_batches,
     validation_batches,
 )
+from pipeline.declip import Learner, learner
 from pipeline.model import CxrClip
 from pipeline.params import ParamsError, RunConfig, read_run_config
 from pipeline.prompts import Prompts, read_pools
@@ -50,6 +51,7 @@ HISTORY = (
     *("epoch", "step", "lr", "train_loss", "valid_loss", "mvs", "icl", "tcl"),
     *("scale", "studies_per_second", "seconds", "waiting", "mfu"),
 )
+DECLIP = ("nn", "simsiam", "mlm")  # columns after these, where a run has such terms
 CURVE = 50  # steps between two points of the training curve
 NAMED = 8  # studies that an error names at most
 
@@ -65,7 +67,7 @@ class _Training:
     data: TrainingSet
     valid: list[ValidationSet]
     net: CxrClip
-    module: nn.Module  # the net, or the DDP around it
+    module: nn.Module  # the net, the learner around it, or the DDP of either
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
@@ -133,15 +135,16 @@ def _build(
     training = read_studies(corpus / "studies.parquet", ("train",))
     validation = read_studies(corpus / "studies.parquet", ("valid",))
     tokenizer = Tokenizer.build(config.text_encoder, _texts(training, prompts))
-    net = CxrClip(config, len(tokenizer)).to(device)
+    net = CxrClip(config, len(tokenizer))
+    whole = learner(net, config, tokenizer).to(device)
     if world > 1:
-        synchronise_batch_norm(net, device)
+        synchronise_batch_norm(whole, device)
     if config.train.compile:
         net.compile_towers()
     data = TrainingSet(training, prompts, config, read_translations(corpus / "translations.parquet"))
     epoch_draws(len(data), config.train.batch_size, config.seed, 0)  # raises where there are too few studies
     optimizer = torch.optim.AdamW(
-        net.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
+        whole.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(config, step, len(data)))
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
@@ -152,13 +155,20 @@ def _build(
             f"{config.train.precision}, {config.train.epochs} epochs of {len(data) / config.train.batch_size:.4g} steps"
         )
     parts: dict[str, resume.Stateful] = {"model": net, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    if isinstance(whole, Learner):
+        parts["heads"] = whole.heads
+    if world > 1:
+        # A learner's buffers are alike everywhere, and its queue is large: they need not be sent round every step.
+        module: nn.Module = DistributedDataParallel(whole, broadcast_buffers=whole is net)
+    else:
+        module = whole
     return _Training(
         config=config,
         tokenizer=tokenizer,
         data=data,
         valid=[ValidationSet(validation.select(dataset=d), prompts, config) for d in config.datasets],
         net=net,
-        module=DistributedDataParallel(net) if world > 1 else net,
+        module=module,
         optimizer=optimizer,
         schedule=schedule,
         scaler=scaler,
@@ -223,7 +233,7 @@ def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -
 def _epoch(t: _Training, progress: resume.Progress, signals: resume.StopSignals, bar: tqdm, meter: Work | None) -> None:
     """The steps of an epoch that are still to do."""
     options = t.config.train
-    t.net.train()
+    t.module.train()
     with torch.random.fork_rng(devices=[]):  # a new loader draws a number that nothing needs
         batches: Waiting[Batch] = Waiting(
             training_batches(t.data, t.tokenizer, progress.epoch, t.rank, t.world, options.workers, progress.step),
@@ -300,8 +310,8 @@ def _finish(t: _Training, progress: resume.Progress, out: Path, history: Path) -
 def validation_loss(
     net: CxrClip, sets: list[ValidationSet], tokenizer: Tokenizer, config: RunConfig, device: torch.device
 ) -> float:
-    """The training objective on the fixed validation draws: mean over batches, then over the data sets that have
-    any. Every rank computes all of it, so that all agree on the best epoch."""
+    """The training objective's contrastive terms on the fixed validation draws: mean over batches, then over the data
+    sets that have any. Every rank computes all of it, so that all agree on the best epoch."""
     net.eval()
     means = []
     for data in sets:
@@ -335,6 +345,7 @@ def _seed(config: RunConfig, device: torch.device) -> None:
 
 def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, HISTORY, restval="", lineterminator="\n")
+        columns = (*HISTORY, *(name for name in DECLIP if any(name in row for row in rows)))
+        writer = csv.DictWriter(handle, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -35,7 +35,9 @@ EXIT_STOPPED = 75  # of a training that a signal stopped: sysexits.h's "try agai
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # pre-emption; and what SLURM can be told to send ahead of it
 # All modules that compute the training: those of the stage's dependencies in dvc.yaml.
 CODE = (
-    *("augment", "batch_norm", "batches", "collectives", "encoders", "files", "grey", "losses", "model", "pretrain"),
+    *("augment", "batch_norm", "batches", "collectives", "declip", "eda", "encoders", "files", "grey", "losses"),
+    "model",
+    "pretrain",
     *(
         "prompts",
         "ranks",
@@ -50,6 +52,7 @@ CODE = (
         "translations",
     ),
 )
+DATA = ("synonyms.yaml",)  # what they read beside them
 LIBRARIES = ("torch", "transformers", "tokenizers", "timm", "numpy", "opencv-python-headless")
 # Keys of train that change no result; what ``device`` comes to is told apart by itself.
 INDIFFERENT = ("launcher", "device", "workers", "save_minutes", "timeout_minutes")
@@ -128,7 +131,7 @@ def identity(config: RunConfig, corpus: Path, tokenizer: Tokenizer, device: torc
         "prompts": _digest(sorted((corpus / "prompts").glob("*.json"))),
         "tokenizer": words,
         "text encoder": _digest(sorted(p for p in own.iterdir() if p.is_file())) if own.name and own.is_dir() else "",
-        "code": _digest([Path(__file__).with_name(f"{name}.py") for name in CODE]),
+        "code": _digest([Path(__file__).with_name(name) for name in (*(f"{module}.py" for module in CODE), *DATA)]),
         "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
         "device": device.type,
     }

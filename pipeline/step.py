@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.batch_norm import has_batch_norm, statistics_kept
 from pipeline.batches import Batch
 from pipeline.collectives import gathered
+from pipeline.declip import Learner
 from pipeline.losses import Embeddings, cxr_clip_loss
-from pipeline.model import CxrClip
+from pipeline.model import CxrClip, unit
 from pipeline.params import ParamsError, RunConfig, Train
 from pipeline.study_dropout import row_keys
 
@@ -27,17 +29,17 @@ def training_loss(
     """Embed a batch in one pass and compare it with the batches of all ``world`` processes.
 
     Args:
-        module: a ``CxrClip`` or its DDP.
+        module: a ``CxrClip``, a ``Learner`` around it where terms of DeCLIP are wanted, or the DDP of either.
         batch: this process's share, on any device.
 
     Returns:
-        The total loss and its parts (see ``cxr_clip_loss``) over this process's studies: their mean over processes is
-        that of the whole batch, and so are the gradients that DDP averages.
+        The total loss and its parts (see ``cxr_clip_loss`` and ``Heads.terms``) over this process's studies: their mean
+        over processes is that of the whole batch, and so are the gradients that DDP averages.
     """
-    batch = batch.to(device)
+    batch, words = _words_out(batch.to(device), _inner(module))
     with _autocast(config.train, device):
-        images, texts, scale = module(batch.images, batch.tokens, batch.mask, *_row_keys(batch))
-    return _contrast(images, texts, scale, batch, config, world)
+        images, texts, scale = module(batch.images, batch.tokens, batch.mask, *_row_keys(batch), *words)
+    return _objective(_inner(module), images, texts, scale, batch, words, config, world)
 
 
 @torch.no_grad()
@@ -70,9 +72,7 @@ def compute_gradients(
     """
     scaled: Callable[[Tensor], Tensor] = scaler.scale if scaler is not None else lambda loss: loss
     if 0 < config.train.micro_batch < batch.studies:
-        net = module.module if isinstance(module, DistributedDataParallel) else module
-        assert isinstance(net, CxrClip)
-        loss, parts = _in_pieces(net, batch.to(device), config, world, scaled)
+        loss, parts = _in_pieces(_inner(module), batch.to(device), config, world, scaled)
     else:
         loss, parts = training_loss(module, batch, config, device, world)
         scaled(loss).backward()
@@ -84,7 +84,7 @@ def compute_gradients(
 
 
 def _in_pieces(
-    net: CxrClip, batch: Batch, config: RunConfig, world: int, scaled: Callable[[Tensor], Tensor]
+    model: CxrClip | Learner, batch: Batch, config: RunConfig, world: int, scaled: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of the whole batch with the activations of a piece of it.
 
@@ -92,12 +92,16 @@ def _in_pieces(
     3. Embed each piece again, with activations, and send its embeddings' gradient back.
 
     An image tower with BatchNorm cannot be cut, since its rows sway one another: it sees the whole batch once, keeps
-    what lies between its blocks, and computes each block again on the way back.
+    what lies between its blocks, and computes each block again on the way back. Heads of DeCLIP see the embeddings of
+    the whole batch, once.
     """
+    net = model.net if isinstance(model, Learner) else model
+    batch, words = _words_out(batch, model)
     image_keys, text_keys = _row_keys(batch)
     images = _cut(batch.images, image_keys, size=config.train.micro_batch * len(batch.images) // batch.studies)
     texts = []
-    for group in zip(batch.tokens, batch.mask, text_keys.split([len(t) for t in batch.tokens]), strict=True):
+    keys = text_keys.split([len(t) for t in batch.tokens])
+    for group in zip(batch.tokens, batch.mask, keys, *words, strict=True):
         texts += _cut(*group, size=config.train.micro_batch * len(batch.order) // batch.studies)
     whole = has_batch_norm(net.image_tower)
     if whole:
@@ -109,22 +113,22 @@ def _in_pieces(
             return encode(*piece)
 
     with torch.set_grad_enabled(whole):
-        first_images = [embed(net.encode_image, piece) for piece in images]
+        first_images = [embed(model.encode_image, piece) for piece in images]
     with torch.no_grad():
-        first_texts = [embed(net.encode_text, piece) for piece in texts]
+        first_texts = [embed(model.encode_text, piece) for piece in texts]
     all_images, all_texts = (torch.cat(first).detach().requires_grad_() for first in (first_images, first_texts))
-    loss, parts = _contrast(all_images, all_texts, net.scale, batch, config, world)
+    loss, parts = _objective(model, all_images, all_texts, net.scale, batch, words, config, world)
     scaled(loss).backward()
     assert all_images.grad is not None and all_texts.grad is not None
     with statistics_kept(net):
         for piece, grad in zip(texts, all_texts.grad.split([len(e) for e in first_texts]), strict=True):
-            embed(net.encode_text, piece).backward(grad)
+            embed(model.encode_text, piece).backward(grad)
         for piece, first, grad in zip(
             images, first_images, all_images.grad.split([len(e) for e in first_images]), strict=True
         ):
-            (first if whole else embed(net.encode_image, piece)).backward(grad)
+            (first if whole else embed(model.encode_image, piece)).backward(grad)
     if world > 1:
-        _average_gradients(net, world)
+        _average_gradients(model, world)
     return loss, parts
 
 
@@ -160,25 +164,80 @@ def _row_keys(batch: Batch) -> tuple[Tensor, Tensor]:
     return images, texts[torch.argsort(batch.order)]
 
 
+def _inner(module: nn.Module) -> CxrClip | Learner:
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    assert isinstance(inner, CxrClip | Learner)
+    return inner
+
+
+def _words_out(batch: Batch, model: CxrClip | Learner) -> tuple[Batch, tuple[tuple[Tensor, ...], ...]]:
+    """For a ``Learner`` the batch without some words of its first texts, and what they were, int64 [g, L_g] for each
+    group, as a tuple of one; else the batch itself and an empty tuple."""
+    if not isinstance(model, Learner):
+        return batch, ()
+    text_of = torch.argsort(batch.order)
+    keys = row_keys(batch.keys, kind=2, samples=1)[text_of % batch.studies]
+    sizes = [len(t) for t in batch.tokens]
+    groups = zip(batch.tokens, batch.mask, keys.split(sizes), (text_of < batch.studies).split(sizes), strict=True)
+    tokens, words = zip(*(model.heads.take_out(*group) for group in groups), strict=True)
+    return replace(batch, tokens=tokens), (words,)
+
+
+def _objective(
+    model: CxrClip | Learner,
+    images: Tensor,
+    texts: Tensor,
+    scale: Tensor,
+    batch: Batch,
+    words: tuple[tuple[Tensor, ...], ...],
+    config: RunConfig,
+    world: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """All terms of this process's studies, from what ``model`` encodes: [n * b, D] and [m * b, D] or, of a ``Learner``,
+    [m * b, D + 1], texts in the order of the groups."""
+    if not isinstance(model, Learner):
+        return _contrast(images, texts, scale, batch, config, world)[:2]
+    texts, missed = texts[:, :-1], texts[:, -1].sum()
+    asked = torch.stack([(w >= 0).sum() for w in words[0]]).sum()
+    if world > 1:
+        dist.all_reduce(asked)
+    loss, parts, (mine, everyone) = _contrast(unit(images), texts, scale, batch, config, world)
+    heads, views = model.heads, images.unflatten(0, (-1, batch.studies)).unbind()
+    rank = dist.get_rank() if world > 1 else 0
+    missed = missed / asked.clamp(min=1)
+    for name, weight, value in heads.terms(views, missed, mine, scale, config.loss, rank, world):
+        parts[name] = value
+        loss = loss + weight * value
+    heads.remember(everyone, world)
+    return loss, parts
+
+
 def _contrast(
     images: Tensor, texts: Tensor, scale: Tensor, batch: Batch, config: RunConfig, world: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of this process's embeddings, [n * b, D] and [m * b, D] in the order of the groups; one gather."""
+) -> tuple[Tensor, dict[str, Tensor], tuple[Embeddings, Embeddings]]:
+    """The contrastive terms of this process's embeddings, [n * b, D] and [m * b, D] in the order of the groups, by one
+    gather; with the embeddings of this process and of all."""
     mine = _stacked(images, texts, batch)
     everyone = gathered(mine).transpose(0, 1).flatten(1, 2) if world > 1 else mine  # [n + m, B, D]
     count = len(images) // batch.studies
     rank = dist.get_rank() if world > 1 else 0
-    return cxr_clip_loss(_named(mine, count), scale, config.loss, _named(everyone, count), rank)
+    labels = all_labels = None
+    if config.loss.label_positives:
+        labels = all_labels = batch.labels
+        if world > 1:
+            all_labels = gathered(labels).flatten()
+    named = _named(mine, count, labels), _named(everyone, count, all_labels)
+    return *cxr_clip_loss(named[0], scale, config.loss, named[1], rank), named
 
 
 def _stacked(images: Tensor, texts: Tensor, batch: Batch) -> Tensor:
     return torch.cat([images, texts.index_select(0, batch.order)]).unflatten(0, (-1, batch.studies))
 
 
-def _named(stacked: Tensor, images: int) -> Embeddings:
+def _named(stacked: Tensor, images: int, labels: Tensor | None) -> Embeddings:
     """[n + m, B, D], the ``images`` first, by name."""
     (image1, *image2), (text1, *text2) = stacked[:images], stacked[images:]
-    return Embeddings(image1, text1, image2[0] if image2 else None, text2[0] if text2 else None)
+    return Embeddings(image1, text1, image2[0] if image2 else None, text2[0] if text2 else None, labels)
 
 
 def _autocast(options: Train, device: torch.device) -> torch.autocast | nullcontext[None]:

@@ -48,28 +48,37 @@ def row_keys(keys: Tensor, kind: int, samples: int) -> Tensor:
 
     Args:
         keys: int64 [B], one a study and epoch.
-        kind: 0 for images, 1 for texts.
+        kind: 0 for images, 1 for texts, 2 for the words that are masked.
         samples: images (texts) a study, 1 or 2.
     """
     return torch.cat([mixed(mixed(keys) + 2 * kind + sample) for sample in range(samples)])
 
 
 def dropped(seeds: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
-    """Which values to drop: bool [B, *shape], True with probability ``rate``.
+    """Which values to drop: bool [B, *shape], True with probability ``rate``, a number in (0, 1) met to within 2**-32;
+    see ``drawn``."""
+    return drawn(seeds, shape) < round(rate * 2**32) - 2**31
 
-    Value [b, i, j, ...] depends on ``seeds[b]``, i, j, ... and the rate alone, not on B or ``shape``.
+
+def drawn(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Random numbers: int32 [B, *shape], every value of the type as likely as any other.
+
+    Number [b, i, j, ...] depends on ``seeds[b]``, i, j, ... alone, not on B or ``shape``.
 
     Args:
         seeds: int32 [B, 2].
-        rate: in (0, 1), met to within 2**-32.
     """
     position = torch.zeros((), dtype=torch.int32, device=seeds.device)
     for size in shape:
         position = mixed(position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=seeds.device) * _STEP32)
     first, second = (seed.view(-1, *[1] * len(shape)) for seed in seeds.unbind(1))
     x = (position ^ first).mul_(second | 1)
-    x = x.bitwise_xor_(_shifted(x, 16)).mul_(_FIRST32)
-    return x < round(rate * 2**32) - 2**31
+    return x.bitwise_xor_(_shifted(x, 16)).mul_(_FIRST32)
+
+
+def stream_seeds(keys: Tensor) -> Tensor:
+    """Keys int64 [...] -> seeds of ``drawn``, int32 [..., 2]."""
+    return mixed(keys).unsqueeze(-1).view(torch.int32)
 
 
 class Rows:
@@ -85,7 +94,7 @@ class Rows:
             self.seeds = None
             return
         numbers = torch.arange(self.layers, device=keys.device).unsqueeze(1)
-        self.seeds = mixed(keys + numbers).unsqueeze(-1).view(torch.int32)
+        self.seeds = stream_seeds(keys + numbers)
 
 
 class StudyDropout(nn.Module):

@@ -366,7 +366,10 @@ def _notes(
 def _text_augmentation(params: Params, shown: Sequence[str]) -> list[str]:
     """A note where runs that augment reports had no back-translations to draw from, as the paper's had."""
     reports = {name for name in shown if set(params.runs[name].datasets) - set(LABEL_DATASETS)}
-    without = [name for name in shown if name in reports and run_config(params, name).augment.text]
+    augments = {name: run_config(params, name).augment for name in reports}
+    without = [
+        name for name in shown if name in reports and augments[name].text and augments[name].text_method == "swap"
+    ]
     if not without or params.back_translation.forward:
         return []
     return [

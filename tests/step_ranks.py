@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.batch_norm import synchronise_batch_norm
 from pipeline.batches import Batch, Sample, collate
+from pipeline.declip import Heads, Learner, SimSiam
 from pipeline.model import CxrClip
 from pipeline.params import RunConfig
 from pipeline.step import compute_gradients
@@ -35,6 +36,13 @@ CASES = {  # BatchNorm, and BERT, whose attention is a function; drop path, and 
         ),
         "text_encoder": replace(BERT, args=DROPPING),
     },
+    "declip": {
+        "text_encoder": replace(BERT, args=DROPPING),
+        "loss": {
+            **{"mvs_weight": 0.4, "icl_weight": 0.0, "nn_weight": 0.2, "simsiam_weight": 0.3, "mlm_weight": 0.1},
+            **{"queue": 20, "mlm_rate": 0.3, "label_positives": True},
+        },
+    },
 }
 
 
@@ -52,7 +60,7 @@ def samples(config: RunConfig, count: int = STUDIES) -> list[Sample]:
     for place in range(count):
         images = list(rng.integers(0, 256, (2, config.image_size, config.image_size), dtype=np.uint8))
         texts = [" ".join(map(str, rng.integers(1, WORDS, rng.integers(3, 21)))) for _ in range(2)]
-        made.append(Sample(images, texts, place, int(rng.integers(2**62))))
+        made.append(Sample(images, texts, place, int(rng.integers(2**62)), labels=place % 5))
     return made
 
 
@@ -60,9 +68,16 @@ def batch_of(config: RunConfig, rank: int = 0, world: int = 1) -> Batch:
     return collate(samples(config)[rank::world], Ids(), config.train.length_groups)
 
 
-def model(config: RunConfig, dtype: torch.dtype = torch.float64) -> CxrClip:
+def model(config: RunConfig, dtype: torch.dtype = torch.float64) -> CxrClip | Learner:
+    """With terms of DeCLIP the queue remembers 15 texts, so that those of a step wrap around."""
     torch.manual_seed(3)
-    return CxrClip(config, WORDS).to(dtype).train()
+    net = CxrClip(config, WORDS)
+    if not config.loss.nn_weight:
+        return net.to(dtype).train()
+    heads = Heads(net, config, special=[0, WORDS - 1], mask_id=WORDS - 1)
+    heads.simsiam = SimSiam(config.dim, 32, 16)
+    heads.queue.push(torch.nn.functional.normalize(torch.randn(15, config.dim)))
+    return Learner(net, heads).to(dtype).train()
 
 
 def step(
@@ -78,7 +93,11 @@ def step(
     loss, parts = compute_gradients(module, batch_of(config, rank, world), config, torch.device("cpu"), world)
     got = {f"loss.{name}": value for name, value in {"total": loss, **parts}.items()}
     got |= {f"grad.{name}": p.grad for name, p in net.named_parameters() if p.requires_grad}
-    return got | {f"buffer.{name}": b for name, b in net.named_buffers() if "running" in name or "tracked" in name}
+    return got | {
+        f"buffer.{name}": b
+        for name, b in net.named_buffers()
+        if "running" in name or "tracked" in name or "queue" in name
+    }
 
 
 def rank_of(folder: Path, rank: int, world: int, port: int) -> None:

@@ -308,7 +308,7 @@ def test_a_draw_depends_on_seed_epoch_and_study_alone(config, studies, prompts):
     data, backwards = TrainingSet(train, prompts, run), TrainingSet(train[::-1], prompts, run)
     forward = [data[1, i] for i in range(len(train))]
     for i in reversed(range(len(train))):
-        images, texts, place, key = backwards[1, len(train) - 1 - i]
+        images, texts, place, key = backwards[1, len(train) - 1 - i][:4]
         assert texts == forward[i][1] and all(map(np.array_equal, images, forward[i][0]))
         assert place == len(train) - 1 - i and key == forward[i].key
     other_epoch = sum(data[2, i][1] == forward[i][1] for i in range(len(train)))

@@ -1,5 +1,7 @@
 """The loss against a hand-written numpy InfoNCE, and its gradient against finite differences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -149,3 +151,43 @@ def test_products_are_in_single_precision_under_autocast():
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected, rel=1e-5)
     halves = clip_loss(e.image1.bfloat16(), e.text1.bfloat16(), torch.tensor(100.0))
     assert halves.dtype == torch.float32
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_label_positives_equal_brute_force(smoothing):
+    """UniCL: of each row minus the mean log share of all candidates of its label, one at a time, in both directions."""
+    (i1, i2, t1, t2), e = batch(seed=6)
+    labels, scale = [4, 9, 4, 7, 4], 8.0
+
+    def brute(a, b):
+        total = 0.0
+        for first, second in ((a, b), (b, a)):
+            for i in range(5):
+                logits = [scale * float(first[i] @ second[j]) for j in range(5)]
+                log_share = [x - np.log(sum(np.exp(y) for y in logits)) for x in logits]
+                positive = [log_share[j] for j in range(5) if labels[j] == labels[i]]
+                total -= ((1 - smoothing) * np.mean(positive) + smoothing * np.mean(log_share)) / 5
+        return total / 2
+
+    weights = Loss(label_positives=True, label_smoothing=smoothing)
+    labelled = replace(e, labels=torch.tensor(labels))
+    total, parts = cxr_clip_loss(labelled, torch.tensor(scale), weights)
+    mvs = np.mean([brute(i, t) for i in (i1, i2) for t in (t1, t2)])
+    assert parts["mvs"].item() == pytest.approx(mvs, rel=1e-6)
+    assert parts["icl"].item() == pytest.approx(info_nce(i1, i2, scale, smoothing), rel=1e-6)  # images stay their own
+    alone, _ = cxr_clip_loss(replace(e, labels=torch.arange(5)), torch.tensor(scale), weights)
+    assert alone.item() == pytest.approx(
+        cxr_clip_loss(e, torch.tensor(scale), Loss(label_smoothing=smoothing))[0].item()
+    )
+    assert total.item() != pytest.approx(alone.item(), rel=1e-3)
+    with pytest.raises(ValueError, match="label_positives needs the labels"):
+        cxr_clip_loss(e, torch.tensor(scale), weights)
+
+
+def test_weight_of_the_image_text_term():
+    _, e = batch()
+    whole, _ = cxr_clip_loss(e, torch.tensor(10.0), Loss(icl_weight=0.0))
+    total, parts = cxr_clip_loss(e, torch.tensor(10.0), Loss(mvs_weight=0.4, icl_weight=0.0))
+    assert whole.item() - total.item() == pytest.approx(0.6 * parts["mvs"].item())
+    total, parts = cxr_clip_loss(e, torch.tensor(10.0), Loss(mvs_weight=0.0, tcl_weight=0.0))
+    assert set(parts) == {"icl"} and total == parts["icl"]

@@ -1,5 +1,8 @@
 import copy
 import json
+import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -159,6 +162,18 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("runs.plain.loss", {"mvs": "no"}, "runs.plain.loss.mvs: expected true or false"),
         ("runs.plain.model", {"dim": 3}, "runs.plain.model: unknown key"),
         ("runs.a-b", {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}, "runs.a-b: no '-'"),
+        ("runs.plain.like", "othr", "runs.plain.like: 'othr' is not among runs (did you mean other?)"),
+        ("runs.plain.like", ["other"], "runs.plain.like: ['other'] is not among runs"),
+        ("runs.plain.like", "plain", "runs.plain.like: plain -> plain goes round in a circle"),
+        ("runs.some", {"like": "plain", "datasets": ["siim"]}, "runs.some.datasets.siim: unknown data set"),
+        ("runs.some", {"like": "plain", "loss": {"mvz": 1}}, "runs.some.loss.mvz: unknown key (did you mean mvs?)"),
+        ("runs.other.loss", {"icl_weight": 0, "mvs_weight": 0, "tcl_weight": 0}, "runs.other.loss: mvs_weight, icl_we"),
+        ("loss.scale_limits", [4, 3], "runs.plain.loss.scale_limits: [4.0, 3.0] is no lower and upper bound"),
+        ("loss.scale_limits", [-1, 3], "loss.scale_limits[0]: -1.0 is outside"),
+        ("loss.mlm_rate", 0, "loss.mlm_rate: 0.0 is outside [0.01, 0.99]"),
+        ("loss.queue", 0, "loss.queue: 0 is outside"),
+        ("augment.text_method", "sWap", "augment.text_method: 'sWap' is none of swap, eda"),
+        ("loss.label_positives", True, "runs.plain.loss.label_positives: none of the run's data sets has labels"),
         ("main", ["plan"], "main: 'plan' is not among runs"),
         (
             "others",
@@ -213,6 +228,51 @@ def test_a_run_overlays_single_keys(tmp_path):
     assert (other.sampling.unit, other.augment.text, other.augment.crop_scale) == ("image", False, (0.7, 1.0))
     with pytest.raises(ParamsError, match=r"runs\.third: no such run; runs are plain, other"):
         params.run_config(record, "third")
+
+
+def test_a_run_like_another_names_its_differences_alone(tmp_path):
+    raw = copy.deepcopy(RAW)
+    raw["runs"] = {
+        "third": {"like": "second", "datasets": ["chexpert"], "loss": {"tcl_weight": 9}, "augment": {"text": True}},
+        "second": {"like": "other", "image_encoder": "resnet", "loss": {"mvs": True}},
+        **raw["runs"],
+    }
+    record = load(tmp_path, raw)
+    other, second, third = (params.run_config(record, name) for name in ("other", "second", "third"))
+    assert second == replace(
+        other, name="second", image_encoder=record.model.image_encoders["resnet"], loss=replace(other.loss, mvs=True)
+    )
+    assert (third.datasets, third.image_encoder, third.sampling) == (
+        ("chexpert",),
+        second.image_encoder,
+        other.sampling,
+    )
+    assert third.loss == replace(second.loss, tcl_weight=9.0) and third.augment == replace(other.augment, text=True)
+    assert record.runs["third"].train == {"lr": "2e-4"}
+    raw["runs"]["other"]["like"] = "third"
+    with pytest.raises(ParamsError, match=r"runs\.\w+\.like: .*third -> second -> other -> third goes round"):
+        load(tmp_path, raw)
+
+
+def test_the_rows_of_table_4_differ_in_what_they_are_named_for():
+    root = Path(__file__).parents[1]
+    for profile in ("demo", "paper"):
+        record = params.load(root / "profiles" / f"{profile}.yaml")
+        run = {name: replace(params.run_config(record, name), name="") for name in record.ablations}
+        assert len(run) == 9
+        off = {"icl_weight": 0.0, "tcl_weight": 0.0}
+        clip, study, augment, mvs, icl, full, eda, swap, declip = run.values()
+        assert clip.sampling.unit == "image" and clip.loss == replace(full.loss, mvs=False, **off)
+        assert study == replace(clip, sampling=replace(clip.sampling, unit="study"))
+        assert augment == replace(study, augment=replace(study.augment, image=True, text=True))
+        assert mvs == replace(augment, loss=replace(augment.loss, mvs=True))
+        assert icl == replace(mvs, loss=replace(mvs.loss, icl_weight=1.0))
+        assert full == replace(icl, loss=replace(icl.loss, tcl_weight=0.5))
+        assert [math.log(limit) for limit in swap.loss.scale_limits] == pytest.approx([3, 6], abs=1e-7)
+        assert swap == replace(mvs, sampling=clip.sampling, loss=replace(mvs.loss, scale_limits=swap.loss.scale_limits))
+        assert eda == replace(swap, augment=replace(swap.augment, text_method="eda"))
+        parts = {"mvs_weight": 0.4, "nn_weight": 0.2, "simsiam_weight": 0.2, "mlm_weight": 0.2}
+        assert declip == replace(swap, loss=replace(swap.loss, **parts))
 
 
 def test_an_override_equal_to_the_section_changes_nothing(tmp_path):

@@ -153,6 +153,23 @@ def test_a_killed_training_ends_as_if_it_had_not_been(forks, corpus, tmp_path):
     assert not (tmp_path / "killed" / "work").exists()
 
 
+def test_a_killed_training_with_a_memory_ends_as_if_it_had_not_been(forks, corpus, tmp_path):
+    """DeCLIP's: a queue that has wrapped around, and networks that only training has."""
+    weights = {"nn_weight": 0.2, "simsiam_weight": 0.2, "mlm_weight": 0.2, "queue": 20}
+    run = {"image_encoder": RESNET, "text_encoder": WITH_DROPOUT, "sampling": {"unit": "image"}, "loss": weights}
+    folder = corpus(make_config(**run, augment={"text_method": "eda"}, train={"save_minutes": 0.0}))
+    code, calls, _ = forks(folder, tmp_path / "whole", most=-1)
+    assert code == 0
+    for part in (0.55, 0.35):
+        assert forks(folder, tmp_path / "killed", most=int(part * calls))[0] == -signal.SIGKILL
+    state = torch.load(tmp_path / "killed" / "work" / "state.pt", weights_only=True)
+    queue = {name: value for name, value in state["heads"].items() if name.startswith("queue.")}
+    assert int(queue["queue._extra_state"]) > 20 and queue["queue.texts"].norm(dim=1).allclose(torch.ones(20))
+    assert forks(folder, tmp_path / "killed")[0] == 0
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+    assert "goes on in epoch" in (tmp_path / "killed" / "said").read_text()
+
+
 @pytest.mark.drill
 def test_drill_of_kills_at_random_moments(forks, corpus, tmp_path):
     """Six trainings, each killed four times by the clock; half of them save their state after every step."""
@@ -277,7 +294,9 @@ def test_what_a_state_is_compared_by_is_all_that_decides_the_result(corpus, tmp_
 
 def test_the_state_is_of_all_modules_that_the_stage_depends_on():
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["pretrain"]
-    assert list(resume.CODE) == [Path(d).stem for d in stage["deps"] if d.startswith("pipeline/")]
+    files = [Path(d) for d in stage["deps"] if d.startswith("pipeline/")]
+    assert list(resume.CODE) == [f.stem for f in files if f.suffix == ".py"]
+    assert list(resume.DATA) == [f.name for f in files if f.suffix != ".py"]
 
 
 def test_a_changed_parameter_never_resumes(corpus, tmp_path, monkeypatch, capsys):

@@ -106,7 +106,8 @@ def test_rsum_is_a_sum_or_nothing(here):
 
 def test_a_run_the_paper_does_not_have_is_appended(here):
     runs = {**fake.PARAMS["runs"], "vit": {"image_encoder": "resnet", "datasets": ["chexpert"]}}
-    p = fake.make(here, fake.params(runs=runs, main=["vit", "swin_m"], ablations=[*fake.PARAMS["ablations"], "vit"]))
+    nine = [*fake.PARAMS["ablations"], "resnet_m", "swin_mc", "swin_mcc"]  # as many as the paper's rows
+    p = fake.make(here, fake.params(runs=runs, main=["vit", "swin_m"], ablations=[*nine, "vit"]))
     (_, t2, _, t4), _, _ = built(here, p)
     assert [r.key for r in t2.rows if r.run] == ["swin_m", "vit"] and t2.rows[-1].key == t4.rows[-1].key == "vit"
     assert t2.rows[-1].data == "C" and all(c.paper is None and c.ours for c in t2.rows[-1].cells)

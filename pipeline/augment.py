@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
+from pipeline.grey import Grey
 from pipeline.params import Augment
 from pipeline.shards import load_view
 from pipeline.study import View
@@ -34,7 +36,9 @@ class Crop:
     reduce: int
 
 
-def augment_view(view: View, size: int, options: Augment, rng: Generator) -> np.ndarray:
+def augment_view(
+    view: View, size: int, options: Augment, rng: Generator, load: Callable[[View, int], Grey] = load_view
+) -> np.ndarray:
     """One training draw of a view in its shard: uint8 [size, size], as ``augment_image`` gives it.
 
     The crop is drawn from the size that the index states, so the picture is decoded no larger than the crop needs. The
@@ -42,7 +46,7 @@ def augment_view(view: View, size: int, options: Augment, rng: Generator) -> np.
     before CLAHE, which steepens every difference.
     """
     crop = draw_crop(view.height, view.width, size, options.crop_scale if options.image else PLAIN_CROP, rng)
-    return _jitter(cut(load_view(view, crop.reduce), crop, size, crop.reduce), options, rng)
+    return _jitter(cut(load(view, crop.reduce), crop, size, crop.reduce), options, rng)
 
 
 def augment_image(image: np.ndarray, size: int, options: Augment, rng: Generator) -> np.ndarray:

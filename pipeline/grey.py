@@ -110,7 +110,9 @@ def decode(data: bytes, reduce: int = 1) -> Grey:
     Raises:
         ImageError: not a JPEG.
     """
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), REDUCED[reduce]) if data else None
+    # ``encode`` notes no orientation, and looking for one takes 2 % of the time.
+    flags = REDUCED[reduce] | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:
         raise ImageError("not an encoded picture")
     return np.asarray(image, dtype=np.uint8)

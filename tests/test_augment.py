@@ -165,19 +165,15 @@ def test_jitter_is_a_gain_about_black_and_a_gain_about_the_mean():
 
 
 class Fixed:
-    """A generator whose draws are given: uniform in the order scale, aspect, brightness, contrast."""
+    """A generator whose numbers in [0, 1] are given, a row a call."""
 
-    def __init__(self, uniform, random):
-        self.values, self.chances = iter(uniform), iter(random)
+    def __init__(self, *rows):
+        self.rows = iter(rows)
 
-    def uniform(self, low, high):
-        return next(self.values)
-
-    def random(self):
-        return next(self.chances)
-
-    def integers(self, high):
-        return 0
+    def random(self, count):
+        row = next(self.rows)
+        assert len(row) == count
+        return np.array(row)
 
 
 @pytest.mark.parametrize("b", [0.9, 1.1])
@@ -191,8 +187,10 @@ def test_jitter_clips_at_black_and_white_in_either_order(b, c):
         return np.clip(y.mean() + (y - y.mean()) * c, 0, 255)
 
     expected = (contrast(np.clip(x * b, 0, 255)), np.clip(contrast(x) * b, 0, 255))
+    options = replace(QUIET, brightness=0.1, contrast=0.2)
     for chance, truth in zip((0.0, 0.9), expected, strict=True):
-        out = augment_image(image, 30, QUIET, Fixed([2.0, 0.0, b, c], [1.0, chance]))
+        jitter = [1.0, (b - 0.9) / 0.2, (c - 0.8) / 0.4, chance]
+        out = augment_image(image, 30, options, Fixed([0.5, 0.5, 0.0, 0.0], jitter))
         assert np.abs(out - truth).max() <= 0.51
 
 

@@ -166,21 +166,20 @@ def test_curves_grow_while_a_training_runs(client, tmp_path, config, corpus):
     folder = corpus(config(train={"epochs": 1000}))
     command = (sys.executable, "-c", TRAINING, str(folder), str(tmp_path / "out"))
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    lengths = [0]
-    with (
-        (tmp_path / "said").open("w") as said,
-        subprocess.Popen(command, env=env, stdout=said, stderr=said) as training,
-    ):
+    lengths, epochs = [0], []
+    said = tmp_path / "said"
+    with said.open("w") as log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as training:
         try:
-            while len(lengths) < 4 or not history(client, run, "valid_loss"):
-                assert training.poll() is None, (tmp_path / "said").read_text()[-3000:]
+            while len(lengths) < 4 or not epochs:
+                assert training.poll() is None, said.read_text()[-3000:]
                 time.sleep(0.2)
                 if client.get_experiment_by_name("cxr-clip") and (found := runs(client)[1]):
                     (run,) = found
+                    assert run.info.status == "RUNNING"
+                    epochs = history(client, run, "valid_loss")
                     curve = history(client, run, "step_loss")
+                    assert [step for step, _ in curve] == list(range(1, len(curve) + 1))
                     lengths += [len(curve)] * (len(curve) > lengths[-1])
-            assert run.info.status == "RUNNING"
-            assert [step for step, _ in curve] == list(range(1, len(curve) + 1))
         finally:
             training.kill()
 

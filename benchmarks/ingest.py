@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import grey, images, pieces
+from pipeline import grey, images
 
 HEIGHT, WIDTH, SHORT_SIDE = 3056, 2544, 512
 # Noise of the JPEGs, in parts of the full range, and quality: archives hold 1 to 2 MB for such a picture.
@@ -134,7 +134,7 @@ def race(ways: dict[str, Callable[[Path], Any]], path: Path, rounds: int) -> dic
     spawn = get_context("spawn")
     with (
         ProcessPoolExecutor(1, spawn) as plain,
-        ProcessPoolExecutor(1, spawn, initializer=pieces.keep_memory) as kept,
+        ProcessPoolExecutor(1, spawn, initializer=grey.keep_memory) as kept,
     ):
         for turn in range(rounds + 1):
             for name, way in ways.items():

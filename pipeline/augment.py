@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.random import Generator
 
+from pipeline.grey import Grey
 from pipeline.params import Augment
 from pipeline.shards import load_view
 from pipeline.study import View
 
 # Crop of the rows before "+ Augmentations" of Table 4; the paper does not say (docs/fidelity.md).
 PLAIN_CROP = (0.9, 1.0)
-ASPECT = (3 / 4, 4 / 3)
+ASPECT = (math.log(3 / 4), math.log(4 / 3))
 _LEVELS = np.arange(256, dtype=np.float32)
 _CLAHE = cv2.createCLAHE(clipLimit=4.0, tileGridSize=(8, 8))
 
@@ -34,7 +36,9 @@ class Crop:
     reduce: int
 
 
-def augment_view(view: View, size: int, options: Augment, rng: Generator) -> np.ndarray:
+def augment_view(
+    view: View, size: int, options: Augment, rng: Generator, load: Callable[[View, int], Grey] = load_view
+) -> np.ndarray:
     """One training draw of a view in its shard: uint8 [size, size], as ``augment_image`` gives it.
 
     The crop is drawn from the size that the index states, so the picture is decoded no larger than the crop needs. The
@@ -42,7 +46,7 @@ def augment_view(view: View, size: int, options: Augment, rng: Generator) -> np.
     before CLAHE, which steepens every difference.
     """
     crop = draw_crop(view.height, view.width, size, options.crop_scale if options.image else PLAIN_CROP, rng)
-    return _jitter(cut(load_view(view, crop.reduce), crop, size, crop.reduce), options, rng)
+    return _jitter(cut(load(view, crop.reduce), crop, size, crop.reduce), options, rng)
 
 
 def augment_image(image: np.ndarray, size: int, options: Augment, rng: Generator) -> np.ndarray:
@@ -67,12 +71,13 @@ def _jitter(crop: np.ndarray, options: Augment, rng: Generator) -> np.ndarray:
     """CLAHE, and brightness and contrast in random order: all arithmetic on the 256 levels, none on pixels."""
     if not options.image:
         return crop
-    if rng.random() < options.clahe:
+    chance, gain, steepness, order = rng.random(4).tolist()  # one call: a call costs more than its numbers
+    if chance < options.clahe:
         crop = _CLAHE.apply(crop)
-    brightness = rng.uniform(1 - options.brightness, 1 + options.brightness)
-    contrast = rng.uniform(1 - options.contrast, 1 + options.contrast)
+    brightness = 1 + options.brightness * (2 * gain - 1)
+    contrast = 1 + options.contrast * (2 * steepness - 1)
     mean = cv2.mean(crop)[0]
-    if rng.random() < 0.5:
+    if order < 0.5:
         levels = np.minimum(_LEVELS * brightness, 255)
         if brightness <= 1:
             mean *= brightness
@@ -90,18 +95,22 @@ def draw_crop(height: int, width: int, size: int, scale: tuple[float, float], rn
     A share above 1 (the paper's scale ends at 1.1) cannot be cut out: each side is then the picture's own, so the draw
     is the whole picture along that side rather than a second draw or a centre crop.
     """
-    area = height * width * rng.uniform(*scale)
-    ratio = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+    share, aspect, left, top = rng.random(4).tolist()
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
+    ratio = math.exp(ASPECT[0] + (ASPECT[1] - ASPECT[0]) * aspect)
     w, h = min(width, math.sqrt(area * ratio)), min(height, math.sqrt(area / ratio))
-    reduce = next((r for r in (4, 2) if min(w, h) >= r * size), 1)
-    (x, w), (y, h) = (_place(length, side, reduce, rng) for length, side in ((w, width), (h, height)))
+    side = min(w, h)
+    reduce = 4 if side >= 4 * size else 2 if side >= 2 * size else 1
+    x, w = _place(w, width, reduce, left)
+    y, h = _place(h, height, reduce, top)
     return Crop(x, y, w, h, reduce)
 
 
-def _place(length: float, side: int, reduce: int, rng: Generator) -> tuple[int, int]:
-    """Start and length of a stretch of about ``length`` on a side, both multiples of ``reduce``."""
+def _place(length: float, side: int, reduce: int, where: float) -> tuple[int, int]:
+    """Start and length of a stretch of about ``length`` on a side, both multiples of ``reduce``; ``where`` in [0, 1)
+    says which of all possible places."""
     pixels = min(side // reduce, max(1, round(length / reduce)))
-    return reduce * int(rng.integers(side // reduce - pixels + 1)), reduce * pixels
+    return reduce * int(where * (side // reduce - pixels + 1)), reduce * pixels
 
 
 def cut(image: np.ndarray, crop: Crop, size: int, reduced: int = 1) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import eda
 from pipeline.augment import augment_view, evaluation_image, swap_sentences
+from pipeline.grey import keep_memory
 from pipeline.losses import samples_needed
 from pipeline.params import RunConfig
 from pipeline.prompts import Prompts, caption, validation_caption
@@ -191,7 +192,8 @@ class TrainingSet(Dataset[Sample]):
             views = draw_views(study, 1, rng) * self.counts[0]
         else:
             views = draw_views(study, self.counts[0], rng)
-        images = [augment_view(v, self.config.image_size, self.config.augment, rng) for v in views]
+        load = cache(load_view)  # a study's only view is drawn twice, and read once
+        images = [augment_view(v, self.config.image_size, self.config.augment, rng, load) for v in views]
         prompts = self.prompts.get(other.dataset)
         texts = draw_texts(other, self.counts[1], prompts, self.config, rng, self.translations)
         return Sample(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
@@ -334,7 +336,8 @@ def training_batches(
     data: TrainingSet, tokenizer: Tokenizer, epoch: int, rank: int, world: int, workers: int, start: int = 0
 ) -> Iterator[Batch]:
     """This rank's share of every step of an epoch from ``start`` on: rank r of w takes studies r, r + w, ... of the
-    global batch."""
+    global batch. From now on this process keeps the memory it frees (see ``keep_memory``), and so do its workers."""
+    keep_memory()
     steps = epoch_draws(len(data), data.config.train.batch_size, data.config.seed, epoch)[start:]
     mine = [step[rank::world] for step in steps]
     loader: DataLoader[Batch] = DataLoader(

@@ -294,6 +294,10 @@ def file_system(url: str) -> tuple[Any, str]:
     return system, path
 
 
+# A file system has threads of its own, which a forked process (a loader's, after a validation) does not inherit.
+os.register_at_fork(after_in_child=file_system.cache_clear)
+
+
 def _state_of(info: dict[str, Any]) -> tuple[int, str]:
     """Size and time of change (or whatever stands for it) as a remote file system states them."""
     return int(info.get("size") or 0), str(info.get("ETag") or info.get("LastModified") or info.get("mtime") or "")

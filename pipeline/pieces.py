@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline import images
 from pipeline.files import Files, Gone
-from pipeline.grey import ImageError, encode
+from pipeline.grey import ImageError, encode, keep_memory
 from pipeline.shards import Picture, ShardWriter, publish
 from pipeline.study import Reject, Study, read_studies, write_rejects, write_studies
 
@@ -53,21 +52,6 @@ class Job:
     def address(self, number: int) -> str:
         """Where the index says the tar is."""
         return f"{self.target}/{self.dataset}-{number:06d}.tar"
-
-
-def keep_memory() -> None:
-    """Make this process keep the memory it frees, where the C library is glibc.
-
-    Every picture needs the same few blocks of megabytes. Handed back to the system and fetched anew each time, they
-    cost more than the decoding: each page is cleared and mapped again.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
-    mallopt(m_mmap_max, 0)
-    mallopt(m_trim_threshold, 1 << 30)
 
 
 def write_piece(job: Job, number: int, alone: bool = False) -> None:

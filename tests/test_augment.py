@@ -105,7 +105,7 @@ def test_a_picture_is_decoded_as_small_as_its_crop_allows():
 
 
 @pytest.mark.parametrize("size", [48, 100, 224])
-def test_a_view_gives_what_its_full_picture_gives(size, monkeypatch):
+def test_a_view_gives_what_its_full_picture_gives(size):
     """Same crop, same random numbers, and grey values within 2 of 255 on average."""
     rng = np.random.default_rng(3)
     image = rng.normal(0, 2, (312, 256))  # noise, and detail the fainter the finer, as radiographs have it
@@ -114,11 +114,15 @@ def test_a_view_gives_what_its_full_picture_gives(size, monkeypatch):
         image += blurred * (2.5 * 2**octave / 6 / blurred.std())
     image = cv2.normalize(image, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     data, view, scales = encode(image, 95), View("0", width=256, height=312), Counter()
-    monkeypatch.setattr(augment, "load_view", lambda _, reduce: scales.update([reduce]) or decode(data, reduce))
+
+    def load(_, reduce):
+        scales.update([reduce])
+        return decode(data, reduce)
+
     options = Augment(clahe=0.0)
     for seed in range(40):
         one, two = np.random.default_rng(seed), np.random.default_rng(seed)
-        ours, full = augment_view(view, size, options, one), augment_image(decode(data), size, options, two)
+        ours, full = augment_view(view, size, options, one, load), augment_image(decode(data), size, options, two)
         assert ours.shape == full.shape == (size, size) and ours.dtype == np.uint8
         assert np.abs(ours.astype(int) - full).mean() < 2
         assert abs(ours.mean() - full.mean()) < 0.5
@@ -161,19 +165,15 @@ def test_jitter_is_a_gain_about_black_and_a_gain_about_the_mean():
 
 
 class Fixed:
-    """A generator whose draws are given: uniform in the order scale, aspect, brightness, contrast."""
+    """A generator whose numbers in [0, 1] are given, a row a call."""
 
-    def __init__(self, uniform, random):
-        self.values, self.chances = iter(uniform), iter(random)
+    def __init__(self, *rows):
+        self.rows = iter(rows)
 
-    def uniform(self, low, high):
-        return next(self.values)
-
-    def random(self):
-        return next(self.chances)
-
-    def integers(self, high):
-        return 0
+    def random(self, count):
+        row = next(self.rows)
+        assert len(row) == count
+        return np.array(row)
 
 
 @pytest.mark.parametrize("b", [0.9, 1.1])
@@ -187,8 +187,10 @@ def test_jitter_clips_at_black_and_white_in_either_order(b, c):
         return np.clip(y.mean() + (y - y.mean()) * c, 0, 255)
 
     expected = (contrast(np.clip(x * b, 0, 255)), np.clip(contrast(x) * b, 0, 255))
+    options = replace(QUIET, brightness=0.1, contrast=0.2)
     for chance, truth in zip((0.0, 0.9), expected, strict=True):
-        out = augment_image(image, 30, QUIET, Fixed([2.0, 0.0, b, c], [1.0, chance]))
+        jitter = [1.0, (b - 0.9) / 0.2, (c - 0.8) / 0.4, chance]
+        out = augment_image(image, 30, options, Fixed([0.5, 0.5, 0.0, 0.0], jitter))
         assert np.abs(out - truth).max() <= 0.51
 
 

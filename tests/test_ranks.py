@@ -164,6 +164,33 @@ def test_ranks_that_see_different_states_do_not_start(two, tmp_path):
     assert saved.load().step == 3
 
 
+RESTARTED = """
+import os, signal
+import torch
+from pipeline.params import Train
+from pipeline.ranks import any_of, join
+
+cpu = torch.device("cpu")
+rank, world = join(cpu, Train(device="cpu", precision="fp32", timeout_minutes=0.1))
+said = any_of([rank == 1], cpu)
+if rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] != "2":
+    os.kill(os.getpid(), signal.SIGKILL)
+any_of([True], cpu)
+print(f"rank {rank} of {world} heard {said}", flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_a_restarted_attempt_joins(tmp_path):
+    """torchrun's store still holds the addresses of the killed attempts: whoever met them would wait for the dead."""
+    (tmp_path / "script.py").write_text(RESTARTED)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run((*torchrun, str(tmp_path / "script.py")), env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n"))[-2:] == [f"rank {rank} of 2 heard [True]" for rank in (0, 1)]
+
+
 def test_another_number_of_processes_goes_on(two, whole, tmp_path):
     """The studies of each step are the same, so one process ends where two would, up to rounding."""
     from pipeline import pretrain

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -146,6 +147,41 @@ def test_a_long_stage_is_sent_as_it_runs(client, tmp_path, monkeypatch):
     assert run.info.status == "FINISHED"
     assert history(client, run, "train_loss") == [(0, 2.0), (1, 1.0)]
     assert not list((tmp_path / "state" / "tracking").glob("*/record.json"))
+
+
+TRAINING = """
+import sys
+from pathlib import Path
+from pipeline import pretrain, tracking
+
+tracking.SEND_AFTER, tracking.SEND_EVERY, pretrain.CURVE = 0.0, 0.2, 1
+corpus, out = map(Path, sys.argv[1:])
+with tracking.stage_run("pretrain", "tiny") as record:
+    pretrain.train(corpus, out / "model", out / "history.csv", out / "work", record.metrics)
+"""
+
+
+def test_curves_grow_while_a_training_runs(client, tmp_path, config, corpus):
+    """Read from the store by another process than the one that trains, which would go on for a thousand epochs."""
+    folder = corpus(config(train={"epochs": 1000}))
+    command = (sys.executable, "-c", TRAINING, str(folder), str(tmp_path / "out"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    lengths, epochs = [0], []
+    said = tmp_path / "said"
+    with said.open("w") as log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as training:
+        try:
+            while len(lengths) < 4 or not epochs:
+                assert training.poll() is None, said.read_text()[-3000:]
+                time.sleep(0.2)
+                if client.get_experiment_by_name("cxr-clip") and (found := runs(client)[1]):
+                    (run,) = found
+                    assert run.info.status == "RUNNING"
+                    epochs = history(client, run, "valid_loss")
+                    curve = history(client, run, "step_loss")
+                    assert [step for step, _ in curve] == list(range(1, len(curve) + 1))
+                    lengths += [len(curve)] * (len(curve) > lengths[-1])
+        finally:
+            training.kill()
 
 
 def test_a_curve_is_sent_now_and_then_and_at_the_end(client, monkeypatch):

@@ -1,0 +1,69 @@
+"""Training from shards that lie in an object store, not on this machine."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipeline import pretrain
+from tests.conftest import write_corpus
+
+TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """An S3 of our own, with an empty bucket."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    system = s3fs.S3FileSystem(skip_instance_cache=True)
+    system.mkdir("bucket")
+    yield system
+    server.stop()
+
+
+def far(studies, system):
+    """The same studies, their shards in the bucket."""
+    address = {v.shard: f"s3://bucket/{v.shard.rpartition('/')[2]}" for s in studies for v in s.views}
+    for shard, url in address.items():
+        system.put_file(shard, url)
+    return [s.with_views([replace(v, shard=address[v.shard]) for v in s.views]) for s in studies]
+
+
+def train(folder, run, studies, prompts):
+    """History without its times, and the weights' bytes."""
+    pretrain.train(
+        write_corpus(folder, run, studies, prompts),
+        folder / "model",
+        folder / "history.csv",
+        folder / "work",
+        lambda values, step: None,
+    )
+    with (folder / "history.csv").open() as handle:
+        rows = [{k: v for k, v in row.items() if k not in TIMING} for row in csv.DictReader(handle)]
+    return rows, (folder / "model" / "model.safetensors").read_bytes()
+
+
+def test_training_from_a_bucket_ends_with_the_same_bits(bucket, config, studies, prompts, tmp_path):
+    """Read by a process of the loader and, in validation, by the training itself, which forks another afterwards."""
+    run = config(datasets=("mimic_cxr",), train={"workers": 1, "epochs": 2})
+    threads = torch.get_num_threads()
+    try:
+        near = train(tmp_path / "near", run, studies, prompts)
+        assert train(tmp_path / "far", run, far(studies, bucket), prompts) == near
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_num_threads(threads)
+    assert len(near[0]) == 2

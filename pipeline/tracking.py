@@ -37,6 +37,16 @@ def root() -> Path:
     return Path(os.environ.get("DVC_ROOT") or Path(__file__).resolve().parents[1])
 
 
+def work(name: str) -> Path:
+    """Folder for what a stage goes on from after a kill, of no output: data/work/<name>.
+
+    A queued experiment runs in a copy that is thrown away, and so has its own below the original repository.
+    """
+    if root().resolve() == Path.cwd().resolve() or "DVC_EXP_NAME" not in os.environ:
+        return Path("data/work") / name
+    return root() / "data" / "work" / "experiments" / f"{os.environ['DVC_EXP_NAME']}-{name.replace('/', '-')}"
+
+
 def store_uri() -> str:
     """MLFLOW_TRACKING_URI where it is set, else a sqlite file at the repository root."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root() / 'mlflow.db'}"
@@ -268,8 +278,11 @@ def _device() -> str:
 def _peaks() -> dict[str, float]:
     """Most memory a stage held, in bytes: of its largest process, and on its GPU where it used one."""
     unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    peaks = {"peak_memory": float(max(resource.getrusage(w).ru_maxrss for w in who) * unit)}
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    with suppress(OSError):  # Linux counts what started us as our own, but not here
+        lines = Path("/proc/self/status").read_text().splitlines()
+        own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), own)
+    peaks = {"peak_memory": float(max(own, children) * unit)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         peaks["peak_gpu_memory"] = float(torch.cuda.max_memory_allocated())

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import tracking
+from pipeline import experiments, tracking
 from pipeline.params import Loss, Source
 
 ROOT = Path(__file__).parents[1]
@@ -255,7 +255,7 @@ def test_experiments_of_one_queue_worker_are_repros_of_their_own(records, tmp_pa
 
 
 def test_a_record_says_what_it_cost(records):
-    """Memory is the most the process held: an array of 100 MB shows, and that it is gone at the end does not hide it."""
+    """Memory is the most the process held: 100 MB show, though they are gone at the end."""
     script = (
         "from pipeline.tracking import stage_run\n"
         "with stage_run('embed', 'clip'): held = bytearray(b'x' * {}); del held\n"
@@ -267,3 +267,23 @@ def test_a_record_says_what_it_cost(records):
     assert 90e6 < large["peak_memory"] - small["peak_memory"] < 300e6
     assert 5e6 < small["peak_memory"] < 1e9
     assert [record["tags"]["device"] for record in records()] == ["cpu", "cpu"]
+
+
+def test_the_cost_is_that_of_every_attempt(client):
+    """Two attempts of one experiment, a namesake on another commit, and a repro that was none."""
+    place = client.create_experiment("cxr-clip")
+
+    def add(name, base, stage, seconds, memory=None, device="cpu", status="FINISHED"):
+        tags = {"dvc_exp_name": name, "dvc_exp_baseline_rev": base, "stage": stage, "device": device}
+        run = client.create_run(place, start_time=1000, tags=tags).info.run_id
+        if memory:
+            client.log_metric(run, "peak_memory", memory)
+        client.set_terminated(run, status=status, end_time=1000 + 1000 * seconds)
+
+    add("half", "abc", "pretrain", 60, status="KILLED")
+    add("half", "abc", "pretrain", 30, 5e9, "NVIDIA H100")
+    add("half", "abc", "tables", 4, 1e9)
+    add("half", "def", "pretrain", 1000, 9e9)
+    add("other", "abc", "pretrain", 1000, 9e9)
+    found = experiments.costs(["half", "none"], "abc")
+    assert found == {"half": experiments.Cost(3, 94.0, 90.0, "NVIDIA H100", 5e9, None)}

@@ -75,8 +75,8 @@ def _outcome(baseline: Experiment, other: Experiment) -> str:
     better, worse, same, bare = verdict(baseline, other)
     if not (better or worse or same or bare):
         return "the same figures as the baseline" if other.metrics else "no figures"
-    parts = [f"{better} better", f"{worse} worse", f"{same} not told apart"]
-    return ", ".join(parts + ([f"{bare} without interval"] if bare else []))
+    counts = {"better": better, "worse": worse, "not told apart": same, "without interval": bare}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 def overview(baseline: Experiment, others: Sequence[Experiment]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ def run(clone: Path, *command: str) -> str:
 
 
 def tiny() -> dict:
-    """One run on one archive, tested on another: all that an experiment needs, and a training that can be met midway."""
+    """One run on one archive, tested on another: what an experiment needs, with a training that can be met midway."""
     params = yaml.safe_load((ROOT / "profiles" / "micro.yaml").read_text())
     params["sources"] = {name: params["sources"][name] for name in ("mimic_cxr", "rsna")}
     params["phantom"]["archives"] = {"mimic_cxr": 40, "rsna": 40}

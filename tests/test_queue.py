@@ -32,7 +32,7 @@ def tiny() -> dict:
     params["phantom"]["archives"] = {"mimic_cxr": 40, "rsna": 40}
     params["runs"] = {"tiny": {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}}
     params.update(main=[], ablations=["tiny"], control="")
-    params["train"].update(epochs=40, threads=1)
+    params["train"].update(epochs=25, threads=1)
     return params
 
 
@@ -47,6 +47,15 @@ def workspace(clone: Path) -> dict[str, str]:
     kept = [p for p in files if (clone / "data" / "work") not in p.parents]
     found = {str(p.relative_to(clone)): hashlib.sha256(p.read_bytes()).hexdigest() for p in kept}
     return {**found, "dvc.lock": (clone / "dvc.lock").read_text(), "git": run(clone, "git", "status", "--porcelain")}
+
+
+def start(clone: Path) -> None:
+    """Two workers. They outlive the command and hold its output open, so it goes to a file."""
+    with (clone.parent / "workers.log").open("ab") as log:
+        env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
+        env = {k: v for k, v in env.items() if not k.startswith(("DVC_", "PYTEST_"))}
+        command = ["dvc", "queue", "start", "-j", "2"]
+        subprocess.run(command, cwd=clone, env=env, stdout=log, stderr=log, check=True, timeout=300)
 
 
 def workers(clone: Path) -> list[psutil.Process]:
@@ -91,7 +100,7 @@ def test_a_killed_worker_loses_no_experiment(clone):
     grid = "loss.tcl_weight=0,0.25,0.75,1"
     run(clone, "dvc", "exp", "run", "--queue", "-n", "grid", "-S", grid, "-C", "data/phantom")
     names = {f"grid-{n}" for n in (1, 2, 3, 4)}
-    run(clone, "dvc", "queue", "start", "-j", "2")
+    start(clone)
 
     victims: list[psutil.Process] = []
 
@@ -123,7 +132,7 @@ def test_a_killed_worker_loses_no_experiment(clone):
 
     (lost,) = names - listed
     assert run(clone, sys.executable, "-m", "stages.requeue").startswith(f"{lost}: is queued again")
-    run(clone, "dvc", "queue", "start", "-j", "2")
+    start(clone)
     wait(lambda: lost in run(clone, "dvc", "exp", "list", "--name-only").split())
     wait(lambda: not workers(clone))
     assert "training goes on in epoch" in run(clone, "dvc", "queue", "logs", lost)

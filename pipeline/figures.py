@@ -108,6 +108,22 @@ def loss_chart(title: str, history: Sequence[Mapping[str, float]]) -> str:
     return _svg(figure, title)
 
 
+def line_chart(title: str, lines: Sequence[Line], x: str, y: str) -> str:
+    """Curves over whole numbers from 1, such as epochs, with the smallest value of each marked, as SVG."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _axes(3.6, 2.5)
+    for line in lines:
+        axes.plot(line.x, line.y, color=line.colour, linewidth=1.3, dashes=line.dashes or (None, None))
+        best = int(np.argmin(line.y))
+        axes.plot(line.x[best], line.y[best], marker="o", markersize=4, color=line.colour, markeredgecolor=PAPER)
+    axes.set(xlabel=x, ylabel=y)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(x=0.04, y=0.1)
+    return _svg(figure, title)
+
+
 def jpeg_uri(image: np.ndarray, side: int, quality: int = 82) -> str:
     """A grey uint8 [H, W] image as a JPEG data URI, at most ``side`` pixels on its longer side."""
     from PIL import Image

@@ -11,8 +11,10 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -33,6 +35,16 @@ SEND_EVERY = 30.0  # seconds between two sends of a stage that runs: they hold i
 def root() -> Path:
     """The repository the store belongs to: DVC runs queued experiments in copies and names the original."""
     return Path(os.environ.get("DVC_ROOT") or Path(__file__).resolve().parents[1])
+
+
+def work(name: str) -> Path:
+    """Folder for what a stage goes on from after a kill, of no output: data/work/<name>.
+
+    A queued experiment runs in a copy that is thrown away, and so has its own below the original repository.
+    """
+    if root().resolve() == Path.cwd().resolve() or "DVC_EXP_NAME" not in os.environ:
+        return Path("data/work") / name
+    return root() / "data" / "work" / "experiments" / f"{os.environ['DVC_EXP_NAME']}-{name.replace('/', '-')}"
 
 
 def store_uri() -> str:
@@ -127,7 +139,8 @@ def stage_run(
         raise
     finally:
         record["ended"] = time.time()
-        run.metrics({"seconds": record["ended"] - record["started"]})
+        record["tags"]["device"] = _device()
+        run.metrics({"seconds": record["ended"] - record["started"], **_peaks()})
         if folder and send:
             _send_or_say()
 
@@ -210,6 +223,8 @@ def _send(client: Any, experiment_id: str, file: Path, parents: dict[str, str]) 
         return record
     for artifact in sorted(file.parent.glob("artifacts/*")):
         client.log_artifact(record["run_id"], str(artifact))
+    if "device" in record["tags"]:  # known at the end alone
+        client.set_tag(record["run_id"], "device", record["tags"]["device"])
     end = int(record["ended"] * 1000)
     client.set_terminated(record["run_id"], status=record["status"], end_time=end)
     shutil.rmtree(file.parent)
@@ -232,20 +247,46 @@ def _parent(client: Any, experiment_id: str, record: dict[str, Any]) -> str:
 def _tags() -> dict[str, str]:
     revision = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     tags = {"git_revision": revision or "unknown", "repro": _repro()}
-    for tag, variable in (("dvc_stage", "DVC_STAGE"), ("dvc_exp_name", "DVC_EXP_NAME")):
-        if os.environ.get(variable):
+    for tag in ("dvc_stage", "dvc_exp_name", "dvc_exp_baseline_rev"):
+        if os.environ.get(variable := tag.upper()):
             tags[tag] = os.environ[variable]
     return tags
 
 
 def _repro() -> str:
-    """What all stages of one ``dvc repro`` share: the dvc process above them. A stage run by hand is its own."""
-    top = psutil.Process()
-    for process in top.parents():
+    """What all stages of one ``dvc repro`` share: the dvc process next above them. A stage run by hand is its own.
+
+    Not the topmost one: a worker of ``dvc queue`` is a dvc process, too, and starts one for each of its experiments.
+    """
+    own = psutil.Process()
+    for process in own.parents():
         with suppress(psutil.Error):
             if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):
-                top = process
-    return f"{top.pid}-{int(top.create_time())}"
+                own = process
+                break
+    return f"{own.pid}-{int(own.create_time())}"
+
+
+def _device() -> str:
+    """What the stage computed on: the GPU's name, else cpu. torch is not loaded for it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return str(torch.cuda.get_device_name())
+    return "cpu"
+
+
+def _peaks() -> dict[str, float]:
+    """Most memory a stage held, in bytes: of its largest process, and on its GPU where it used one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    with suppress(OSError):  # Linux counts what started us as our own, but not here
+        lines = Path("/proc/self/status").read_text().splitlines()
+        own = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), own)
+    peaks = {"peak_memory": float(max(own, children) * unit)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        peaks["peak_gpu_memory"] = float(torch.cuda.max_memory_allocated())
+    return peaks
 
 
 @contextmanager

@@ -19,8 +19,8 @@ def main(name: str) -> None:
     first = os.environ.get("RANK", "0") == "0"
     with tracking.stage_run("pretrain", name, run, params.tracking.enabled and first) as record:
         history = Path("data/results/pretrain") / f"{name}.csv"
-        corpus, out, work = (Path("data") / part / name for part in ("corpus", "models", "work/pretrain"))
-        best = pretrain.train(corpus, out, history, work, record.metrics)
+        corpus, out = (Path("data") / part / name for part in ("corpus", "models"))
+        best = pretrain.train(corpus, out, history, tracking.work(f"pretrain/{name}"), record.metrics)
         record.metrics({"best_valid_loss": best})
         if first:
             record.artifact(history)

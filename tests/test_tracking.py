@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import tracking
+from pipeline import experiments, tracking
 from pipeline.params import Loss, Source
 
 ROOT = Path(__file__).parents[1]
@@ -232,7 +232,7 @@ def test_a_stage_writes_its_record_without_mlflow(records):
         assert [m[:3] for m in records()[0]["metrics"]] == [["auc", 0.5, 2]]
     (ended,) = records()
     assert ended["status"] == "FINISHED" and ended["started"] <= ended["ended"]
-    assert [m[0] for m in ended["metrics"]] == ["auc", "seconds"]
+    assert [m[0] for m in ended["metrics"]] == ["auc", "seconds", "peak_memory"]
 
 
 def test_nothing_is_recorded_where_tracking_is_off(records, tmp_path):
@@ -270,3 +270,56 @@ def test_stages_under_one_dvc_share_its_process(records, tmp_path):
     first, second, by_hand = (record["tags"]["repro"] for record in records())
     assert first == second == f"{started.pid}-{created}"
     assert by_hand != first
+
+
+def test_experiments_of_one_queue_worker_are_repros_of_their_own(records, tmp_path, monkeypatch):
+    """A worker of the queue is a dvc process that starts another for each experiment."""
+    stage = f"{sys.executable} -c \"from pipeline.tracking import stage_run as s\nwith s('ingest', 'siim'): pass\""
+    (tmp_path / "dvc").write_text(
+        "import subprocess, sys\n"
+        f"command = [{sys.executable!r}, __file__, 'exec'] if sys.argv[1] == 'worker' else {stage!r}\n"
+        "for _ in range(2): subprocess.run(command, shell=isinstance(command, str), check=True)\n"
+    )
+    monkeypatch.setenv("DVC_EXP_NAME", "half")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0123abc")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, str(tmp_path / "dvc"), "worker"], env=env, check=True, timeout=60)
+    found = records()
+    first, second, third, fourth = (record["tags"]["repro"] for record in found)
+    assert first == second != third == fourth
+    assert {(r["tags"]["dvc_exp_name"], r["tags"]["dvc_exp_baseline_rev"]) for r in found} == {("half", "0123abc")}
+
+
+def test_a_record_says_what_it_cost(records):
+    """Memory is the most the process held: 100 MB show, though they are gone at the end."""
+    script = (
+        "from pipeline.tracking import stage_run\n"
+        "with stage_run('embed', 'clip'): held = bytearray(b'x' * {}); del held\n"
+    )
+    for size in (1, 100_000_000):
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", script.format(size)], env=env, check=True, timeout=60)
+    small, large = ({m[0]: m[1] for m in record["metrics"]} for record in records())
+    assert 90e6 < large["peak_memory"] - small["peak_memory"] < 300e6
+    assert 5e6 < small["peak_memory"] < 1e9
+    assert [record["tags"]["device"] for record in records()] == ["cpu", "cpu"]
+
+
+def test_the_cost_is_that_of_every_attempt(client):
+    """Two attempts of one experiment, a namesake on another commit, and a repro that was none."""
+    place = client.create_experiment("cxr-clip")
+
+    def add(name, base, stage, seconds, memory=None, device="cpu", status="FINISHED"):
+        tags = {"dvc_exp_name": name, "dvc_exp_baseline_rev": base, "stage": stage, "device": device}
+        run = client.create_run(place, start_time=1000, tags=tags).info.run_id
+        if memory:
+            client.log_metric(run, "peak_memory", memory)
+        client.set_terminated(run, status=status, end_time=1000 + 1000 * seconds)
+
+    add("half", "abc", "pretrain", 60, status="KILLED")
+    add("half", "abc", "pretrain", 30, 5e9, "NVIDIA H100")
+    add("half", "abc", "tables", 4, 1e9)
+    add("half", "def", "pretrain", 1000, 9e9)
+    add("other", "abc", "pretrain", 1000, 9e9)
+    found = experiments.costs(["half", "none"], "abc")
+    assert found == {"half": experiments.Cost(3, 94.0, 90.0, "NVIDIA H100", 5e9, None)}

@@ -1,0 +1,171 @@
+"""Made-up experiments in plain folders, whose paired differences are worked out here by hand."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline import experiments, experiments_page
+
+PARAMS = {
+    "seed": 1,
+    "sources": {d: {"path": "/home/jane/archives/siim"} for d in ("vindr_cxr", "rsna", "siim", "chexpert")},
+    "loss": {"tcl_weight": 0.5, "mvs": True},
+    "runs": {"one": {}, "two": {}},
+    "main": ["one"],
+    "evaluate": {"bootstrap": {"samples": 200, "confidence": 0.95}},
+}
+SETS = ("vindr_cxr", "rsna", "siim")
+AUCS = {"vindr_cxr.auc": 0.6, "rsna.auc": 0.7, "siim.auc": 0.8, "gloria/rsna.auc": 0.99}
+NOISE = np.random.default_rng(0).normal(0, 0.05, (3, 200))  # of the resamples of each test set, which all runs share
+OWN = np.random.default_rng(1).normal(0, 0.002, (3, 200))  # what a run adds to it
+
+
+def measured(value, samples):
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return {"value": value, "low": low, "high": high, "n": 50}
+
+
+def write(folder, params=None, shift=0.0, own=0.0, keep=True, loss=2.0, test=("a", "b"), **values):
+    """An experiment's files: every AUC shifted, its samples those of all runs plus something of its own."""
+    (folder / "data/index").mkdir(parents=True)
+    folder.joinpath("params.yaml").write_text(yaml.safe_dump(params or PARAMS))
+    for dataset in PARAMS["sources"]:
+        rows = {"patient": [*test, "z"], "study": [*test, "z"], "split": ["test"] * len(test) + ["train"]}
+        labels = pa.array([[("Pneumonia", 1)]] * (len(test) + 1), pa.map_(pa.string(), pa.int8()))
+        pq.write_table(pa.table({**rows, "labels": labels}), folder / f"data/index/{dataset}.parquet")
+    for run in ("one", "two"):
+        change = (shift, own) if run == "one" else (0.0, 0.0)  # run two is never touched
+        metrics, samples = {}, {}
+        for number, (key, value) in enumerate({**AUCS, **values}.items()):
+            samples[key] = value + change[0] + NOISE[number % 3] + change[1] * OWN[number % 3]
+            metrics[key] = measured(value + change[0], samples[key])
+        for kind in ("zero_shot", "few_shot", "retrieval", "pretrain"):
+            (folder / "data/results" / kind).mkdir(parents=True, exist_ok=True)
+        place = folder / "data/results/zero_shot" / f"{run}.json"
+        place.write_text(json.dumps({"run": run, "metrics": metrics, "notes": []}))
+        if keep:
+            np.savez(place.with_suffix(".npz"), **samples)
+        rsum = {"total.rsum": measured(1.2, 1.2 + NOISE[0]), "openi.r10": measured(0.5, 0.5 + NOISE[0])}
+        (folder / f"data/results/retrieval/{run}.json").write_text(json.dumps({"run": run, "metrics": rsum}))
+        if keep:
+            np.savez(folder / f"data/results/retrieval/{run}.npz", **{"total.rsum": 1.2 + NOISE[0]})
+        last = loss if run == "one" else 2.0
+        rows = f"epoch,train_loss,valid_loss\n0,3.5,3.0\n1,2.5,{last}\n"
+        (folder / f"data/results/pretrain/{run}.csv").write_text(rows)
+    few = {"rsna.p10": measured(0.65, 0.65 + NOISE[1]), "rsna.p1": measured(0.6, 0.6 + NOISE[1])}
+    (folder / "data/results/few_shot/one.json").write_text(json.dumps({"run": "one", "metrics": few}))
+    return experiments.read(DirFileSystem(str(folder), LocalFileSystem()), folder.name, f"{folder.name:0<40}")
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    return write(tmp_path / "baseline")
+
+
+def test_read_takes_the_headlines_of_each_kind_and_their_mean(baseline):
+    assert list(baseline.metrics) == ["one", "two"]
+    assert set(baseline.metrics["one"]) == {"macro.auc", *SETS_AUC, "rsna.p10", "total.rsum"}
+    macro = baseline.metrics["one"]["macro.auc"]
+    assert macro.value == pytest.approx(0.7)
+    assert macro.low == pytest.approx(np.percentile(0.7 + NOISE.mean(axis=0), 2.5))
+    assert baseline.history["one"] == [(1, 3.0), (2, 2.0)]
+    assert experiments.label("rsna.p10") == "RSNA linear 10 %" and experiments.label("macro.auc") == "Mean AUC"
+
+
+SETS_AUC = [f"{name}.auc" for name in SETS]
+
+
+def test_a_small_difference_is_real_where_the_resamples_pair_up(baseline, tmp_path):
+    """Each interval is 20 points wide; what the two have in common cancels, and half a point is told from none."""
+    better = write(tmp_path / "better", shift=0.01, own=1.0)
+    found = experiments.difference(baseline, better, "one", "rsna.auc")
+    assert found.value == pytest.approx(0.01)
+    assert [found.low, found.high] == pytest.approx(np.percentile(0.01 + OWN[1], [2.5, 97.5]))
+    assert found.sign == 1
+    assert experiments.difference(better, baseline, "one", "rsna.auc").sign == -1
+    small = write(tmp_path / "small", shift=0.001, own=1.0)
+    assert experiments.difference(baseline, small, "one", "rsna.auc").sign == 0
+    assert experiments.touched(baseline, better) == ["one"]
+    # three sets and their mean are better; RSUM is the same to the last bit; the probe has no samples
+    assert experiments.verdict(baseline, better) == (4, 0, 1, 1)
+
+
+def test_what_does_not_pair_up_has_no_interval_and_says_why(baseline, tmp_path):
+    def why(other, key="rsna.auc"):
+        found = experiments.difference(baseline, other, "one", key)
+        assert found.value == pytest.approx(0.01) and found.low is None and found.sign == 0
+        return found.why
+
+    assert why(write(tmp_path / "bare", shift=0.01, keep=False)) == "no resamples stored for bare"
+    assert "seed" in why(write(tmp_path / "seed", {**PARAMS, "seed": 2}, shift=0.01))
+    assert why(write(tmp_path / "people", shift=0.01, test=("a", "c"))) == "other test studies of rsna"
+    assert "vindr_cxr" in why(write(tmp_path / "more", shift=0.01, test=("a", "b", "c")), "macro.auc")
+
+
+def test_changes_name_each_parameter_and_no_place_of_the_machine(baseline, tmp_path):
+    changed = {
+        **PARAMS,
+        "loss": {"mvs": False, "tcl_weight": 0.5, "new": [1, 2]},
+        "sources": {**PARAMS["sources"], "siim": {"path": "/mnt/bob/siim2"}},
+        "main": [],
+    }
+    other = write(tmp_path / "other", changed)
+    assert experiments.changes(baseline, other) == {
+        "loss.mvs": ("true", "false"),
+        "loss.new": ("—", "[1, 2]"),
+        "sources.siim.path": ("siim", "siim2"),
+        "main": ("[one]", "[]"),
+    }
+
+
+def test_results_that_are_gone_are_counted_and_the_rest_is_shown(baseline, tmp_path):
+    other = write(tmp_path / "other")
+    (tmp_path / "other/data/results/retrieval/two.json").unlink()
+    (tmp_path / "other/data/results/few_shot/one.json").unlink()
+    again = experiments.read(DirFileSystem(str(tmp_path / "other"), LocalFileSystem()), "other", "0" * 40)
+    assert again.notes and again.notes[0].startswith("2 result files are neither in the cache")
+    assert "rsna.p10" not in again.metrics["one"] and "rsna.auc" in again.metrics["two"]
+    broken = tmp_path / "other/data/results/zero_shot/two.json"
+    broken.write_text('{"metrics": {"rsna.auc": {"value": 0.5}}}')
+    with pytest.raises(ValueError, match=r"^data/results/zero_shot/two.json: not in the form"):
+        experiments.read(DirFileSystem(str(tmp_path / "other"), LocalFileSystem()), "other", "0" * 40)
+    assert other.notes == []
+
+
+def test_the_page_says_who_won_and_whether_it_is_real(baseline, tmp_path):
+    params = {**PARAMS, "loss": {"tcl_weight": "<b>", "mvs": True}}
+    better = write(tmp_path / "better", params, shift=0.01, own=1.0, loss=1.5)
+    worse = write(tmp_path / "worse", shift=-0.02, own=1.0, loss=2.5)
+    idle = write(tmp_path / "idle")
+    better.cost = experiments.Cost(6, 5400.0, 42.0, "NVIDIA H100", 3 * 2**30, 20 * 2**30)
+    others = [better, worse, idle]
+    page = experiments_page.html(baseline, others)
+    text = re.sub(r"<[^>]+>", " ", page)
+    assert "Run one" in " ".join(text.split()) and "Run two" not in " ".join(text.split())
+    assert page.count('class="better"') == 4 and page.count('class="worse"') == 4
+    assert page.count('class="best"') == 4 + 3 + 3  # of the columns that all share, every row is the best
+    assert "loss.tcl_weight: 0.5 → &lt;b&gt;" in page and "<b>" not in page
+    assert "90.0 min" in page and "42 s" in page and "3.0 GiB + 20.0 GiB GPU" in page and "NVIDIA H100" in page
+    assert "the same figures as the baseline" in page
+    assert page.count("<figure>") == 1 and "http" not in page.replace("http-equiv", "")
+    assert "Of the 10 differences" in page  # 4 and RSUM, of two experiments; the probe's have no interval
+    low, high = 100 * np.percentile(0.01 + OWN[1], [2.5, 97.5])
+    assert f"+1.0 [{low:+.1f}, {high:+.1f}]" in page
+    assert page == experiments_page.html(baseline, others)
+
+    notes = experiments_page.markdown(baseline, others)
+    assert f"71.0 (+1.0 [{low:+.1f}, {high:+.1f}])" in notes and "| idle | nothing | the same figures" in notes
+    rows = list(csv.DictReader(io.StringIO(experiments_page.table_csv(baseline, others))))
+    (row,) = [r for r in rows if (r["experiment"], r["run"], r["metric"]) == ("better", "one", "rsna.auc")]
+    assert (row["value"], row["baseline"], row["difference"]) == ("0.71", "0.7", "0.01")
+    assert float(row["diff_low"]) == pytest.approx(low / 100, abs=1e-6)
+    assert len(rows) == 4 * (6 + 5)

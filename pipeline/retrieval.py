@@ -168,8 +168,6 @@ def _count(
     x = torch.from_numpy(queries)
     product = x.to(rough.dtype) @ rough.T
     about, least, most = _sortable(product), _sortable(low.clone()), _sortable(high.clone())
-    if product.dtype == torch.bfloat16:  # -0 sorts right below 0 but is no less
-        least[least == 0], most[most == -1] = -1, 0
     above = about > most
     out = np.array([np.count_nonzero(row) for row in above]) if weight is None else above @ weight
     near = np.flatnonzero((about >= least) ^ above)
@@ -225,7 +223,10 @@ def _sortable(values: Tensor) -> np.ndarray:
     if values.dtype != torch.bfloat16:
         return values.numpy()
     bits = values.view(torch.int16).numpy()
-    bits ^= (bits >> 15) & 0x7FFF  # of a negative number, all bits but the sign count downwards
+    negative = bits >> 15  # -1 or 0
+    bits &= 0x7FFF
+    bits ^= negative
+    bits -= negative  # sign and magnitude to two's complement: both zeros become 0
     return bits
 
 

@@ -102,6 +102,13 @@ def test_only_what_is_near_is_computed_again(monkeypatch):
     assert 400 * 2 < sum(again) < 400 * 2000 / 20
 
 
+def test_rounded_numbers_keep_their_order():
+    """Both zeros are one: a product that ends as -0 is no less than a bound of 0."""
+    values = torch.tensor([-3e38, -1.5, -1e-3, -1e-39, -0.0, 0.0, 1e-39, 1e-3, 1.0, 1.0078125, 3e38]).bfloat16()
+    keys = retrieval._sortable(values.clone()).astype(int)
+    assert (np.sign(keys[:, None] - keys) == torch.sign(values[:, None].double() - values.double()).numpy()).all()
+
+
 def test_one_item_and_embeddings_that_are_broken():
     one, none = np.ones((1, 4), "f4"), np.zeros(1, dtype=np.int64)
     assert retrieval.ranks(one, one, none).tolist() == retrieval.text_ranks(one, one, none).tolist() == [1]

@@ -151,7 +151,7 @@ def evaluated(tmp_path_factory):
     rng = np.random.default_rng(0)
     truth = {}
     for dataset in SETS:
-        said = [f"text {i}" for i in [*range(40), *rng.integers(40, size=20)]]
+        said = [f"text {i}" for i in rng.permutation([*range(40), *rng.integers(40, size=20)])]
         studies = [
             Study(dataset, f"p{i % 30}", f"s{i}", "test", (View(f"v{i}", "PA", shard="x", length=1),), None, said[i])
             for i in range(60)

@@ -106,8 +106,9 @@ def at_least(queries: np.ndarray, items: np.ndarray, own: np.ndarray) -> np.ndar
     Items are centred, which changes no order, and both sides rounded to ``_rough_dtype``. With x = x' + e and
     y = y' + f (x', y' rounded), x.y = x'.y' + e.y' + x.f, so by Cauchy and Schwarz the product of the rounded is off by
     at most |e||y'| + |x||f|, and by D 2^-23 |x'||y'| where sums are kept in single precision, in any order. Rounding
-    both the product and the bounds to the same format keeps their order. What lies between the bounds goes to
-    ``pair_products``, whose operation also gives the own product: equal rows give equal products to the last bit.
+    both the product and the bounds to the same format keeps their order. What lies between the bounds is computed in
+    single precision, whose bound is the last of these, and what still lies between goes to ``pair_products``, which
+    also gives the own product: equal rows give equal products to the last bit.
 
     Args:
         queries: float32 [N, D]; ``items``: float32 [M, D]; ``own``: int64 [N] into items.
@@ -136,19 +137,22 @@ def at_least(queries: np.ndarray, items: np.ndarray, own: np.ndarray) -> np.ndar
         middle[part] = wanted[part] - (x @ centre).numpy()
     out = np.zeros(len(queries), dtype=np.int64)
     for columns in _parts(len(items), ITEMS):
-        exact = torch.from_numpy(items[columns]).double()
-        centred = exact - centre
+        y = torch.from_numpy(items[columns]).double()
+        centred, furthest = y - centre, float(y.norm(dim=1).max())
         rough = centred.to(dtype)
         off = float((centred - rough.double()).norm(dim=1).max())
         longest = float(rough.double().norm(dim=1).max())
-        del centred
+        del y, centred
         band = error * longest + length * off + dim * 2.0**-23 * (length + error) * longest
         # Double precision's own rounding, of the centre and of the products with it, and numbers too small for float32.
         band += dim * 2.0**-50 * length * (longest + off + float(centre.norm())) + 2.0**-100
         low, high = (torch.from_numpy(edge[:, None]).to(dtype) for edge in (middle - band, middle + band))
+        single = dim * 2.0**-23 * length * furthest + 2.0**-100
         weight = None if times is None else times[columns]
         jobs = (
-            partial(_count, queries[rows], rough, low[rows], high[rows], wanted[rows], exact, weight)
+            partial(
+                _count, queries[rows], items[columns], rough, low[rows], high[rows], wanted[rows], single[rows], weight
+            )
             for rows in _parts(len(queries), QUERIES)
         )
         out += np.concatenate(_side_by_side(list(jobs)))
@@ -157,26 +161,28 @@ def at_least(queries: np.ndarray, items: np.ndarray, own: np.ndarray) -> np.ndar
 
 def _count(
     queries: np.ndarray,
+    items: np.ndarray,
     rough: Tensor,
     low: Tensor,
     high: Tensor,
     wanted: np.ndarray,
-    exact: Tensor,
+    single: np.ndarray,
     weight: np.ndarray | None,
 ) -> np.ndarray:
     """``at_least`` of one block, int64 [n]: what is above ``high`` counts, what lies between is looked at again."""
     x = torch.from_numpy(queries)
     product = x.to(rough.dtype) @ rough.T
     about, least, most = _sortable(product), _sortable(low.clone()), _sortable(high.clone())
-    if product.dtype == torch.bfloat16:  # -0 sorts right below 0 but is no less
-        least[least == 0], most[most == -1] = -1, 0
     above = about > most
     out = np.array([np.count_nonzero(row) for row in above]) if weight is None else above @ weight
     near = np.flatnonzero((about >= least) ^ above)
     if len(near):
-        query, item = np.divmod(near, len(exact))
+        query, item = np.divmod(near, len(items))
         start = np.r_[0, np.cumsum(np.bincount(query, minlength=len(x)))]
-        found = _products(x.double(), exact, start, item) >= wanted[query]
+        ahead = _products(x, torch.from_numpy(items), start, item) - wanted[query]
+        found = ahead > 0
+        open_ = np.flatnonzero(np.abs(ahead) <= single[query])
+        found[open_] = pair_products(queries, items, query[open_], item[open_]) >= wanted[query[open_]]
         out += np.bincount(query, found if weight is None else found * weight[item], len(x)).astype(np.int64)
     return out
 
@@ -202,11 +208,11 @@ def pair_products(a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.nd
 
 
 def _products(x: Tensor, y: Tensor, start: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """x[i] . y[column[k]] for k in start[i] : start[i + 1], float64; no pair's arithmetic depends on others."""
+    """x[i] . y[column[k]] for k in start[i] : start[i + 1], in their dtype; no pair's arithmetic depends on others."""
     wanted = torch.sparse_csr_tensor(
         torch.from_numpy(start.astype(np.int32)),
         torch.from_numpy(column.astype(np.int32)),
-        torch.zeros(len(column), dtype=torch.float64),
+        torch.zeros(len(column), dtype=x.dtype),
         (len(x), len(y)),
         check_invariants=False,
     )
@@ -225,7 +231,10 @@ def _sortable(values: Tensor) -> np.ndarray:
     if values.dtype != torch.bfloat16:
         return values.numpy()
     bits = values.view(torch.int16).numpy()
-    bits ^= (bits >> 15) & 0x7FFF  # of a negative number, all bits but the sign count downwards
+    negative = bits >> 15  # -1 or 0
+    bits &= 0x7FFF
+    bits ^= negative
+    bits -= negative  # sign and magnitude to two's complement: both zeros become 0
     return bits
 
 

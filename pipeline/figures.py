@@ -85,9 +85,86 @@ def roc_chart(title: str, lines: Sequence[Line]) -> str:
     for line in lines:
         axes.plot(line.x, line.y, color=line.colour, linewidth=1.3, dashes=line.dashes or (None, None))
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="False positive rate", ylabel="True positive rate")
-    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    _unit_ticks(axes)
     return _svg(figure, title)
+
+
+def mean_pr(classes: Mapping[str, Mapping[str, Sequence[float]]], points: int = 101) -> tuple[np.ndarray, np.ndarray]:
+    """The mean precision of several classes' precision-recall curves over a grid of recalls.
+
+    Args:
+        classes: class -> {"recall": [...], "precision": [...]}, in any order of recall.
+
+    Returns:
+        recall and mean precision, float64 [points] each. One class: its curve in ascending recall.
+    """
+    curves = []
+    for c in classes.values():
+        recall, precision = np.asarray(c["recall"], float), np.asarray(c["precision"], float)
+        order = np.argsort(recall, kind="stable")
+        curves.append((recall[order], precision[order]))
+    if len(curves) == 1:
+        return curves[0]
+    grid = np.linspace(0, 1, points)
+    return grid, np.mean([np.interp(grid, recall, precision) for recall, precision in curves], axis=0)
+
+
+def pr_chart(title: str, lines: Sequence[Line]) -> str:
+    """Precision-recall curves of one data set, as SVG."""
+    figure, axes = _axes(3.1, 3.05)
+    for line in lines:
+        axes.plot(line.x, line.y, color=line.colour, linewidth=1.3, dashes=line.dashes or (None, None))
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="Recall", ylabel="Precision")
+    _unit_ticks(axes)
+    return _svg(figure, title)
+
+
+def class_chart(title: str, classes: Sequence[tuple[str, float, float | None, float | None]]) -> str:
+    """AUC of each class, (name, value, low, high) as fractions, as a dot with its interval, best on top, as SVG."""
+    ordered = sorted(classes, key=lambda c: c[1])
+    figure, axes = _axes(5.6, 0.5 + 0.19 * len(ordered))
+    axes.axvline(50, color=MUTED, linewidth=0.8, dashes=(1, 2))
+    for y, (_, value, low, high) in enumerate(ordered):
+        if low is not None and high is not None:
+            axes.plot([100 * low, 100 * high], [y, y], color=SERIES_1, linewidth=1.6, solid_capstyle="butt")
+        axes.plot(100 * value, y, marker="o", markersize=4.2, color=SERIES_1, markeredgecolor=PAPER)
+        axes.text(101.5, y, f"{100 * value:.1f}", va="center", fontsize=7, color=INK)
+    axes.set_yticks(range(len(ordered)), [name for name, *_ in ordered], color=INK)
+    axes.set(xlim=(min(40, *(100 * (c[2] or c[1]) - 2 for c in ordered)), 100), ylim=(-0.7, len(ordered) - 0.3))
+    axes.set_xlabel("AUC × 100")
+    axes.grid(axis="y", visible=False)
+    return _svg(figure, title)
+
+
+def calibration_chart(title: str, classes: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Observed frequency by mean predicted probability of each class, as SVG; the diagonal is a calibrated model."""
+    figure, axes = _axes(3.1, 3.05)
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=0.7, dashes=(1, 2))
+    many = len(classes) > 1
+    for c in classes.values():
+        size = 2.2 if many else 4.2
+        axes.plot(
+            c["predicted"], c["observed"], marker="o", markersize=size, color=SERIES_1, linewidth=0.8 if many else 1.3
+        )
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="Predicted probability", ylabel="Observed frequency")
+    _unit_ticks(axes)
+    return _svg(figure, title)
+
+
+def map_uri(image: np.ndarray, heat: np.ndarray, side: int) -> str:
+    """A grey uint8 [H, W] image with a map float32 [h, w] laid over it in orange, as a JPEG data URI.
+
+    The map is scaled to its own range: what is seen is where it is high, not how high.
+    """
+    from PIL import Image
+
+    span = float(heat.max() - heat.min())
+    scaled = np.zeros(heat.shape, np.uint8) if span == 0 else np.uint8(255 * (heat - heat.min()) / span)
+    size = (image.shape[1], image.shape[0])
+    alpha = np.asarray(Image.fromarray(scaled).resize(size, Image.Resampling.BICUBIC), np.float32)[..., None] / 255
+    grey = np.repeat(np.asarray(image, np.float32)[..., None], 3, axis=2)
+    mixed = grey * (1 - 0.6 * alpha) + np.array([240, 130, 30], np.float32) * 0.6 * alpha
+    return _jpeg(Image.fromarray(np.uint8(np.clip(mixed, 0, 255))), side, 82)
 
 
 def loss_chart(title: str, history: Sequence[Mapping[str, float]]) -> str:
@@ -129,10 +206,21 @@ def jpeg_uri(image: np.ndarray, side: int, quality: int = 82) -> str:
     from PIL import Image
 
     picture = Image.fromarray(np.ascontiguousarray(image, dtype=np.uint8), mode="L")
+    return _jpeg(picture, side, quality)
+
+
+def _jpeg(picture: Any, side: int, quality: int) -> str:
+    from PIL import Image
+
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def _unit_ticks(axes: Any) -> None:
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "", "0.5", "", "1"])
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:

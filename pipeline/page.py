@@ -17,24 +17,19 @@ import jinja2
 import numpy as np
 import yaml
 
-from pipeline import figures
-from pipeline.params import BINARY_DATASETS, Params
+from pipeline import charts, figures
+from pipeline.formats import all_notes, bold, figure_lines, phantom_line, show_against
+from pipeline.params import Params
+from pipeline.provenance import interval, origins
 from pipeline.results import RunResult, Summary, load_paper
 from pipeline.study import Study, View, read_studies
-from pipeline.tables import ControlRow, Row, Table, control_rows, figure_lines, phantom_line, phantoms
+from pipeline.tables import ControlRow, Row, Table, control_rows, phantoms
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PER_DATASET = 3  # pictures of a data set on the contact sheet
 EXAMPLES = 3
 SIDE = 224  # pixels of a contact-sheet picture
 CAPTION = 90  # characters
-COMMANDS = {
-    1: "dvc repro ingest",
-    2: "dvc repro zero_shot few_shot",
-    3: "dvc repro retrieval",
-    4: "dvc repro zero_shot retrieval",
-}
-
 Loader = Callable[[View], np.ndarray]
 
 
@@ -46,17 +41,19 @@ def render(
     missing: Sequence[str],
     index: Path,
     load: Loader,
+    embeddings: Path = Path("data/embeddings"),
 ) -> str:
     """The whole page as HTML.
 
     Args:
         params: params.yaml.
-        tables: Tables 1–4.
+        tables: Tables 1–4 and S1–S4.
         summaries: of every data set in use; whether it is a phantom decides what may be shown.
-        results: of the runs.
+        results: of the runs and the other models.
         missing: files that were not there, named on the page.
         index: folder of the Parquet indexes (data/index).
         load: gives the picture of a view, uint8 [H, W].
+        embeddings: folder of the runs' embeddings, which may hold similarity maps.
     """
     names = {d: d for d in summaries} | {key: d["name"] for key, d in load_paper()["datasets"].items()}
     hidden = [d for d, s in summaries.items() if not shown(params, s)]
@@ -70,25 +67,32 @@ def render(
     )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     phantom = phantoms(summaries)
+    name = charts.headline(params, results)
     return template.render(
         phantom=phantom,
         phantom_line=phantom_line(phantom) if phantom else "",
         real=[names[d] for d, s in summaries.items() if not s.phantom],
         tiles=list(_tiles(params, summaries, results)),
-        tables=[_table(t) for t in tables],
+        tables=[_table(params, t) for t in tables if not t.number.startswith("S")],
+        supplement=[_table(params, t) for t in tables if t.number.startswith("S")],
+        interval=interval(params),
+        headline=name,
         accounts=[(names[d], s) for d, s in summaries.items()],
         control=[_control_line(row) for row in control],
         control_name=params.control,
         control_twin=twin,
         losses=[(name, figures.loss_chart(f"Loss of {name}", r.history)) for name, r in results.items() if r.history],
-        rocs=list(_rocs(params, results, names)),
-        roc_legend=_roc_legend(params, results),
+        rocs=list(charts.rocs(params, results, names)),
+        precision_recalls=list(charts.precision_recalls(params, results, names)),
+        legend=charts.legend(params, results),
+        classes=list(charts.classes(results.get(name), names)),
+        calibrations=list(charts.calibrations(results.get(name), names)),
+        maps=list(_maps(params, summaries, names, index, embeddings / name / "maps.npz", load)) if name else [],
         examples=_examples(params, summaries, results, names, load),
         sheet=list(_contact_sheet(params, summaries, names, index, load)),
         hidden=[names[d] for d in hidden],
         missing=missing,
         runs=_runs(params, results),
-        commands=COMMANDS,
         params=params,
         params_text=yaml.safe_dump(_public(params, summaries), sort_keys=False, width=100),
     )
@@ -99,25 +103,35 @@ def shown(params: Params, summary: Summary) -> bool:
     return summary.phantom or params.report.show_patient_data
 
 
-def _table(table: Table) -> dict[str, Any]:
+def _table(params: Params, table: Table) -> dict[str, Any]:
     groups = [(name, len(list(columns))) for name, columns in groupby(c.group for c in table.columns)]
     starts = [i == 0 or c.group != table.columns[i - 1].group for i, c in enumerate(table.columns)]
 
     def row(r: Row) -> dict[str, Any]:
         lines = [(label, label.split(" ")[-1], texts) for label, texts in figure_lines(table, r)]
+        if any(c.against for c in r.cells):
+            lines.append((f"against {r.against}", "against", [show_against(c, table.decimals) for c in r.cells]))
         head = [getattr(r, name) for _, name in table.heads]
         small = " · ".join(text for text in head[1:] if text)  # what a narrow screen shows in place of its own columns
-        return {"head": head, "small": small, "run": r.run, "lines": lines}
+        return {"head": head, "small": small, "run": r.run, "lines": lines, "bold": bold(table, r)}
 
-    heads = [title for title, _ in table.heads]
-    return {"table": table, "groups": groups, "starts": starts, "heads": heads, "rows": [row(r) for r in table.rows]}
+    return {
+        "table": table,
+        "groups": groups,
+        "starts": starts,
+        "heads": [title for title, _ in table.heads],
+        "rows": [row(r) for r in table.rows],
+        "notes": all_notes(table),
+        "paired": any(c.against for r in table.rows for c in r.cells),
+        "origins": origins(params, table),
+    }
 
 
 def _tiles(
     params: Params, summaries: Mapping[str, Summary], results: Mapping[str, RunResult]
 ) -> Iterator[tuple[str, str, str]]:
     """Headline figures (label, figure, remark) of the last main run that has any, in the paper's order the fullest."""
-    name = next((n for n in reversed(params.main) if n in results), "")
+    name = charts.headline(params, results)
     measures = results[name].measures if name else {}
     control = results[params.control].measures if params.control in results else {}
     if "macro_zs_auc" in measures:
@@ -158,44 +172,34 @@ def _control_line(row: ControlRow) -> dict[str, str | bool | None]:
     }
 
 
-def _colours(params: Params, results: Mapping[str, RunResult]) -> dict[str, tuple[str, tuple[float, ...]]]:
-    """Colour by data sets, dashes by image encoder, for the main runs; the control is grey."""
-    runs = [n for n in params.main if n in results]
-    mixes = list(dict.fromkeys(frozenset(params.runs[n].datasets) for n in runs))
-    encoders = list(dict.fromkeys(params.runs[n].image_encoder for n in runs))
-    styles: dict[str, tuple[str, tuple[float, ...]]] = {
-        n: (
-            figures.SERIES[mixes.index(frozenset(params.runs[n].datasets)) % len(figures.SERIES)],
-            figures.DASHES[encoders.index(params.runs[n].image_encoder) % len(figures.DASHES)],
-        )
-        for n in runs
-    }
-    if params.control in results:
-        styles[params.control] = (figures.MUTED, ())
-    return styles
-
-
-def _rocs(params: Params, results: Mapping[str, RunResult], names: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
-    """One chart a data set: (name, what the curve is, SVG)."""
-    styles = _colours(params, results)
-    for dataset in BINARY_DATASETS:
-        lines, classes = [], 0
-        for name, (colour, dashes) in styles.items():
-            curves = results[name].curves.get(dataset)
-            if curves:
-                classes = max(classes, len(curves))
-                fpr, tpr = figures.mean_roc(curves)
-                lines.append(figures.Line(name, fpr.tolist(), tpr.tolist(), colour, dashes))
-        if lines:
-            what = f"mean of {classes} classes" if classes > 1 else next(iter(results[lines[0].name].curves[dataset]))
-            yield names[dataset], what, figures.roc_chart(f"ROC curves, {names[dataset]}", lines)
-
-
-def _roc_legend(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, str, str]]:
-    """(run, CSS colour, SVG dash array) of each curve."""
-    styles = _colours(params, results).items()
-    drawn = [(n, s) for n, s in styles if any(results[n].curves.get(d) for d in BINARY_DATASETS)]
-    return [(n, figures.MARKERS[colour], " ".join(f"{1.3 * d:g}" for d in dashes)) for n, (colour, dashes) in drawn]
+def _maps(
+    params: Params,
+    summaries: Mapping[str, Summary],
+    names: Mapping[str, str],
+    index: Path,
+    path: Path,
+    load: Loader,
+) -> Iterator[dict[str, str]]:
+    """Similarity maps of one run (``path``: its maps.npz) over the images that may be shown."""
+    if not path.exists():
+        return
+    archives = {key: d.get("archive", key) for key, d in load_paper()["datasets"].items()}
+    with np.load(path, allow_pickle=False) as stored:
+        maps, places = stored["maps"], stored["position"].tolist()
+        datasets, texts = stored["dataset"].tolist(), stored["text"].tolist()
+    for heat, dataset, place, text in zip(maps, datasets, places, texts, strict=True):
+        archive = archives.get(dataset, dataset)
+        summary = summaries.get(archive)
+        if summary is None or not shown(params, summary):
+            continue
+        picture = load(read_studies(index / f"{archive}.parquet", ("test",))[place].first_frontal)
+        yield {
+            "image": figures.jpeg_uri(picture, SIDE),
+            "map": figures.map_uri(picture, heat, SIDE),
+            "dataset": names.get(dataset, dataset),
+            "text": text,
+            "range": f"{heat.min():.2f} to {heat.max():.2f}".replace("-", "−"),
+        }
 
 
 def _examples(
@@ -268,7 +272,7 @@ def _caption(study: Study) -> str:
 def _runs(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, str, str, str]]:
     """(run, image encoder, data sets, keys it sets otherwise) of the runs."""
     lines = []
-    for name in results:
+    for name in (n for n in results if n in params.runs):
         run = params.runs[name]
         own = {
             f"{section}.{k}": v

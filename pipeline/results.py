@@ -7,11 +7,13 @@ import functools
 import json
 import math
 import re
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from pipeline.params import BINARY_DATASETS
@@ -26,12 +28,16 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric as a fraction (RSUM: a sum of fractions), its bootstrap interval and the size of its test set."""
+    """A metric as a fraction (RSUM: a sum of fractions), its bootstrap interval and the size of its test set.
+
+    ``seeds``: its value by seed, where the figure is a mean over draws of the training set.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
     n: int | None = None
+    seeds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,23 @@ class Summary:
 
 @dataclass
 class RunResult:
-    """All that was computed for one run. ``measures`` has the keys of reports/metrics.json."""
+    """All that was computed for one run or one other model. ``measures`` has the keys of reports/metrics.json.
+
+    ``clean``: the same on test images that training has not seen; a key that is missing there has the same value.
+    ``removed``: test images that are not clean, by test set. ``samples``: a metric's values over the resamples, float64
+    [B], in the order of the draws, which two runs share. ``classes``, ``curves``, ``precision_recall`` and
+    ``calibration``: of zero-shot classification, by data set and class.
+    """
 
     name: str
     measures: dict[str, Measure] = field(default_factory=dict)
+    clean: dict[str, Measure] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
+    samples: dict[str, np.ndarray] = field(default_factory=dict)
+    classes: dict[str, dict[str, Measure]] = field(default_factory=dict)
     curves: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    precision_recall: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
+    calibration: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     pools: dict[str, Any] = field(default_factory=dict)
     examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
@@ -67,12 +85,12 @@ class RunResult:
 def load_paper(path: Path = PAPER) -> dict[str, Any]:
     """The paper's tables as data. Raises ``ResultsError`` where a row has not one figure a column."""
     paper: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for number in range(1, 5):
-        table = paper[f"table{number}"]
+    for key in (k for k in paper if k.startswith("table")):
+        table = paper[key]
         for row in table["rows"]:
             if len(row["paper"]) != len(table["columns"]):
                 count = f"{len(row['paper'])} figures for {len(table['columns'])} columns"
-                raise ResultsError(f"{path}: table{number}.{row['key']}: {count}")
+                raise ResultsError(f"{path}: {key}.{row['key']}: {count}")
     return paper
 
 
@@ -110,75 +128,123 @@ def load_summaries(index: Path, datasets: Iterable[str]) -> dict[str, Summary]:
     return summaries
 
 
-def load_results(results: Path, runs: Iterable[str], few_shot: Iterable[str]) -> tuple[dict[str, RunResult], list[str]]:
-    """Read what evaluation wrote for the runs named, and nothing else that lies in the folder.
+def load_results(
+    results: Path, runs: Iterable[str], few_shot: Iterable[str], others: Iterable[str] = ()
+) -> tuple[dict[str, RunResult], list[str]]:
+    """Read what evaluation wrote for the runs and the other models named, and nothing else that lies in the folder.
 
     Args:
         results: data/results.
         runs: names of all runs.
         few_shot: those that have a linear probe.
+        others: other people's models; they have no training history.
 
     Returns:
-        The results by run, and the files that are not there (their figures are missing from the tables).
+        The results by name, and the files that are not there (their figures are missing from the tables).
 
     Raises:
         ResultsError: a file is not JSON, belongs to another run, or holds a value outside 0..1.
     """
     loaded, missing = {}, []
-    probed = set(few_shot)
-    for name in runs:
+    trained, probed = list(runs), set(few_shot)
+    for name in (*trained, *others):
         run = RunResult(name)
         for kind in ("zero_shot", "few_shot", "retrieval"):
             path = results / kind / f"{name}.json"
-            if not path.exists():
-                if kind != "few_shot" or name in probed:
-                    missing.append(str(path))
-                continue
-            stage = f"few_shot@{name}" if kind == "few_shot" else kind
-            raw = _read_json(path, f"run: dvc repro {stage}")
-            if raw.get("run") != name:
-                raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {stage}")
-            for key, value in raw["metrics"].items():
-                run.measures[_metric_name(kind, key)] = _measure(path, key, value)
-            run.curves.update(raw.get("curves", {}))
-            run.pools.update(raw.get("pools", {}))
-            run.examples.update(raw.get("examples", {}))
-            run.notes += raw.get("notes", [])
+            if path.exists():
+                _read_evaluation(path, kind, run)
+            elif kind != "few_shot" or name in probed:
+                missing.append(str(path))
         history = results / "pretrain" / f"{name}.csv"
-        if history.exists():
+        if name in trained and history.exists():
             with history.open(newline="", encoding="utf-8") as file:
                 run.history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        else:
+        elif name in trained:
             missing.append(str(history))
         _add_totals(run)
         loaded[name] = run
     return loaded, missing
 
 
+def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
+    """Add one result file, and the samples beside it, to a run."""
+    stage = f"few_shot@{run.name}" if kind == "few_shot" else kind
+    raw = _read_json(path, f"run: dvc repro {stage}")
+    if raw.get("run") != run.name:
+        raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {stage}")
+    for part, into in (("metrics", run.measures), ("clean", run.clean)):
+        for key, value in raw.get(part, {}).items():
+            into[_metric_name(kind, key)] = _measure(path, f"{part}.{key}", value)
+    for dataset, count in raw.get("removed", {}).items():
+        run.removed[dataset] = max(int(count), run.removed.get(dataset, 0))
+    if kind == "zero_shot":
+        for dataset, classes in raw.get("classes", {}).items():
+            where = f"classes.{dataset}"
+            run.classes[dataset] = {c: _measure(path, f"{where}.{c}", m) for c, m in classes.items()}
+        for part in ("curves", "precision_recall", "calibration"):
+            getattr(run, part).update(raw.get(part, {}))
+    run.pools.update(raw.get("pools", {}))
+    run.examples.update(raw.get("examples", {}))
+    run.notes += raw.get("notes", [])
+    samples = path.with_suffix(".npz")
+    if samples.exists():
+        try:
+            with np.load(samples, allow_pickle=False) as arrays:
+                run.samples |= {_metric_name(kind, k): arrays[k].astype(np.float64) for k in arrays.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+            raise ResultsError(f"{samples}: not samples of metrics; run: dvc repro -f {stage}") from None
+
+
 def headline_metrics(results: Mapping[str, RunResult]) -> dict[str, dict[str, float]]:
     """The content of reports/metrics.json: run -> metric -> fraction, rounded to 6 decimals, in a fixed key order.
 
     Keys: ``<data set>_zs_auc``, ``_zs_accuracy``, ``_p10_auc``, ``_p100_auc``, ``_r1`` …; ``macro_zs_auc`` (mean of
-    VinDr-CXR, RSNA and SIIM), ``rsum`` (Table 3's nine recalls), ``<data set>_r10_over_chance`` (a ratio).
+    VinDr-CXR, RSNA and SIIM), ``rsum`` (Table 3's nine recalls), ``<data set>_r10_over_chance`` (a ratio);
+    ``<data set>_ft10_auc`` … (fine-tuned), ``<data set>_t2i_r1`` … (text to image), ``<protocol>/<key>`` (another
+    protocol's). ``<key>_clean`` is there where the clean test images give another value.
     """
-    return {
-        name: {key: round(run.measures[key].value, 6) for key in sorted(run.measures, key=_natural)}
-        for name, run in results.items()
-    }
+    rows = {}
+    for name, run in results.items():
+        values = {key: round(m.value, 6) for key, m in run.measures.items()}
+        clean = {f"{k}_clean": round(m.value, 6) for k, m in run.clean.items() if round(m.value, 6) != values.get(k)}
+        rows[name] = dict(sorted({**values, **clean}.items(), key=lambda item: _natural(item[0])))
+    return rows
 
 
-def rsum(run: RunResult, recalls: Sequence[str]) -> Measure | None:
+def rsum(run: RunResult, recalls: Sequence[str], confidence: float = 0.95, clean: bool = False) -> Measure | None:
     """The sum of these recalls, or None where one is missing: a shorter sum is another quantity.
 
-    Evaluation's own total brings an interval; it is taken where it is the sum of exactly these recalls.
+    Its interval is evaluation's own where that is the sum of exactly these recalls, else that of the sums of the
+    recalls' resamples (each test set is drawn for itself), where these were kept.
     """
-    if not recalls or any(key not in run.measures for key in recalls):
+    found = {**run.measures, **run.clean} if clean else run.measures
+    if not recalls or any(key not in found for key in recalls):
         return None
-    total = math.fsum(run.measures[key].value for key in recalls)
-    stored = run.measures.get("rsum")
+    total = math.fsum(found[key].value for key in recalls)
+    stored = (run.clean if clean else run.measures).get("t2i_rsum" if "_t2i_" in recalls[0] else "rsum")
     if stored and math.isclose(stored.value, total, abs_tol=1e-6):
         return Measure(total, stored.low, stored.high)
+    samples = sample_sum(run, recalls, clean)
+    if samples is not None:
+        low, high = percentiles(samples, confidence)
+        return Measure(total, low, high)
     return Measure(total)
+
+
+def sample_sum(run: RunResult, keys: Sequence[str], clean: bool = False) -> np.ndarray | None:
+    """The resamples' values of a metric, or of a sum of metrics, float64 [B]; None where they were not kept."""
+    chosen = [f"clean/{k}" if clean and f"clean/{k}" in run.samples else k for k in keys]
+    if any(key not in run.samples for key in chosen) or len({len(run.samples[k]) for k in chosen}) != 1:
+        return None
+    total: np.ndarray = np.sum([run.samples[key] for key in chosen], axis=0)
+    return total
+
+
+def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Both ends of the percentile interval of samples [B]; resamples without a value (nan) are left out."""
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(samples, [tail, 1 - tail])
+    return float(low), float(high)
 
 
 def _add_totals(run: RunResult) -> None:
@@ -199,21 +265,25 @@ def _add_totals(run: RunResult) -> None:
 
 
 def _metric_name(kind: str, key: str) -> str:
-    """Evaluation's ``rsna.auc`` as the flat name of metrics.json, ``rsna_zs_auc``."""
-    dataset, _, metric = key.partition(".")
-    if key == "total.rsum":
-        return "rsum"
+    """Evaluation's ``rsna.auc`` as the flat name of metrics.json, ``rsna_zs_auc``; what stands before a / stays."""
+    before, slash, name = key.rpartition("/")
+    dataset, _, metric = name.partition(".")
+    if dataset == "total":
+        return before + slash + metric
     form = {"zero_shot": "{}_zs_{}", "few_shot": "{}_{}_auc", "retrieval": "{}_{}"}[kind]
-    return form.format(dataset, metric)
+    return before + slash + form.format(dataset, metric)
 
 
 def _measure(path: Path, key: str, raw: Mapping[str, Any]) -> Measure:
     most = math.inf if key.endswith("rsum") else 1.0
-    for part in ("value", "low", "high"):
-        value = raw.get(part)
+    seeds = raw.get("seeds", {})
+    for part, value in (
+        *((p, raw.get(p)) for p in ("value", "low", "high")),
+        *((f"seeds.{k}", v) for k, v in seeds.items()),
+    ):
         if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= most:
-            raise ResultsError(f"{path}: metrics.{key}.{part} is {value!r}, expected a number from 0 to {most:g}")
-    return Measure(raw["value"], raw["low"], raw["high"], raw.get("n"))
+            raise ResultsError(f"{path}: {key}.{part} is {value!r}, expected a number from 0 to {most:g}")
+    return Measure(raw["value"], raw["low"], raw["high"], raw.get("n"), seeds)
 
 
 def _natural(key: str) -> list[str | int]:

@@ -1,4 +1,5 @@
-"""Tables 1–4 in the paper's row and column order: our figure, its interval, the paper's figure and the difference.
+"""Tables 1–4 and S1–S4 in the paper's row and column order: our figure, its interval, the paper's, the difference, the
+figure on clean test images, and the paired difference between rows. ``formats`` prints them.
 
 The paper's figures are data (``paper.yaml``). A figure that was not computed is None here and — in print; nothing
 stands in for it.
@@ -6,19 +7,18 @@ stands in for it.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.params import BINARY_DATASETS, LABEL_DATASETS, Params, run_config
-from pipeline.results import RECALL, Measure, RunResult, Summary, load_paper, rsum
+import numpy as np
 
-DASH = "—"
-CSV_COLUMNS = ("table", "row", "model", "data", "column", "ours", "low", "high", "paper", "difference", "n")
+from pipeline.params import BINARY_DATASETS, LABEL_DATASETS, Params, run_config
+from pipeline.results import RECALL, Measure, RunResult, Summary, load_paper, percentiles, rsum, sample_sum
+
+TABLES = ("2", "3", "4", "S1", "S2", "S3", "S4")  # those of models; Table 1 is counts
+TEST_SET = re.compile(r"(?:.+/)?(\w+?)_(?:zs|p|ft|t2i|r)\d*(?:_|$)")
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,23 @@ class Column:
     group: str
     name: str
 
+    @property
+    def dataset(self) -> str:
+        """The test set it is measured on; "" for a sum over several."""
+        found = TEST_SET.match(self.key)
+        return found[1] if found else ""
+
 
 @dataclass(frozen=True)
 class Cell:
     """One figure in printed units (points, i.e. fraction × 100; Table 1: a count). ``written`` is Table 1's number of
-    studies or images that passed ingest; ``comparable`` is False for counts of a phantom archive."""
+    studies or images that passed ingest; ``comparable`` is False for counts of a phantom archive.
+
+    ``clean``: the same figure on the ``clean_n`` test images that training has not seen; None where nothing is known to
+    be seen, or no audit was made. ``removed``: how many images that leaves out (None = not audited). ``seeds``: the
+    figure by seed. ``against``: (difference, low, high) to the row that ``Row.against`` names, over the same resamples.
+    ``phantom``: measured on drawn images.
+    """
 
     ours: float | None = None
     paper: float | None = None
@@ -42,16 +54,31 @@ class Cell:
     n: int | None = None
     written: int | None = None
     comparable: bool = True
+    clean: float | None = None
+    clean_low: float | None = None
+    clean_high: float | None = None
+    clean_n: int | None = None
+    removed: int | None = None
+    seeds: tuple[float, ...] = ()
+    against: tuple[float, float, float] | None = None
+    phantom: bool = False
 
     @property
     def difference(self) -> float | None:
         """Ours less the paper's, or None where one of them is missing."""
         return None if self.ours is None or self.paper is None else self.ours - self.paper
 
+    def beats(self, decimals: int) -> bool:
+        """Whether our figure as printed is above the paper's, on a real test set: what bold says."""
+        if self.ours is None or self.paper is None or self.phantom:
+            return False
+        return round(self.ours, decimals) > self.paper
+
 
 @dataclass(frozen=True)
 class Row:
-    """One model (Table 1: one split). ``key`` is the run's name, or the paper row's where no run fills it."""
+    """One model (Table 1: one split). ``key`` is the run's name, or the paper row's where no run fills it; ``against``
+    the run whose figures ``Cell.against`` is taken from."""
 
     key: str
     model: str
@@ -59,6 +86,7 @@ class Row:
     backbone: str = ""
     data: str = ""
     run: str = ""
+    against: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,9 +109,12 @@ class ControlRow:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables. ``heads``: (title, attribute of ``Row``) of the columns left of the figures."""
+    """One table: "1" … "4" of the paper, "S1" … "S4" beside it.
 
-    number: int
+    ``heads``: (title, attribute of ``Row``) of the columns left of the figures; ``command`` computes the figures.
+    """
+
+    number: str
     title: str
     measure: str
     heads: tuple[tuple[str, str], ...]
@@ -92,12 +123,13 @@ class Table:
     notes: tuple[str, ...] = ()
     decimals: int = 1
     confidence: float = 0.95
+    command: str = ""
 
 
 def build(params: Params, summaries: Mapping[str, Summary], results: Mapping[str, RunResult]) -> list[Table]:
-    """Tables 1–4 from the counts of ingest and the metrics of evaluation."""
+    """Tables 1–4 and S1–S4 from the counts of ingest and the metrics of evaluation."""
     paper = load_paper()
-    return [_counts(paper, summaries), *(_models(n, paper, params, summaries, results) for n in (2, 3, 4))]
+    return [_counts(paper, summaries), *(_models(n, paper, params, summaries, results) for n in TABLES)]
 
 
 def control_rows(params: Params, results: Mapping[str, RunResult]) -> tuple[str, list[ControlRow]]:
@@ -136,115 +168,6 @@ def phantoms(summaries: Mapping[str, Summary]) -> list[str]:
     return [names[d]["name"] if d in names else d for d, s in summaries.items() if s.phantom]
 
 
-def write(folder: Path, tables: Sequence[Table], metrics: Mapping[str, Any], phantom: Sequence[str]) -> list[Path]:
-    """Write table{1..4}.{md,csv} and metrics.json; the paths written."""
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {f"table{t.number}.md": markdown(t, phantom) for t in tables}
-    texts |= {f"table{t.number}.csv": tidy_csv(t) for t in tables}
-    texts["metrics.json"] = json.dumps(metrics, indent=2) + "\n"
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    return [folder / name for name in texts]
-
-
-def markdown(table: Table, phantom: Sequence[str] = ()) -> str:
-    """The table as padded GitHub Markdown, readable in a terminal too: a few lines a row, one a kind of figure."""
-    head = [title for title, _ in table.heads] + [""] + [f"{c.group} {c.name}".strip() for c in table.columns]
-    lines = []
-    for row in table.rows:
-        left = [str(getattr(row, name)) for _, name in table.heads]
-        if row.run:
-            left[0] += f" `{row.run}`"
-        for i, (label, texts) in enumerate(figure_lines(table, row)):
-            lines.append([*(left if i == 0 else [""] * len(left)), label, *texts])
-    widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
-    texts_left = len(table.heads) + 1
-    rule = ["-" * w if i < texts_left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    padded = [
-        "| "
-        + " | ".join(
-            t.ljust(w) if i < texts_left else t.rjust(w) for i, (t, w) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in [head, rule, *lines]
-    ]
-    out = [f"## Table {table.number}. {table.title}", ""]
-    if table.measure:
-        out += [f"{table.measure[0].upper()}{table.measure[1:]}.", ""]
-    if phantom:
-        out += [f"**{phantom_line(phantom)}**", ""]
-    out += padded
-    if table.notes:
-        out += ["", *(f"- {note}" for note in table.notes)]
-    return "\n".join(out) + "\n"
-
-
-def phantom_line(phantom: Sequence[str]) -> str:
-    """What stands over every table that rests on synthetic images."""
-    return f"Phantom data ({', '.join(phantom)}): drawn by a program. These figures say nothing about patients."
-
-
-def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
-    """A row's figures as text, one line a kind: ours, its interval, the paper's, the difference."""
-    d = table.decimals
-    if table.number == 1:
-        lines = [("ours, listed", [show(c.ours, 0) for c in row.cells])]
-        lines.append(("ours, ingested", [show(c.written, 0) for c in row.cells]))
-    else:
-        lines = [("ours", [show(c.ours, d) for c in row.cells])]
-        lines.append((f"{100 * table.confidence:g} % interval", [show_interval(c, d) for c in row.cells]))
-    lines.append(("paper", [show(c.paper, d) for c in row.cells]))
-    lines.append(("difference", [show_difference(c, d) for c in row.cells]))
-    always = {lines[0][0], "paper"}
-    return [(k, v) for k, v in lines if k in always or any(t != DASH for t in v)]
-
-
-def show(value: float | None, decimals: int) -> str:
-    """A figure in print, or —."""
-    return DASH if value is None else f"{value:,.{decimals}f}"
-
-
-def show_interval(cell: Cell, decimals: int) -> str:
-    """An interval in print, or —."""
-    if cell.low is None or cell.high is None:
-        return DASH
-    return f"{cell.low:.{decimals}f}–{cell.high:.{decimals}f}"
-
-
-def show_difference(cell: Cell, decimals: int) -> str:
-    """The signed difference of the two figures as printed, so that a reader who subtracts finds the same."""
-    if cell.ours is None or cell.paper is None:
-        return DASH
-    if not cell.comparable:
-        return "phantom"
-    difference = round(round(cell.ours, decimals) - cell.paper, decimals)
-    if difference == 0:
-        return f"{0:.{decimals}f}"
-    return f"{'+' if difference > 0 else '−'}{abs(difference):,.{decimals}f}"
-
-
-def tidy_csv(table: Table) -> str:
-    """One line a figure with the columns ``CSV_COLUMNS``, in printed units with 4 decimals; empty = not computed."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for row in table.rows:
-        model = f"{row.model} {row.backbone}".strip()
-        for column, c in zip(table.columns, row.cells, strict=True):
-            if table.number == 1:
-                left = [1, row.key, "", column.key]
-                figures = [c.ours, None, None, c.paper, c.difference if c.comparable else None]
-                writer.writerow([*left, f"{column.name} listed", *map(_plain, figures), ""])
-                if c.written is not None:
-                    writer.writerow([*left, f"{column.name} ingested", c.written, "", "", "", "", ""])
-            else:
-                figures = [c.ours, c.low, c.high, c.paper, c.difference]
-                writer.writerow(
-                    [table.number, row.key, model, row.data, column.key, *map(_plain, figures), _plain(c.n)]
-                )
-    return out.getvalue()
-
-
 def _counts(paper: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Table:
     """Table 1: studies (MIMIC-CXR) or images (the others) a split, as the label files list them."""
     table = paper["table1"]
@@ -277,46 +200,105 @@ def _counts(paper: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Table
     if phantom:
         notes.insert(0, f"Phantom counts, not to be compared with the paper's: {', '.join(phantom)}.")
     columns = tuple(Column(c["dataset"], names[c["dataset"]], c["unit"]) for c in table["columns"])
-    return Table(1, table["title"], "", (("Split", "model"),), columns, tuple(rows), tuple(notes), decimals=0)
+    return Table(
+        "1",
+        table["title"],
+        "",
+        (("Split", "model"),),
+        columns,
+        tuple(rows),
+        tuple(notes),
+        decimals=0,
+        command=table["command"],
+    )
 
 
 def _models(
-    number: int,
+    number: str,
     paper: Mapping[str, Any],
     params: Params,
     summaries: Mapping[str, Summary],
     results: Mapping[str, RunResult],
 ) -> Table:
-    """Tables 2–4: the paper's rows in order, each with the run that fills it, then runs no paper row stands for."""
+    """The paper's rows in order, each with what fills it; then our runs and other people's models without one."""
     table = paper[f"table{number}"]
     columns = tuple(Column(c["key"], c["group"], c["name"]) for c in table["columns"])
-    waiting = [name for name in (params.ablations if number == 4 else params.main) if name in results]
+    own = params.ablations if number == "4" else params.main
+    waiting = [name for name in own if name in results]
+    others = {} if number == "4" else {n: o for n, o in getattr(params, "others", {}).items() if n in results}
     ablations = iter(params.ablations)
     rows = []
     for row in table["rows"]:
-        if number == 4:
+        if number == "4":
             name = next(ablations, None) if row.get("run") else None
             name = name if name in waiting else None
         else:
             name = next((n for n in waiting if _fills(params, n, row)), None)
         if name:
             waiting.remove(name)
+        else:  # a row of somebody else: his model, if it is among others
+            name = next((n for n, o in others.items() if o.adapter == row["key"]), None)
         data = row["data"] if "data" in row else _short(paper, row.get("datasets", ()))
-        cells = _cells(columns, results.get(name) if name else None, row["paper"])
         backbone = paper["backbones"].get(row.get("image_encoder"), "")
-        rows.append(Row(name or row["key"], row["model"], cells, backbone, data, name or ""))
+        rows.append(_row(columns, results, name, row["model"], backbone, data, row["paper"], row["key"]))
+        others = {n: o for n, o in others.items() if n != name}
+        if "image_encoder" in row:  # the authors' own weights of the model in this row
+            for n in [n for n, o in others.items() if (o.adapter, o.backbone, o.data) == ("cxr_clip", backbone, data)]:
+                title = f"{others.pop(n).model}, released weights"
+                rows.append(_row(columns, results, n, title, backbone, data, row["paper"]))
+    nothing = [None] * len(columns)
     for name in waiting:
         run = params.runs[name]
-        cells = _cells(columns, results[name], [None] * len(columns))
         backbone = paper["backbones"].get(run.image_encoder, run.image_encoder)
-        rows.append(Row(name, "own run", cells, backbone, _short(paper, run.datasets), name))
-    heads = (("Method", "model"),) if number == 4 else (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
-    shown = [name for name in (params.ablations if number == 4 else params.main) if name in results]
+        title = "own run" if table["rows"] else "CXR-CLIP"
+        rows.append(_row(columns, results, name, title, backbone, _short(paper, run.datasets), nothing))
+    for name, other in others.items():
+        rows.append(_row(columns, results, name, other.model, other.backbone, other.data, nothing))
+    drawn = {d for d in {c.dataset for c in columns} if _is_phantom(paper, summaries, d)}
+    rows = [replace(r, cells=_marked(columns, r.cells, drawn)) for r in rows]
+    rows = _compared(columns, rows, results, params, chained=number == "4")
+    heads = (
+        (("Method", "model"),) if number == "4" else (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
+    )
+    shown = [name for name in own if name in results]
     notes = [*table.get("notes", ()), *_notes(paper, columns, summaries, [results[n] for n in shown])]
     notes += _text_augmentation(params, shown)
+    if number != "4":
+        notes += [
+            f"{o.model}: {note}"
+            for n, o in getattr(params, "others", {}).items()
+            if n in results and not results[n].measures
+            for note in results[n].notes
+        ]
+    if shown and not any(c.ours is not None for r in rows for c in r.cells):
+        notes.append(f"Nothing of this table was computed yet; run: {table['command']}")
+    columns, rows = _used(columns, rows)
     confidence = params.evaluate.bootstrap.confidence
-    title, measure = table["title"], table["measure"]
-    return Table(number, title, measure, heads, columns, tuple(rows), tuple(notes), confidence=confidence)
+    return Table(
+        number,
+        table["title"],
+        table["measure"],
+        heads,
+        columns,
+        tuple(rows),
+        tuple(notes),
+        confidence=confidence,
+        command=table["command"],
+    )
+
+
+def _row(
+    columns: Sequence[Column],
+    results: Mapping[str, RunResult],
+    name: str | None,
+    model: str,
+    backbone: str,
+    data: str,
+    printed: Sequence[float | None],
+    key: str = "",
+) -> Row:
+    cells = _cells(columns, results.get(name) if name else None, printed)
+    return Row(name or key, model, cells, backbone, data, name or "")
 
 
 def _fills(params: Params, name: str, row: Mapping[str, Any]) -> bool:
@@ -328,19 +310,98 @@ def _short(paper: Mapping[str, Any], datasets: Iterable[str]) -> str:
     return ",".join(paper["datasets"].get(d, {}).get("short", d) for d in datasets)
 
 
+def _is_phantom(paper: Mapping[str, Any], summaries: Mapping[str, Summary], dataset: str) -> bool:
+    archive = paper["datasets"].get(dataset, {}).get("archive", dataset)
+    return archive in summaries and summaries[archive].phantom
+
+
+def _marked(columns: Sequence[Column], cells: Sequence[Cell], drawn: set[str]) -> tuple[Cell, ...]:
+    """The cells that rest on drawn images marked; a sum rests on all test sets of the row."""
+    return tuple(
+        replace(cell, phantom=c.dataset in drawn or (not c.dataset and bool(drawn)))
+        for c, cell in zip(columns, cells, strict=True)
+    )
+
+
 def _cells(columns: Sequence[Column], run: RunResult | None, printed: Sequence[float | None]) -> tuple[Cell, ...]:
-    recalls = [c.key for c in columns if RECALL.search(c.key)]
     cells = []
     for column, figure in zip(columns, printed, strict=True):
-        measure = None
-        if run:
-            measure = rsum(run, recalls) if column.key == "rsum" else run.measures.get(column.key)
-        if measure is None:
+        keys = _summands(columns, column)
+        measure = _measured(run, column, keys, clean=False) if run else None
+        if run is None or measure is None:
             cells.append(Cell(paper=figure))
             continue
         low, high = (None if v is None else 100 * v for v in (measure.low, measure.high))
-        cells.append(Cell(100 * measure.value, figure, low, high, measure.n))
+        cell = Cell(100 * measure.value, figure, low, high, measure.n, removed=run.removed.get(column.dataset))
+        cell = replace(cell, seeds=tuple(100 * v for _, v in sorted(measure.seeds.items(), key=lambda s: int(s[0]))))
+        clean = _measured(run, column, keys, clean=True) if any(k in run.clean for k in keys) else None
+        if clean:
+            low, high = (None if v is None else 100 * v for v in (clean.low, clean.high))
+            cell = replace(cell, clean=100 * clean.value, clean_low=low, clean_high=high, clean_n=clean.n)
+        cells.append(cell)
     return tuple(cells)
+
+
+def _summands(columns: Sequence[Column], column: Column) -> list[str]:
+    """The metrics a column adds up: the recalls of its row, or itself."""
+    return [c.key for c in columns if RECALL.search(c.key)] if column.key.endswith("rsum") else [column.key]
+
+
+def _measured(run: RunResult, column: Column, keys: Sequence[str], clean: bool) -> Measure | None:
+    if column.key.endswith("rsum"):
+        return rsum(run, keys, clean=clean)
+    return (run.clean if clean else run.measures).get(column.key)
+
+
+def _compared(
+    columns: Sequence[Column], rows: Sequence[Row], results: Mapping[str, RunResult], params: Params, chained: bool
+) -> list[Row]:
+    """Each row of ours against the first of ours (``chained``: against the one above it) over the same resamples."""
+    out: list[Row] = []
+    base: Row | None = None
+    for row in rows:
+        if row.run and base:
+            one, two = results[row.run], results[base.run]
+            cells = []
+            for column, a, b in zip(columns, row.cells, base.cells, strict=True):
+                keys = _summands(columns, column)
+                found = paired(
+                    a.ours, sample_sum(one, keys), b.ours, sample_sum(two, keys), params.evaluate.bootstrap.confidence
+                )
+                cells.append(replace(a, against=found))
+            row = replace(row, cells=tuple(cells), against=base.run)
+        if row.run and (chained or base is None) and any(c.ours is not None for c in row.cells):
+            base = row
+        out.append(row)
+    return out
+
+
+def paired(
+    a: float | None, a_samples: np.ndarray | None, b: float | None, b_samples: np.ndarray | None, confidence: float
+) -> tuple[float, float, float] | None:
+    """The difference of two printed figures (× 100) with its paired-bootstrap percentile interval.
+
+    Args:
+        a, b: the figures in points.
+        a_samples, b_samples: their values over the same resamples as fractions, float64 [B].
+        confidence: of the interval.
+
+    Returns:
+        (a − b, low, high) in points; None where a figure is missing or the samples do not pair up.
+    """
+    if a is None or b is None or a_samples is None or b_samples is None or len(a_samples) != len(b_samples):
+        return None
+    low, high = percentiles(a_samples - b_samples, confidence)
+    return a - b, 100 * low, 100 * high
+
+
+def _used(columns: tuple[Column, ...], rows: Sequence[Row]) -> tuple[tuple[Column, ...], list[Row]]:
+    """Without the columns that have no figure in any row, neither ours nor the paper's; all of them where none has."""
+    kept = [
+        i for i in range(len(columns)) if any(r.cells[i].ours is not None or r.cells[i].paper is not None for r in rows)
+    ]
+    kept = kept or list(range(len(columns)))
+    return tuple(columns[i] for i in kept), [replace(r, cells=tuple(r.cells[i] for i in kept)) for r in rows]
 
 
 def _notes(
@@ -376,9 +437,3 @@ def _text_augmentation(params: Params, shown: Sequence[str]) -> list[str]:
         f"Reports are augmented by sentence swap alone in {', '.join(without)}, in the paper also by back-translation: "
         "back_translation names no models."
     ]
-
-
-def _plain(value: float | None) -> str:
-    if value is None:
-        return ""
-    return str(value) if isinstance(value, int) else f"{value:.4f}"

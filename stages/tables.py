@@ -1,15 +1,16 @@
-"""Stage ``tables``: counts, metrics and curves -> reports/table{1,2,3,4}.{md,csv}, metrics.json and index.html."""
+"""Stage ``tables``: counts, metrics and curves -> reports/table*.{md,csv,tex}, metrics.json, plots/ and index.html."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from pipeline import page, shards, tables, tracking
+from pipeline import charts, formats, page, shards, tables, tracking
 from pipeline import params as config
 from pipeline.results import ResultsError, headline_metrics, load_results, load_summaries
 
 INDEX = Path("data/index")
+EMBEDDINGS = Path("data/embeddings")
 RESULTS = Path("data/results")
 OUT = Path("reports")
 
@@ -18,17 +19,19 @@ def main() -> None:
     params = config.load()
     with tracking.stage_run("tables", "all", params=params, enabled=params.tracking.enabled, send=True) as run:
         summaries = load_summaries(INDEX, params.sources)
-        results, missing = load_results(RESULTS, params.runs, params.main)
+        results, missing = load_results(RESULTS, params.runs, params.main, getattr(params, "others", {}))
         for path in missing:
             print(f"tables: {path}: not found, its figures are missing from the tables", file=sys.stderr)
         metrics = headline_metrics(results)
         built = tables.build(params, summaries, results)
         phantom = tables.phantoms(summaries)
-        written = tables.write(OUT, built, metrics, phantom)
-        html = page.render(params, built, summaries, results, missing, INDEX, shards.load_view)
+        written = formats.write(OUT, built, metrics, phantom)
+        written += charts.write_plots(OUT / "plots", params, results)
+        html = page.render(params, built, summaries, results, missing, INDEX, shards.load_view, EMBEDDINGS)
         (OUT / "index.html").write_text(html, encoding="utf-8", newline="\n")
         for table in built:
-            print(tables.markdown(table, phantom))
+            if not table.number.startswith("S"):
+                print(formats.markdown(table, phantom))
         run.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
         for file in written:
             run.artifact(file)

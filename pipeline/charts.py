@@ -56,7 +56,8 @@ def _lines(
 ) -> Iterator[tuple[str, str, list[figures.Line]]]:
     mean = figures.mean_roc if part == "curves" else figures.mean_pr
     for dataset in BINARY_DATASETS:
-        lines, drawn = [], {}
+        lines: list[figures.Line] = []
+        drawn: dict[str, Any] = {}
         for name, (colour, dashes) in colours(params, results).items():
             classes = getattr(results[name], part).get(dataset)
             if classes:
@@ -118,7 +119,7 @@ def write_plots(folder: Path, params: Params, results: Mapping[str, RunResult]) 
         for dataset, found in results[name].classes.items()
         for cls, m in found.items()
     ]
-    files = {
+    files: dict[str, tuple[tuple[str, ...], list[Any]]] = {
         "roc.csv": (("series", "fpr", "tpr"), roc),
         "precision_recall.csv": (("series", "recall", "precision"), pr),
         "losses.csv": (("series", "epoch", "loss"), losses),

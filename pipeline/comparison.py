@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.params import Bootstrap
-
 
 def paired(
-    a: Mapping[str, Any], a_samples: np.ndarray, b: Mapping[str, Any], b_samples: np.ndarray, options: Bootstrap
+    a: Mapping[str, Any], a_samples: np.ndarray, b: Mapping[str, Any], b_samples: np.ndarray, confidence: float
 ) -> dict[str, float]:
     """How much higher a metric is for model a than for model b, judged on the same resamples of patients.
 
@@ -21,6 +19,7 @@ def paired(
     Args:
         a: M of one model, {"value", "n", ...}; ``b``: M of the other, same metric and test set.
         a_samples: float64 [B], values over the resamples of ``metrics.resamples``; ``b_samples``: likewise.
+        confidence: of the interval.
 
     Returns:
         "difference" a - b, "low" and "high" of its percentile interval, and "p", the two-sided bootstrap p value: twice
@@ -41,7 +40,7 @@ def paired(
     differences = differences[~np.isnan(differences)]
     if not len(differences):
         raise ValueError("comparison: no resample has a value for both models; raise evaluate.bootstrap.samples")
-    tail = (1 - options.confidence) / 2 * 100
+    tail = (1 - confidence) / 2 * 100
     low, high = np.percentile(differences, [tail, 100 - tail])
     side = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
     return {

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pipeline.comparison import paired
 from pipeline.params import BINARY_DATASETS
 from pipeline.results import load_paper
 
@@ -218,9 +219,10 @@ def difference(baseline: Experiment, other: Experiment, run: str, key: str) -> D
     if why := _unpaired(baseline, other, key, old, new):
         return Difference(value, why=why)
     assert old.samples is not None and new.samples is not None
-    tail = (1 - float(baseline.params.get("evaluate.bootstrap.confidence", 0.95))) / 2 * 100
-    low, high = np.nanpercentile(new.samples - old.samples, [tail, 100 - tail])
-    return Difference(value, float(low), float(high))
+    values = {"value": new.value, "n": new.n}, {"value": old.value, "n": old.n}
+    confidence = float(baseline.params.get("evaluate.bootstrap.confidence", 0.95))
+    found = paired(values[0], new.samples, values[1], old.samples, confidence)
+    return Difference(value, found["low"], found["high"])
 
 
 def _unpaired(baseline: Experiment, other: Experiment, key: str, old: Metric, new: Metric) -> str:

@@ -59,11 +59,11 @@ def _kind(column: Column) -> str:
 def _rule(params: Params, kind: str, columns: list[Column]) -> str:
     evaluate = params.evaluate
     if kind.startswith("zs"):
-        first = (getattr(evaluate, "protocols", ()) or ("paper",))[0]
+        first = evaluate.protocols[0]
         metric = (
             "accuracy: class of the highest score" if columns[0].key.endswith("accuracy") else "AUC, mean over classes"
         )
-        return f"protocol {kind[3:] or first}: its prompts ({evaluate.zero_shot}) against the image; {metric}"
+        return f"protocol {kind[3:] or first} (pipeline/protocols): its prompts against the image; {metric}"
     if kind in ("probe", "ft"):
         way = (
             "a linear layer on the frozen image encoder"

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.comparison import paired
 from pipeline.params import BINARY_DATASETS, LABEL_DATASETS, Params, run_config
-from pipeline.results import RECALL, Measure, RunResult, Summary, load_paper, percentiles, rsum, sample_sum
+from pipeline.results import RECALL, Measure, RunResult, Summary, load_paper, rsum, sample_sum
 
 TABLES = ("2", "3", "4", "S1", "S2", "S3", "S4")  # those of models; Table 1 is counts
 TEST_SET = re.compile(r"(?:.+/)?(\w+?)_(?:zs|p|ft|t2i|r)\d*(?:_|$)")
@@ -225,7 +226,7 @@ def _models(
     columns = tuple(Column(c["key"], c["group"], c["name"]) for c in table["columns"])
     own = params.ablations if number == "4" else params.main
     waiting = [name for name in own if name in results]
-    others = {} if number == "4" else {n: o for n, o in getattr(params, "others", {}).items() if n in results}
+    others = {} if number == "4" else {n: o for n, o in params.others.items() if n in results}
     ablations = iter(params.ablations)
     rows = []
     for row in table["rows"]:
@@ -266,7 +267,7 @@ def _models(
     if number != "4":
         notes += [
             f"{o.model}: {note}"
-            for n, o in getattr(params, "others", {}).items()
+            for n, o in params.others.items()
             if n in results and not results[n].measures
             for note in results[n].notes
         ]
@@ -365,10 +366,8 @@ def _compared(
             cells = []
             for column, a, b in zip(columns, row.cells, base.cells, strict=True):
                 keys = _summands(columns, column)
-                found = paired(
-                    a.ours, sample_sum(one, keys), b.ours, sample_sum(two, keys), params.evaluate.bootstrap.confidence
-                )
-                cells.append(replace(a, against=found))
+                samples = sample_sum(one, keys), sample_sum(two, keys)
+                cells.append(replace(a, against=_difference(a, samples[0], b, samples[1], params)))
             row = replace(row, cells=tuple(cells), against=base.run)
         if row.run and (chained or base is None) and any(c.ours is not None for c in row.cells):
             base = row
@@ -376,23 +375,15 @@ def _compared(
     return out
 
 
-def paired(
-    a: float | None, a_samples: np.ndarray | None, b: float | None, b_samples: np.ndarray | None, confidence: float
+def _difference(
+    a: Cell, a_samples: np.ndarray | None, b: Cell, b_samples: np.ndarray | None, params: Params
 ) -> tuple[float, float, float] | None:
-    """The difference of two printed figures (× 100) with its paired-bootstrap percentile interval.
-
-    Args:
-        a, b: the figures in points.
-        a_samples, b_samples: their values over the same resamples as fractions, float64 [B].
-        confidence: of the interval.
-
-    Returns:
-        (a − b, low, high) in points; None where a figure is missing or the samples do not pair up.
-    """
-    if a is None or b is None or a_samples is None or b_samples is None or len(a_samples) != len(b_samples):
+    """a - b and both ends of its interval in points, or None where one of them has no figure or no samples."""
+    if a.ours is None or b.ours is None or a_samples is None or b_samples is None:
         return None
-    low, high = percentiles(a_samples - b_samples, confidence)
-    return a - b, 100 * low, 100 * high
+    values = {"value": a.ours / 100, "n": a.n}, {"value": b.ours / 100, "n": b.n}
+    found = paired(values[0], a_samples, values[1], b_samples, params.evaluate.bootstrap.confidence)
+    return 100 * found["difference"], 100 * found["low"], 100 * found["high"]
 
 
 def _used(columns: tuple[Column, ...], rows: Sequence[Row]) -> tuple[tuple[Column, ...], list[Row]]:

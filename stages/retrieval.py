@@ -17,7 +17,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
     seen = load_seen(Path("data/audit"))
     trained_on = {name: run.datasets for name, run in params.runs.items()}
-    trained_on |= {name: other.trained_on for name, other in getattr(params, "others", {}).items()}
+    trained_on |= {name: other.trained_on for name, other in params.others.items()}
     for name, sets in trained_on.items():
         with tracking.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
             found = retrieval.evaluate(

@@ -17,7 +17,7 @@ def main() -> None:
     chosen = protocols.load_all(params.evaluate.protocols)
     seen = load_seen(Path("data/audit"))
     rows = {name: run.datasets for name, run in params.runs.items()}
-    rows |= {name: other.trained_on for name, other in getattr(params, "others", {}).items()}
+    rows |= {name: other.trained_on for name, other in params.others.items()}
     for name, trained_on in rows.items():
         with tracking.stage_run("zero_shot", name, params.evaluate, params.tracking.enabled) as record:
             found = zero_shot.evaluate(

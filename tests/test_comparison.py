@@ -28,7 +28,7 @@ def measured(labels, scores, groups, options, seed=0):
 def test_paired_equals_resampling_both_together():
     options = Bootstrap(samples=150)
     labels, a, b, groups = two_models(np.random.default_rng(0))
-    found = paired(*measured(labels, a, groups, options), *measured(labels, b, groups, options), options)
+    found = paired(*measured(labels, a, groups, options), *measured(labels, b, groups, options), options.confidence)
     weights = metrics.resamples(list(groups), options, 0)
     differences = []
     for row in weights:
@@ -39,7 +39,7 @@ def test_paired_equals_resampling_both_together():
     below, above = sum(d <= 0 for d in differences), sum(d >= 0 for d in differences)
     assert found["p"] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 151))
     assert found["p"] < 0.05
-    swapped = paired(*measured(labels, b, groups, options), *measured(labels, a, groups, options), options)
+    swapped = paired(*measured(labels, b, groups, options), *measured(labels, a, groups, options), options.confidence)
     assert swapped["low"] == pytest.approx(-found["high"])
     assert swapped["p"] == found["p"]
 
@@ -48,7 +48,7 @@ def test_a_model_does_not_differ_from_itself():
     options = Bootstrap(samples=50)
     labels, a, _, groups = two_models(np.random.default_rng(1))
     one = measured(labels, a, groups, options)
-    assert paired(*one, *one, options) == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert paired(*one, *one, options.confidence) == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
 
 
 def test_models_as_good_as_each_other_rarely_differ():
@@ -58,7 +58,7 @@ def test_models_as_good_as_each_other_rarely_differ():
     for turn in range(300):
         labels, a, b, groups = two_models(rng, patients=80, better=0.0)
         found = paired(
-            *measured(labels, a, groups, options, turn), *measured(labels, b, groups, options, turn), options
+            *measured(labels, a, groups, options, turn), *measured(labels, b, groups, options, turn), 0.95
         )
         covered += found["low"] <= 0 <= found["high"]
         small += found["p"] <= 0.05
@@ -69,14 +69,14 @@ def test_models_as_good_as_each_other_rarely_differ():
 def test_different_test_sets_do_not_compare():
     m, samples = {"value": 0.5, "n": 10}, np.full(4, 0.5)
     with pytest.raises(ValueError, match="10 test items against 9"):
-        paired(m, samples, {"value": 0.5, "n": 9}, samples, Bootstrap())
+        paired(m, samples, {"value": 0.5, "n": 9}, samples, 0.95)
     with pytest.raises(ValueError, match="4 resamples against 3"):
-        paired(m, samples, m, samples[:3], Bootstrap())
+        paired(m, samples, m, samples[:3], 0.95)
     with pytest.raises(ValueError, match="no resample has a value for both"):
-        paired(m, samples, m, np.full(4, np.nan), Bootstrap())
+        paired(m, samples, m, np.full(4, np.nan), 0.95)
 
 
 def test_a_resample_without_a_value_is_left_out():
     m = {"value": 0.5, "n": 10}
-    found = paired(m, np.array([0.3, np.nan, 0.9]), m, np.array([0.1, 0.2, 0.5]), Bootstrap(3, confidence=0.9))
+    found = paired(m, np.array([0.3, np.nan, 0.9]), m, np.array([0.1, 0.2, 0.5]), 0.9)
     assert (found["low"], found["high"]) == pytest.approx((0.21, 0.39))

@@ -417,13 +417,6 @@ def run_config(params: Params, name: str) -> RunConfig:
     )
 
 
-def other(params: Params, name: str) -> Other:
-    """One entry of ``others``."""
-    if name not in params.others:
-        raise ParamsError(f"others.{name}: no such model; others are {', '.join(params.others) or 'none'}")
-    return params.others[name]
-
-
 def write_run_config(path: Path, config: RunConfig) -> None:
     """Write a run's effective parameters as JSON, keys in a fixed order."""
     path.write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")

@@ -14,7 +14,10 @@ from pipeline.adapters.checkpoint import MissingWeights
 
 def main(name: str) -> None:
     params = config.load()
-    other = config.other(params, name)
+    try:
+        other = params.others[name]
+    except KeyError:
+        raise config.ParamsError(f"others.{name}: no such model in params.yaml") from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     out = Path("data/embeddings") / name
     with tracking.stage_run("embed_other", name, params.evaluate, params.tracking.enabled) as record:

@@ -21,7 +21,14 @@ DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DOC = ROOT / "docs" / "experiments.md"
 MARKS = ("<!-- from dvc.yaml: python tests/test_caching.py -->\n", "<!-- end -->\n")
 # How fast, not what: these change no output (other than by rounding), so no stage need depend on them.
-INDIFFERENT = {"tracking", "ingest.workers", "ingest.scheduler", "audit.workers", "evaluate.batch_size"}
+INDIFFERENT = {
+    "tracking",
+    "ingest.workers",
+    "ingest.scheduler",
+    "audit.workers",
+    "train.workers",
+    "evaluate.batch_size",
+}
 SECTIONS = {field.name for field in fields(config.Params)}
 
 

@@ -57,9 +57,7 @@ def test_models_as_good_as_each_other_rarely_differ():
     covered, small = 0, 0
     for turn in range(300):
         labels, a, b, groups = two_models(rng, patients=80, better=0.0)
-        found = paired(
-            *measured(labels, a, groups, options, turn), *measured(labels, b, groups, options, turn), 0.95
-        )
+        found = paired(*measured(labels, a, groups, options, turn), *measured(labels, b, groups, options, turn), 0.95)
         covered += found["low"] <= 0 <= found["high"]
         small += found["p"] <= 0.05
     assert 0.91 <= covered / 300 <= 0.985

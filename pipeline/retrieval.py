@@ -174,7 +174,7 @@ def _count(
     product = x.to(rough.dtype) @ rough.T
     about, least, most = _sortable(product), _sortable(low.clone()), _sortable(high.clone())
     above = about > most
-    out = np.array([np.count_nonzero(row) for row in above]) if weight is None else above @ weight
+    out = np.count_nonzero(above, axis=1) if weight is None else above @ weight
     near = np.flatnonzero((about >= least) ^ above)
     if len(near):
         query, item = np.divmod(near, len(items))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -354,6 +353,8 @@ def load(path: Path = Path("params.yaml")) -> Params:
     Raises:
         ParamsError: one line naming the key, what is wrong with it and what is accepted.
     """
+    from pipeline.checks import check  # which needs the records of this module
+
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -363,7 +364,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
         raise ParamsError(f"{path}: line {line}: not valid YAML") from None
     try:
         params = read_record(Params, _runs_filled_in(raw))
-        _check(params)
+        check(params)
     except ParamsError as error:
         raise ParamsError(f"{path}: {error}") from None
     return params
@@ -425,95 +426,3 @@ def write_run_config(path: Path, config: RunConfig) -> None:
 def read_run_config(path: Path) -> RunConfig:
     """Inverse of ``write_run_config``."""
     return read_record(RunConfig, json.loads(path.read_text(encoding="utf-8")))
-
-
-def _check(params: Params) -> None:
-    """What types alone cannot say."""
-    for name, source in params.sources.items():
-        if source.reader == MANIFEST:
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ParamsError(f"sources.{name}: a data set's name is small letters, digits and _")
-            if not source.manifest:
-                raise ParamsError(f"sources.{name}.manifest: missing; the CSV or Parquet file that lists the images")
-            continue
-        _known("sources", [name], DATASETS)
-        if source.reader != name:
-            raise ParamsError(f"sources.{name}.reader: {source.reader!r} is neither {name} nor {MANIFEST}")
-        if source.split != "paper" and name not in ("chestxray14", "rsna"):
-            raise ParamsError(f"sources.{name}.split: only chestxray14 and rsna can be split by patient")
-    _known("phantom.archives", params.phantom.archives, DATASETS)
-    _check_warmup("", params)
-    for name, run in params.runs.items():
-        if "-" in name:
-            raise ParamsError(f"runs.{name}: no '-' in a run's name (DVC joins stage names with it)")
-        own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
-        _known(f"runs.{name}.datasets", run.datasets, (*PRETRAIN_DATASETS, *own))
-        for dataset in run.datasets:
-            if dataset not in params.sources:
-                raise ParamsError(
-                    f"runs.{name}.datasets: {dataset} is not among sources; add it there or leave out the run"
-                )
-        _check_warmup(f"runs.{name}.", run_config(params, name))
-        _check_loss(name, run_config(params, name))
-    for name, other in params.others.items():
-        if name in params.runs:
-            raise ParamsError(f"others.{name}: a run has this name, too")
-        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-            raise ParamsError(f"others.{name}: a name is letters, digits and _")
-        if other.adapter not in ADAPTERS:
-            known = ", ".join(ADAPTERS)
-            raise ParamsError(
-                f"others.{name}.adapter: {other.adapter!r} is none of {known}{hint(other.adapter, ADAPTERS)}"
-            )
-        own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
-        _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, *own))
-    for key, names in (("main", params.main), ("ablations", params.ablations), ("control", (params.control,))):
-        for name in names:
-            if name and name not in params.runs:
-                raise ParamsError(f"{key}: {name!r} is not among runs")
-    words = params.back_translation
-    if bool(words.forward) != bool(words.back):
-        lacks = "back" if words.forward else "forward"
-        raise ParamsError(f"back_translation.{lacks}: missing; name the models of both directions, or none")
-    if words.temperature <= 0:
-        raise ParamsError(f"back_translation.temperature: {words.temperature} is not above 0")
-    if not params.evaluate.protocols:
-        raise ParamsError("evaluate.protocols: an empty list; name at least one protocol, such as paper")
-    few_shot = params.evaluate.few_shot
-    tune = few_shot.fine_tune
-    if few_shot.shares.keys() != few_shot.epochs.keys():
-        raise ParamsError("evaluate.few_shot: shares and epochs name different subsets")
-    if tune.shares.keys() != tune.epochs.keys():
-        raise ParamsError("evaluate.few_shot.fine_tune: shares and epochs name different subsets")
-    if both := sorted(few_shot.shares.keys() & tune.shares.keys()):
-        raise ParamsError(f"evaluate.few_shot.fine_tune.shares.{both[0]}: the linear probe has a share of this name")
-    if not few_shot.seeds or len(set(few_shot.seeds)) < len(few_shot.seeds):
-        raise ParamsError("evaluate.few_shot.seeds: expected at least one, each once")
-    for name in tune.runs:
-        if name not in params.main:
-            raise ParamsError(f"evaluate.few_shot.fine_tune.runs: {name!r} is not in main")
-
-
-def _check_warmup(where: str, config: Params | RunConfig) -> None:
-    if config.train.warmup_epochs > config.train.epochs:
-        raise ParamsError(
-            f"{where}train.warmup_epochs: {config.train.warmup_epochs} is outside [0, {config.train.epochs}]"
-        )
-
-
-def _check_loss(name: str, config: RunConfig) -> None:
-    loss, at = config.loss, f"runs.{name}.loss"
-    if not (loss.mvs_weight or loss.icl_weight or loss.tcl_weight):
-        raise ParamsError(f"{at}: mvs_weight, icl_weight and tcl_weight are all 0; validation needs one of them")
-    if not loss.scale_limits[0] < loss.scale_limits[1]:
-        raise ParamsError(f"{at}.scale_limits: {list(loss.scale_limits)} is no lower and upper bound")
-    if loss.label_positives and set(config.datasets) == {"mimic_cxr"}:
-        raise ParamsError(f"{at}.label_positives: none of the run's data sets has labels; set false")
-    if loss.label_positives and config.train.shuffle_pairs:
-        raise ParamsError(f"{at}.label_positives: train.shuffle_pairs parts texts from labels; set one of them false")
-
-
-def _known(key: str, names: Iterable[str], known: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in known:
-            raise ParamsError(f"{key}.{name}: unknown data set; known are {', '.join(known)}{hint(name, known)}")

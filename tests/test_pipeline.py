@@ -12,7 +12,7 @@ from pipeline import params
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 # They carry values and make none: editing them re-runs nothing.
-CARRIERS = {"params", "records", "tracking", "evaluation", "atomic"}
+CARRIERS = {"params", "checks", "records", "tracking", "evaluation", "atomic"}
 
 
 def imports(file: Path) -> set[Path]:

@@ -61,15 +61,15 @@ class RunResult:
     """All that was computed for one run or one other model. ``measures`` has the keys of reports/metrics.json.
 
     ``clean``: the same on test images that training has not seen; a key that is missing there has the same value.
-    ``removed``: test images that are not clean, by test set. ``samples``: a metric's values over the resamples, float64
-    [B], in the order of the draws, which two runs share. ``classes``, ``curves``, ``precision_recall`` and
-    ``calibration``: of zero-shot classification, by data set and class.
+    ``removed``: test images that are not clean, by evaluation (zero_shot, few_shot, retrieval) and test set. ``samples``:
+    a metric's values over the resamples, float64 [B], in the order of the draws, which two runs share. ``classes``,
+    ``curves``, ``precision_recall`` and ``calibration``: of zero-shot classification, by data set and class.
     """
 
     name: str
     measures: dict[str, Measure] = field(default_factory=dict)
     clean: dict[str, Measure] = field(default_factory=dict)
-    removed: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, dict[str, int]] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict)
     classes: dict[str, dict[str, Measure]] = field(default_factory=dict)
     curves: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
@@ -175,8 +175,7 @@ def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
     for part, into in (("metrics", run.measures), ("clean", run.clean)):
         for key, value in raw.get(part, {}).items():
             into[_metric_name(kind, key)] = _measure(path, f"{part}.{key}", value)
-    for dataset, count in raw.get("removed", {}).items():
-        run.removed[dataset] = max(int(count), run.removed.get(dataset, 0))
+    run.removed[kind] = {dataset: int(count) for dataset, count in raw.get("removed", {}).items()}
     if kind == "zero_shot":
         for dataset, classes in raw.get("classes", {}).items():
             where = f"classes.{dataset}"

@@ -333,7 +333,7 @@ def _cells(columns: Sequence[Column], run: RunResult | None, printed: Sequence[f
             cells.append(Cell(paper=figure))
             continue
         low, high = (None if v is None else 100 * v for v in (measure.low, measure.high))
-        cell = Cell(100 * measure.value, figure, low, high, measure.n, removed=run.removed.get(column.dataset))
+        cell = Cell(100 * measure.value, figure, low, high, measure.n, removed=_removed(run, column))
         cell = replace(cell, seeds=tuple(100 * v for _, v in sorted(measure.seeds.items(), key=lambda s: int(s[0]))))
         clean = _measured(run, column, keys, clean=True) if any(k in run.clean for k in keys) else None
         if clean:
@@ -384,6 +384,12 @@ def _difference(
     values = {"value": a.ours / 100, "n": a.n}, {"value": b.ours / 100, "n": b.n}
     found = paired(values[0], a_samples, values[1], b_samples, params.evaluate.bootstrap.confidence)
     return 100 * found["difference"], 100 * found["low"], 100 * found["high"]
+
+
+def _removed(run: RunResult, column: Column) -> int | None:
+    """How many test images are not clean for a figure; None where its evaluation did not look."""
+    kind = "zero_shot" if "_zs_" in column.key else "few_shot" if column.key.endswith("_auc") else "retrieval"
+    return run.removed.get(kind, {}).get(column.dataset)
 
 
 def _used(columns: tuple[Column, ...], rows: Sequence[Row]) -> tuple[tuple[Column, ...], list[Row]]:

@@ -77,7 +77,7 @@ def test_page_loads_nothing_from_anywhere(world):
     ids = [a["id"] for _, a in tags if "id" in a]
     assert len(ids) == len(set(ids))
     anchors = {a["href"][1:] for t, a in tags if t == "a" and a["href"].startswith("#")}
-    assert len(anchors) == 11 and anchors <= set(ids)
+    assert len(anchors) == 12 and anchors <= set(ids)
     assert set(re.findall(r"url\(#([^)]+)\)", world[1])) <= set(ids)
 
 
@@ -181,4 +181,4 @@ def test_stage_writes_everything_and_prints_the_tables(tmp_path, monkeypatch, ca
     out = capsys.readouterr()
     assert [out.out.count(f"## Table {n}.") for n in range(1, 5)] == [1, 1, 1, 1] and not out.err
     written = sorted(path.name for path in Path("reports").iterdir())
-    assert len(written) == 10 and "index.html" in written and "metrics.json" in written
+    assert len(written) == 27 and "index.html" in written and "metrics.json" in written

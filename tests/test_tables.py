@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import fake_results as fake
+import numpy as np
 import pytest
 
-from pipeline import tables
-from pipeline.results import ResultsError, headline_metrics, load_paper, load_results, load_summaries
+from pipeline import formats, tables
+from pipeline.results import Measure, ResultsError, headline_metrics, load_paper, load_results, load_summaries
 
 SEEDS = Path(__file__).parents[2] / "shared" / "seeds"
 ZS = {"vindr_cxr_zs_auc": "vindr_cxr.auc", "chexpert5x200_zs_accuracy": "chexpert5x200.accuracy"}
@@ -29,7 +30,7 @@ def built(root, p, **changes):
 
 def lines(table) -> dict:
     """The CSV by (row, column)."""
-    return {(r["row"], r["column"]): r for r in csv.DictReader(io.StringIO(tables.tidy_csv(table)))}
+    return {(r["row"], r["column"]): r for r in csv.DictReader(io.StringIO(formats.tidy_csv(table)))}
 
 
 def test_paper_figures_known_by_heart():
@@ -65,7 +66,7 @@ def test_paper_figures_are_those_of_the_paper():
 
 def test_each_run_fills_its_own_row_in_the_papers_order(here):
     p = fake.make(here)
-    (_, t2, t3, t4), _, _ = built(here, p)
+    (_, t2, t3, t4, *_), _, _ = built(here, p)
     names = ["gloria", "resnet_m", "swin_m", "medclip", "resnet_mc", "swin_mc", "resnet_mcc", "swin_mcc"]
     assert [r.key for r in t2.rows] == [r.key for r in t3.rows] == names
     assert [(r.backbone, r.data) for r in t2.rows[1:3]] == [("R50", "M"), ("SwinT", "M")]
@@ -90,7 +91,7 @@ def test_each_run_fills_its_own_row_in_the_papers_order(here):
 
 def test_rsum_is_a_sum_or_nothing(here):
     p = fake.make(here)
-    (_, _, t3, t4), _, _ = built(here, p)
+    (_, _, t3, t4, *_), _, _ = built(here, p)
     nine, six = lines(t3)["resnet_mc", "rsum"], lines(t4)["resnet_mc", "rsum"]
     recalls = fake.recalls("resnet_mc")
     assert float(nine["ours"]) == pytest.approx(100 * sum(recalls), abs=1e-3) and nine["low"]
@@ -99,7 +100,7 @@ def test_rsum_is_a_sum_or_nothing(here):
     raw = json.loads(path.read_text())
     raw["metrics"] = {k: v for k, v in raw["metrics"].items() if not k.startswith(("openi.r10", "total"))}
     path.write_text(json.dumps(raw))
-    (_, _, t3, _), _, results = built(here, p)
+    (_, _, t3, *_), _, results = built(here, p)
     assert lines(t3)["swin_m", "rsum"]["ours"] == lines(t3)["swin_m", "openi_r10"]["ours"] == ""
     assert "rsum" not in headline_metrics(results)["swin_m"]
 
@@ -108,7 +109,7 @@ def test_a_run_the_paper_does_not_have_is_appended(here):
     runs = {**fake.PARAMS["runs"], "vit": {"image_encoder": "resnet", "datasets": ["chexpert"]}}
     nine = [*fake.PARAMS["ablations"], "resnet_m", "swin_mc", "swin_mcc"]  # as many as the paper's rows
     p = fake.make(here, fake.params(runs=runs, main=["vit", "swin_m"], ablations=[*nine, "vit"]))
-    (_, t2, _, t4), _, _ = built(here, p)
+    (_, t2, _, t4, *_), _, _ = built(here, p)
     assert [r.key for r in t2.rows if r.run] == ["swin_m", "vit"] and t2.rows[-1].key == t4.rows[-1].key == "vit"
     assert t2.rows[-1].data == "C" and all(c.paper is None and c.ours for c in t2.rows[-1].cells)
     assert t2.rows[1].key == "r50_m" and all(c.ours is None for c in t2.rows[1].cells)
@@ -126,22 +127,22 @@ def test_a_run_the_paper_does_not_have_is_appended(here):
     ],
 )
 def test_printed_difference_is_that_of_the_printed_figures(ours, paper, shown):
-    assert tables.show_difference(tables.Cell(ours, paper), 1) == shown
+    assert formats.show_difference(tables.Cell(ours, paper), 1) == shown
 
 
 def test_nothing_computed_prints_dashes_only(here):
     p = fake.params(runs={}, main=[], ablations=[], control="", sources={})
     for table in tables.build(p, {}, {}):
-        text = tables.markdown(table)
+        text = formats.markdown(table)
         rows = [line for line in text.splitlines() if line.startswith("| ") and "| ours" in line]
-        assert rows and not any(re.search(r"\d", r.split("| ours")[1]) for r in rows)
+        assert bool(rows) == bool(table.rows) and not any(re.search(r"\d", r.split("| ours")[1]) for r in rows)
         assert "difference" not in text and "nan" not in text.lower()
 
 
 def test_markdown_has_every_figure(here):
     p = fake.make(here)
-    (_, t2, _, _), summaries, _ = built(here, p)
-    text = tables.markdown(t2, tables.phantoms(summaries))
+    (_, t2, *_), summaries, _ = built(here, p)
+    text = formats.markdown(t2, tables.phantoms(summaries))
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert len({len(r) for r in rows}) == 1
     start = next(i for i, r in enumerate(rows) if r[0] == "CXR-CLIP `swin_mc`")
@@ -162,13 +163,13 @@ def test_table_1_of_real_and_phantom_archives(here):
         here, "siim", False, listed={**siim, "test": {"studies": 1807, "images": 1807}}, labels_only=True
     )
     (t1, *_), _, _ = built(here, p)
-    by_data = {(r["row"], r["data"], r["column"]): r for r in csv.DictReader(io.StringIO(tables.tidy_csv(t1)))}
+    by_data = {(r["row"], r["data"], r["column"]): r for r in csv.DictReader(io.StringIO(formats.tidy_csv(t1)))}
     assert by_data["train", "siim", "images listed"]["difference"] == "10"
     assert ("train", "siim", "images ingested") not in by_data
     assert by_data["train", "mimic_cxr", "studies listed"]["ours"] == "70"  # studies, not its 91 images
     assert by_data["train", "mimic_cxr", "studies ingested"]["ours"] == "69"
     assert by_data["train", "rsna", "images listed"]["difference"] == ""
-    text = tables.markdown(t1)
+    text = formats.markdown(t1)
     train = next(line for line in text.splitlines() if "| difference" in line)
     assert train.count("phantom") == 5 and "+10" in train
     assert "8,422 is a misprint" in text and "22,423 is one short" not in text
@@ -209,15 +210,15 @@ def test_metrics_are_flat_rounded_and_of_enabled_runs_only(here):
 def test_runs_without_back_translation_say_so(here):
     p = fake.make(here)
     line = "sentence swap alone in swin_mcc, swin_mc, resnet_mc, resnet_m, swin_m, resnet_mcc, in the paper also by"
-    (t1, t2, t3, t4), _, _ = built(here, p)
+    (t1, t2, t3, t4, *_), _, _ = built(here, p)
     assert [sum("sentence swap" in note for note in t.notes) for t in (t1, t2, t3, t4)] == [0, 1, 1, 1]
-    assert line in tables.markdown(t2) and "in clip, clip_study" in tables.markdown(t4)
+    assert line in formats.markdown(t2) and "in clip, clip_study" in formats.markdown(t4)
     runs = {**fake.PARAMS["runs"], "clip": {**fake.PARAMS["runs"]["clip"], "augment": {"text": False}}}
     runs["clip_study"] = {"image_encoder": "resnet", "datasets": ["chexpert"]}  # labels alone
     t4 = built(here, fake.params(runs=runs))[0][3]
-    assert "sentence swap alone in clip_aug, clip_mvs, clip_icl, resnet_mc, in" in tables.markdown(t4)
+    assert "sentence swap alone in clip_aug, clip_mvs, clip_icl, resnet_mc, in" in formats.markdown(t4)
     named = fake.params(back_translation={"forward": "a", "back": "b"})
-    assert not any("sentence swap" in tables.markdown(t) for t in built(here, named)[0])
+    assert not any("sentence swap" in formats.markdown(t) for t in built(here, named)[0])
 
 
 def test_missing_results_are_named(here):
@@ -260,8 +261,125 @@ def test_same_results_same_bytes(here):
     texts = []
     for folder in (Path("one"), Path("two")):
         parts, summaries, results = built(here, p)
-        paths = tables.write(folder, parts, headline_metrics(results), tables.phantoms(summaries))
+        paths = formats.write(folder, parts, headline_metrics(results), tables.phantoms(summaries))
         texts.append({path.name: path.read_bytes() for path in paths})
     assert texts[0] == texts[1] and sorted(texts[0]) == sorted(
-        ["metrics.json", *(f"table{n}.{end}" for n in range(1, 5) for end in ("md", "csv"))]
+        [
+            "metrics.json",
+            *(f"table{n}.{end}" for n in (1, 2, 3, 4, "S1", "S2", "S3", "S4") for end in ("md", "csv", "tex")),
+        ]
     )
+
+
+def numbered(tables_, number):
+    return next(t for t in tables_ if t.number == number)
+
+
+def test_a_clean_figure_stands_beside_the_papers_with_its_count(here):
+    p = fake.make(here)
+    summaries, results, _ = fake.load(here, p)
+    one, other = results["resnet_mcc"], results["resnet_m"]
+    one.removed["zero_shot"], other.removed["zero_shot"] = {"rsna": 150}, {"rsna": 0}
+    one.clean["rsna_zs_auc"] = Measure(0.612, 0.5, 0.7, 90)
+    t2 = numbered(tables.build(p, summaries, results), "2")
+    column = [c.key for c in t2.columns].index("rsna_zs_auc")
+    cells = {r.run: r.cells[column] for r in t2.rows}
+    assert formats.show_clean(cells["resnet_mcc"], 1) == "61.2 (90)"
+    assert formats.show_clean(cells["resnet_m"], 1) == "same"
+    assert formats.show_clean(cells["swin_m"], 1) == "—"  # nobody looked
+    line = lines(t2)["resnet_mcc", "rsna_zs_auc"]
+    assert [line[k] for k in ("clean", "clean_n", "removed")] == ["61.2000", "90", "150"]
+    assert headline_metrics(results)["resnet_mcc"]["rsna_zs_auc_clean"] == 0.612
+    one.clean.clear()  # every test image was seen: there is no clean figure, and it is not "same" either
+    t2 = numbered(tables.build(p, summaries, results), "2")
+    assert formats.show_clean(next(r for r in t2.rows if r.run == "resnet_mcc").cells[column], 1) == "—"
+
+
+@pytest.mark.parametrize(
+    ("ours", "paper", "phantom", "bold"),
+    [(78.86, 78.8, False, True), (78.84, 78.8, False, False), (90.0, 78.8, True, False), (None, 78.8, False, False)],
+)
+def test_bold_is_above_the_paper_as_printed_on_real_images(ours, paper, phantom, bold):
+    table = tables.Table("2", "T", "", (), (tables.Column("rsna_zs_auc", "RSNA", "ZS"),), ())
+    cell = tables.Cell(ours, paper, phantom=phantom)
+    assert formats.bold(table, tables.Row("k", "m", (cell,))) == [bold]
+
+
+def test_rows_are_compared_over_the_same_resamples(here):
+    """Table 4: with the row above; Table 2: with the first row of ours. Worked out by hand."""
+    p = fake.make(here)
+    summaries, results, _ = fake.load(here, p)
+    rng = np.random.default_rng(0)
+    draws = {name: rng.normal(0.5, 0.1, 200) for name in ("clip", "clip_study", "resnet_m", "swin_mcc")}
+    for name, samples in draws.items():
+        results[name].samples["chexpert5x200_zs_accuracy"] = samples
+    built_tables = tables.build(p, summaries, results)
+    for number, row, above in (("4", "clip_study", "clip"), ("2", "swin_mcc", "resnet_m")):
+        table = numbered(built_tables, number)
+        found = next(r for r in table.rows if r.run == row)
+        assert found.against == above
+        cell = found.cells[[c.key for c in table.columns].index("chexpert5x200_zs_accuracy")]
+        difference = fake.value(row, "chexpert5x200.accuracy") - fake.value(above, "chexpert5x200.accuracy")
+        low, high = np.percentile(draws[row] - draws[above], [2.5, 97.5])
+        assert cell.against == pytest.approx((100 * difference, 100 * low, 100 * high))
+    assert numbered(built_tables, "4").rows[0].against == ""
+
+
+def test_latex_escapes_what_its_language_would_read(here):
+    p = fake.make(here)
+    summaries, results, _ = fake.load(here, p)
+    for table in tables.build(p, summaries, results):
+        text = formats.latex(table, tables.phantoms(summaries))
+        assert text.isascii() and text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+        for line in text.splitlines()[1:]:
+            assert not re.search(r"(?<!\\)[%#_]", line.replace("{%", "")) or "label" in line, line
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        cells = len(table.heads) + 1 + len(table.columns)
+        assert {len(re.split(r"(?<!\\)&", r)) for r in rows if "multicolumn" not in r} == {cells}
+    assert formats.tex("50 % of a_b & {c}") == r"50 \% of a\_b \& \{c\}"
+
+
+def test_other_peoples_models_fill_the_papers_rows_or_say_what_is_missing(here):
+    others = {
+        "gloria": {
+            "adapter": "gloria",
+            "weights": "weights/gloria",
+            "model": "GLoRIA",
+            "backbone": "R50",
+            "data": "C*",
+        },
+        "theirs": {"adapter": "cxr_clip", "weights": "w", "model": "CXR-CLIP", "backbone": "R50", "data": "M"},
+    }
+    p = fake.make(here, fake.params(others=others))
+    summaries = fake.load(here, p)[0]
+    folder = here / "data/results"
+    for kind in ("zero_shot", "retrieval"):
+        missing = {"run": "gloria", "metrics": {}, "notes": ["put its checkpoint in weights/gloria"]}
+        (folder / kind / "gloria.json").write_text(json.dumps(missing))
+        found = {"rsna.auc": fake.measure("theirs", "rsna.auc")} if kind == "zero_shot" else {}
+        (folder / kind / "theirs.json").write_text(json.dumps({"run": "theirs", "metrics": found, "notes": []}))
+    results, missing = load_results(folder, p.runs, p.main, p.others)
+    assert not missing
+    t2 = numbered(tables.build(p, summaries, results), "2")
+    assert [r.run for r in t2.rows[:3]] == ["gloria", "resnet_m", "theirs"]
+    assert t2.rows[2].model == "CXR-CLIP, released weights"
+    assert all(c.ours is None and c.paper for c in t2.rows[0].cells)
+    assert "GLoRIA: put its checkpoint in weights/gloria" in t2.notes
+    assert float(lines(t2)["theirs", "rsna_zs_auc"]["ours"]) == pytest.approx(
+        100 * fake.value("theirs", "rsna.auc"), abs=1e-4
+    )
+
+
+def test_seeds_are_shown_one_by_one(here):
+    p = fake.make(here)
+    path = here / "data/results/few_shot/swin_m.json"
+    raw = json.loads(path.read_text())
+    raw["metrics"]["rsna.p10"] |= {"value": 0.8, "low": 0.7, "high": 0.9, "seeds": {"0": 0.78, "1": 0.82}}
+    path.write_text(json.dumps(raw))
+    table = numbered(built(here, p)[0], "S4")
+    row = next(r for r in table.rows if r.run == "swin_m")
+    assert dict(formats.figure_lines(table, row))["by seed"].count("78.0, 82.0") == 1
+    raw["metrics"]["rsna.p10"]["seeds"]["1"] = 1.2
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ResultsError, match=r"seeds\.1 is 1\.2"):
+        built(here, p)

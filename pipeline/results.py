@@ -61,9 +61,10 @@ class RunResult:
     """All that was computed for one run or one other model. ``measures`` has the keys of reports/metrics.json.
 
     ``clean``: the same on test images that training has not seen; a key that is missing there has the same value.
-    ``removed``: test images that are not clean, by evaluation (zero_shot, few_shot, retrieval) and test set. ``samples``:
-    a metric's values over the resamples, float64 [B], in the order of the draws, which two runs share. ``classes``,
-    ``curves``, ``precision_recall`` and ``calibration``: of zero-shot classification, by data set and class.
+    ``removed``: test images that are not clean, by evaluation (zero_shot, few_shot, retrieval) and test set.
+    ``samples``: a metric's values over the resamples, float64 [B], in the order of the draws, which two runs share.
+    ``classes``, ``curves``, ``precision_recall`` and ``calibration``: of zero-shot classification, by data set and
+    class.
     """
 
     name: str

@@ -162,7 +162,8 @@ def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
     if any(c.clean is not None for c in row.cells):
         lines.append(("on clean images", [show_clean(c, d) for c in row.cells]))
     lines.append(("by seed", [", ".join(show(v, d) for v in c.seeds) if len(c.seeds) > 1 else DASH for c in row.cells]))
-    always = {lines[0][0], "paper"}
+    printed = table.number == "1" or any(c.paper is not None for r in table.rows for c in r.cells)
+    always = {lines[0][0], "paper"} if printed else {lines[0][0]}
     return [(k, v) for k, v in lines if k in always or any(t != DASH for t in v)]
 
 

@@ -317,8 +317,16 @@ def plain_fine_tuning(tower, data, chosen, valid, epochs, options, seed):
     return states[int(np.argmin(losses))]
 
 
+@pytest.fixture
+def double():
+    """Weights in float64: rounding in float32 grows until another epoch has the lowest loss."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("encoder", ["resnet", "swin"])
-def test_fine_tuning_is_plain_torch(labelled, config, encoder):
+def test_fine_tuning_is_plain_torch(labelled, double, encoder):
     from conftest import RESNET, SWIN
 
     data = read(labelled, "vindr_cxr")
@@ -342,7 +350,7 @@ def test_fine_tuning_is_plain_torch(labelled, config, encoder):
         for key, weight in part.state_dict().items():
             # AdamW makes a step of the rate's size out of rounding where a gradient is next to nothing: so the mean
             way = (wanted[key] - (before if part is one.tower else start)[key]).double().abs().mean()
-            assert (weight - wanted[key]).double().abs().mean() <= 0.05 * way + 1e-6, key
+            assert (weight - wanted[key]).double().abs().mean() <= 0.01 * way + 1e-6, key
     assert not one.training
     assert torch.equal(scores(one, valid, 3).argmax(1), scores(one, valid, 100).argmax(1))
 

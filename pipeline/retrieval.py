@@ -172,7 +172,11 @@ def _count(
     """``at_least`` of one block, int64 [n]: what is above ``high`` counts, what lies between is looked at again."""
     x = torch.from_numpy(queries)
     product = x.to(rough.dtype) @ rough.T
-    about, least, most = _sortable(product), _sortable(low.clone()), _sortable(high.clone())
+    least, most = _sortable(low.clone()), _sortable(high.clone())
+    below = torch.from_numpy(least[:, 0] <= 0)  # where all bounds are positive, a product's bits are in order as they are
+    if product.dtype == torch.bfloat16 and below.any():
+        product[below] = torch.from_numpy(_sortable(product[below])).view(torch.bfloat16)
+    about = product.view(torch.int16).numpy() if product.dtype == torch.bfloat16 else product.numpy()
     above = about > most
     out = np.count_nonzero(above, axis=1) if weight is None else above @ weight
     near = np.flatnonzero((about >= least) ^ above)

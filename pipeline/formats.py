@@ -16,8 +16,9 @@ DASH = "—"
 BOLD = "Bold: our figure, as printed, is above the paper's, on real test images (figures on phantoms are never bold)."
 CLEAN = (
     "On clean images: without the test images that training has seen, by the audit of pixels (docs/leakage.md); in "
-    "brackets how many are left; same: training has seen none."
+    "brackets how many are left; same: training has seen none; —: none is left, or it was not audited."
 )
+UNSEEN = "The audit of pixels (docs/leakage.md) finds none of these test images in what the models were trained on."
 CSV_COLUMNS = (
     *("table", "row", "model", "data", "column", "ours", "low", "high", "paper", "difference", "n"),
     *("clean", "clean_low", "clean_high", "clean_n", "removed"),
@@ -134,12 +135,23 @@ def bold(table: Table, row: Row) -> list[bool]:
 
 
 def all_notes(table: Table) -> list[str]:
-    """The table's notes, and what bold and "clean images" say where they occur."""
+    """The table's notes, what bold and "clean images" say where they occur, and else what the audit found."""
     notes = list(table.notes)
     if any(any(bold(table, row)) for row in table.rows):
         notes.insert(0, BOLD)
-    if any(c.clean is not None for row in table.rows for c in row.cells):
+    computed = [
+        (column, cell)
+        for row in table.rows
+        for column, cell in zip(table.columns, row.cells, strict=True)
+        if table.number != "1" and column.dataset and cell.ours is not None
+    ]
+    if any(cell.removed or cell.clean is not None for _, cell in computed):
         notes.append(CLEAN)
+    elif computed and all(cell.removed == 0 for _, cell in computed):
+        notes.append(UNSEEN)
+    unknown = dict.fromkeys(column.group for column, cell in computed if cell.removed is None)
+    if unknown:
+        notes.append(f"Not audited for test images that training has seen: {', '.join(unknown)}; run: {table.command}")
     return notes
 
 
@@ -159,11 +171,10 @@ def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
         lines.append((f"{100 * table.confidence:g} % interval", [show_interval(c, d) for c in row.cells]))
     lines.append(("paper", [show(c.paper, d) for c in row.cells]))
     lines.append(("difference", [show_difference(c, d) for c in row.cells]))
-    if any(c.clean is not None for c in row.cells):
+    if any(c.removed or c.clean is not None for c in row.cells):
         lines.append(("on clean images", [show_clean(c, d) for c in row.cells]))
     lines.append(("by seed", [", ".join(show(v, d) for v in c.seeds) if len(c.seeds) > 1 else DASH for c in row.cells]))
-    printed = table.number == "1" or any(c.paper is not None for r in table.rows for c in r.cells)
-    always = {lines[0][0], "paper"} if printed else {lines[0][0]}
+    always = {lines[0][0], "paper"} if all(c.ours is None for c in row.cells) else {lines[0][0]}
     return [(k, v) for k, v in lines if k in always or any(t != DASH for t in v)]
 
 

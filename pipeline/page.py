@@ -172,6 +172,13 @@ def _control_line(row: ControlRow) -> dict[str, str | bool | None]:
     }
 
 
+def centre_square(image: np.ndarray) -> np.ndarray:
+    """The centre square of a picture, uint8 [H, W] -> [S, S] with S = min(H, W)."""
+    side = min(image.shape)
+    y, x = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+    return image[y : y + side, x : x + side]
+
+
 def _maps(
     params: Params,
     summaries: Mapping[str, Summary],
@@ -192,7 +199,8 @@ def _maps(
         summary = summaries.get(archive)
         if summary is None or not shown(params, summary):
             continue
-        picture = load(read_studies(index / f"{archive}.parquet", ("test",))[place].first_frontal)
+        view = read_studies(index / f"{archive}.parquet", ("test",))[place].first_frontal
+        picture = centre_square(load(view))  # what the encoder has seen of it, and so what the map covers
         yield {
             "image": figures.jpeg_uri(picture, SIDE),
             "map": figures.map_uri(picture, heat, SIDE),

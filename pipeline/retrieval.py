@@ -173,7 +173,7 @@ def _count(
     x = torch.from_numpy(queries)
     product = x.to(rough.dtype) @ rough.T
     least, most = _sortable(low.clone()), _sortable(high.clone())
-    below = torch.from_numpy(least[:, 0] <= 0)  # where all bounds are positive, a product's bits are in order as they are
+    below = torch.from_numpy(least[:, 0] <= 0)  # else bits are in order as they are
     if product.dtype == torch.bfloat16 and below.any():
         product[below] = torch.from_numpy(_sortable(product[below])).view(torch.bfloat16)
     about = product.view(torch.int16).numpy() if product.dtype == torch.bfloat16 else product.numpy()

@@ -123,6 +123,36 @@ def test_patients_appear_only_where_allowed(world):
     assert render(allowed, real).count("<img") == 1 + 7 * page.PER_DATASET
 
 
+def test_similarity_maps_lie_on_what_the_encoder_saw_and_hide_patients(world, tmp_path):
+    p = fake.params(**fake.SMALL)
+    summaries, _, _ = fake.load(Path(), p)
+    heat = np.zeros((1, 4, 4), np.float32)
+    heat[:, :, :2] = 0.5  # the left half of the centre square
+    np.savez(tmp_path / "maps.npz", maps=heat, dataset=["rsna"], position=np.array([2]), text=["a <b> & c"])
+    names = {d: d for d in summaries}
+    wide = np.full((40, 80), 100, np.uint8)
+
+    def found(summaries):
+        path = tmp_path / "maps.npz"
+        return list(page._maps(p, summaries, names, Path("data/index"), path, lambda view: wide))
+
+    (one,) = found(summaries)
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(one[k].split(",")[1]))), int) for k in ("image", "map")
+    ]
+    assert pictures[0].shape == (40, 40) and pictures[1].shape == (40, 40, 3)
+    warm = pictures[1][..., 0] - pictures[1][..., 2]
+    assert warm[:, :14].min() > 50 and abs(warm[:, 26:]).max() < 15
+    assert one["range"] == "0.00 to 0.50" and one["text"] == "a <b> & c"
+    assert found({d: replace(s, phantom=False) for d, s in summaries.items()}) == []
+
+
+def test_centre_square_by_hand():
+    image = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    assert page.centre_square(image).tolist() == image[:, 1:5].tolist()
+    assert page.centre_square(image.T).tolist() == image.T[1:5].tolist()
+
+
 def test_caption_is_the_first_sentence_or_the_positive_labels():
     report, labelled = fake.studies("mimic_cxr")[0], fake.studies("rsna")[3]
     assert page._caption(report) == "Small left pleural effusion."

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import fake_results as fake
@@ -290,9 +291,39 @@ def test_a_clean_figure_stands_beside_the_papers_with_its_count(here):
     line = lines(t2)["resnet_mcc", "rsna_zs_auc"]
     assert [line[k] for k in ("clean", "clean_n", "removed")] == ["61.2000", "90", "150"]
     assert headline_metrics(results)["resnet_mcc"]["rsna_zs_auc_clean"] == 0.612
+    assert formats.CLEAN in formats.all_notes(t2)
     one.clean.clear()  # every test image was seen: there is no clean figure, and it is not "same" either
     t2 = numbered(tables.build(p, summaries, results), "2")
     assert formats.show_clean(next(r for r in t2.rows if r.run == "resnet_mcc").cells[column], 1) == "—"
+
+
+def test_a_table_says_whether_it_was_audited_and_what_was_found(here):
+    p = fake.make(here)
+    summaries, results, _ = fake.load(here, p)
+
+    def notes():
+        return formats.all_notes(numbered(tables.build(p, summaries, results), "3"))
+
+    sets = ("CheXpert5x200", "MIMIC-CXR", "Open-I")
+    unaudited = "Not audited for test images that training has seen: {}; run: dvc repro retrieval"
+    for run in results.values():
+        run.removed.clear()
+    assert unaudited.format(", ".join(sets)) in notes() and formats.UNSEEN not in notes()
+    for run in results.values():
+        run.removed["retrieval"] = {"chexpert5x200": 0, "mimic_cxr": 0, "openi": 0}
+    assert formats.UNSEEN in notes() and not any("Not audited" in note for note in notes())
+    del results["swin_m"].removed["retrieval"]["openi"]
+    assert unaudited.format("Open-I") in notes() and formats.UNSEEN not in notes()
+    results["resnet_m"].removed["retrieval"]["mimic_cxr"] = 3
+    assert formats.CLEAN in notes() and formats.UNSEEN not in notes()
+
+
+def test_a_line_of_paper_figures_only_where_the_paper_has_some(here):
+    p = fake.make(here)
+    t2 = numbered(built(here, p)[0], "2")
+    own = replace(t2.rows[1], cells=tuple(replace(c, paper=None) for c in t2.rows[1].cells))
+    labels = [[label for label, _ in formats.figure_lines(t2, row)] for row in (t2.rows[0], t2.rows[1], own)]
+    assert labels == [["ours", "paper"], ["ours", "95 % interval", "paper", "difference"], ["ours", "95 % interval"]]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import pretrain
+from pipeline import files, pretrain
 from tests.conftest import write_corpus
 
 TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
@@ -29,14 +29,16 @@ def bucket(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     system = s3fs.S3FileSystem(skip_instance_cache=True)
-    system.mkdir("bucket")
+    system.mkdir("training")  # not "bucket": servers of one process share what they hold
     yield system
     server.stop()
+    files.file_system.cache_clear()  # the next test's server is another one
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def far(studies, system):
     """The same studies, their shards in the bucket."""
-    address = {v.shard: f"s3://bucket/{v.shard.rpartition('/')[2]}" for s in studies for v in s.views}
+    address = {v.shard: f"s3://training/{v.shard.rpartition('/')[2]}" for s in studies for v in s.views}
     for shard, url in address.items():
         system.put_file(shard, url)
     return [s.with_views([replace(v, shard=address[v.shard]) for v in s.views]) for s in studies]

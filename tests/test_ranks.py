@@ -165,7 +165,8 @@ def test_ranks_that_see_different_states_do_not_start(two, tmp_path):
 
 
 RESTARTED = """
-import os, signal
+import os, signal, sys
+from pathlib import Path
 import torch
 from pipeline.params import Train
 from pipeline.ranks import any_of, join
@@ -176,7 +177,8 @@ said = any_of([rank == 1], cpu)
 if rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] != "2":
     os.kill(os.getpid(), signal.SIGKILL)
 any_of([True], cpu)
-print(f"rank {rank} of {world} heard {said}", flush=True)
+# Each into its own file: on one pipe two ranks' lines may mix.
+(Path(sys.argv[1]) / str(rank)).write_text(f"rank {rank} of {world} heard {said}")
 torch.distributed.destroy_process_group()
 """
 
@@ -186,9 +188,11 @@ def test_a_restarted_attempt_joins(tmp_path):
     (tmp_path / "script.py").write_text(RESTARTED)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run((*torchrun, str(tmp_path / "script.py")), env=env, capture_output=True, text=True)
+    command = (*torchrun, str(tmp_path / "script.py"), str(tmp_path))
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(done.stdout.split("\n"))[-2:] == [f"rank {rank} of 2 heard [True]" for rank in (0, 1)]
+    for rank in (0, 1):
+        assert (tmp_path / str(rank)).read_text() == f"rank {rank} of 2 heard [True]"
 
 
 def test_another_number_of_processes_goes_on(two, whole, tmp_path):

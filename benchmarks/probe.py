@@ -28,18 +28,19 @@ from pipeline.params import load, run_config
 DRAWS = 12
 REPETITIONS = 3
 RUN = "resnet_mcc"
+MODEL = Path("data/models") / RUN / "0"
 
 
 def measure(epochs: int = 300) -> dict[str, Any]:
     """Seconds and test AUCs of both ways, and their ratio."""
     settings = load()
-    if not (Path("data/models") / RUN / "model.safetensors").is_file():
-        raise SystemExit(f"data/models/{RUN}: not found; run: make repro")
+    if not (MODEL / "model.safetensors").is_file():
+        raise SystemExit(f"{MODEL}: not found; run: make repro")
     size, seed = run_config(settings, RUN).image_size, settings.seed
     data = read_labelled(Path("data/index"), protocols.load(settings.evaluate.protocols[0]), "vindr_cxr")
     if data is None:
         raise SystemExit("data/index/rsna.parquet: a split has no study; run: make repro")
-    embedder = embed.from_checkpoint(Path("data/models") / RUN)
+    embedder = embed.from_checkpoint(MODEL)
     recipe = replace(settings.evaluate.few_shot, draws=DRAWS)
     chosen = np.arange(len(data.labels["train"]))
     labels = data.labels["train"]

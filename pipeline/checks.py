@@ -73,8 +73,9 @@ def check(params: Params) -> None:
         raise ParamsError("evaluate.few_shot.fine_tune: shares and epochs name different subsets")
     if both := sorted(few_shot.shares.keys() & tune.shares.keys()):
         raise ParamsError(f"evaluate.few_shot.fine_tune.shares.{both[0]}: the linear probe has a share of this name")
-    if not few_shot.seeds or len(set(few_shot.seeds)) < len(few_shot.seeds):
-        raise ParamsError("evaluate.few_shot.seeds: expected at least one, each once")
+    for key, seeds in (("seeds", params.seeds), ("evaluate.few_shot.seeds", few_shot.seeds)):
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ParamsError(f"{key}: expected at least one, each once")
     for name in tune.runs:
         if name not in params.main:
             raise ParamsError(f"evaluate.few_shot.fine_tune.runs: {name!r} is not in main")

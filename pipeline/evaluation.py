@@ -9,6 +9,17 @@ from typing import Any
 import numpy as np
 
 from pipeline.atomic import replacing
+from pipeline.params import Params
+
+
+def rows(params: Params) -> dict[str, tuple[str, ...]]:
+    """All that is evaluated, and the data sets each was trained on.
+
+    Keys: ``<run>/<seed>`` of our trainings and the names of other people's models, which are the places of their
+    embeddings and results.
+    """
+    ours = {f"{name}/{seed}": run.datasets for name, run in params.runs.items() for seed in params.seeds}
+    return ours | {name: other.trained_on for name, other in params.others.items()}
 
 
 def write(path: Path, run: str, found: dict[str, Any]) -> None:
@@ -17,6 +28,7 @@ def write(path: Path, run: str, found: dict[str, Any]) -> None:
     ``samples`` holds each metric's values over the resamples, float64 [B], which pair up between runs: the draws depend
     on the test set and the seed alone.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     found = dict(found)
     samples = found.pop("samples", {})
     with replacing(path) as partial:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.comparison import paired
+from pipeline.comparison import over_trainings, paired
 from pipeline.params import BINARY_DATASETS
 from pipeline.results import load_paper
 
@@ -38,13 +38,15 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric as fractions, with its values over the resamples, float64 [B], where they are stored."""
+    """A metric as fractions, with its values over the resamples, float64 [B], where they are stored, and by training,
+    where there are several."""
 
     value: float
     low: float
     high: float
     n: int | None
     samples: np.ndarray | None = None
+    trained: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Experiment:
     revision: str
     params: dict[str, Any]  # params.yaml with dotted keys
     metrics: dict[str, dict[str, Metric]]  # run -> headline metric
-    history: dict[str, list[tuple[int, float]]]  # run -> (epoch from 1, validation loss)
+    history: dict[str, list[tuple[int, float]]]  # run -> (epoch from 1, validation loss), of the first seed
     tests: dict[str, str]  # data set -> digest of its test studies, patients and labels
     files: tuple[str, ...] = ()  # changed beside params.yaml
     notes: list[str] = field(default_factory=list)
@@ -103,22 +105,14 @@ def read(files: Any, name: str, revision: str, changed: Iterable[str] = ()) -> E
     """
     raw = yaml.safe_load(files.read_text("params.yaml", encoding="utf-8"))
     found = Experiment(name, revision, flat(raw), {}, {}, {}, tuple(changed))
-    absent = 0
+    absent: list[str] = []
+    confidence = float(found.params.get("evaluate.bootstrap.confidence", 0.95))
     for run in [*raw.get("runs", {}), *raw.get("others", {})]:
-        metrics: dict[str, Metric] = {}
-        for kind in KINDS:
-            path = f"data/results/{kind}/{run}.json"
-            text = _bytes(files, path)
-            if text is None:
-                absent += kind != "few_shot" or run in raw.get("main", ())
-                continue
-            stored = _bytes(files, path.removesuffix("json") + "npz")
-            metrics.update(_headlines(path, kind, text, stored))
-        if macro := _macro(metrics):
-            metrics = {MACRO: macro, **metrics}
-        if metrics:
+        places = [f"{run}/{seed}" for seed in raw.get("seeds", [0])] if run in raw.get("runs", {}) else [run]
+        trainings = [_metrics(files, place, run in raw.get("main", ()), absent) for place in places]
+        if metrics := _over_trainings(trainings, confidence):
             found.metrics[run] = metrics
-        if (text := _bytes(files, f"data/results/pretrain/{run}.csv")) is not None:
+        if (text := _bytes(files, f"data/results/pretrain/{places[0]}.csv")) is not None:
             rows = csv.DictReader(io.StringIO(text.decode()))
             found.history[run] = [(int(row["epoch"]) + 1, float(row["valid_loss"])) for row in rows]
     for dataset in raw["sources"]:
@@ -126,9 +120,41 @@ def read(files: Any, name: str, revision: str, changed: Iterable[str] = ()) -> E
             found.tests[dataset] = _test_set(text)
     if absent:
         found.notes.append(
-            f"{absent} result files are neither in the cache nor on a remote; run: dvc fetch, or repeat it"
+            f"{len(absent)} result files are neither in the cache nor on a remote; run: dvc fetch, or repeat it"
         )
     return found
+
+
+def _metrics(files: Any, place: str, probed: bool, absent: list[str]) -> dict[str, Metric]:
+    """The headline metrics of one training (``<run>/<seed>``) or another model; ``absent`` grows by missing files."""
+    metrics: dict[str, Metric] = {}
+    for kind in KINDS:
+        path = f"data/results/{kind}/{place}.json"
+        text = _bytes(files, path)
+        if text is None:
+            if kind != "few_shot" or probed:
+                absent.append(path)
+            continue
+        stored = _bytes(files, path.removesuffix("json") + "npz")
+        metrics.update(_headlines(path, kind, text, stored))
+    macro = _macro(metrics)
+    return {MACRO: macro, **metrics} if macro else metrics
+
+
+def _over_trainings(trainings: Sequence[dict[str, Metric]], confidence: float) -> dict[str, Metric]:
+    """Means over trainings, as the tables have them; a metric that one of them lacks is left out."""
+    if len(trainings) == 1:
+        return trainings[0]
+    merged = {}
+    for key, first in trainings[0].items():
+        known = [t[key] for t in trainings if key in t]
+        if len(known) == len(trainings):
+            values = tuple(m.value for m in known)
+            kept = [m.samples for m in known if m.samples is not None]
+            samples = np.mean(kept, axis=0) if len(kept) == len(known) and len({len(s) for s in kept}) == 1 else None
+            mean, low, high = over_trainings(values, samples, confidence)
+            merged[key] = Metric(mean, low, high, first.n, samples, values)
+    return merged
 
 
 def _bytes(files: Any, path: str) -> bytes | None:
@@ -219,7 +245,7 @@ def difference(baseline: Experiment, other: Experiment, run: str, key: str) -> D
     if why := _unpaired(baseline, other, key, old, new):
         return Difference(value, why=why)
     assert old.samples is not None and new.samples is not None
-    values = {"value": new.value, "n": new.n}, {"value": old.value, "n": old.n}
+    values = [{"value": m.value, "n": m.n, "trained": m.trained} for m in (new, old)]
     confidence = float(baseline.params.get("evaluate.bootstrap.confidence", 0.95))
     found = paired(values[0], new.samples, values[1], old.samples, confidence)
     return Difference(value, found["low"], found["high"])
@@ -231,6 +257,8 @@ def _unpaired(baseline: Experiment, other: Experiment, key: str, old: Metric, ne
         if metric.samples is None:
             return f"no resamples stored for {e.name}"
     assert old.samples is not None and new.samples is not None
+    if len(old.trained) != len(new.trained) or baseline.params.get("seeds") != other.params.get("seeds"):
+        return "trained with other seeds"
     if baseline.params.get("seed") != other.params.get("seed") or len(old.samples) != len(new.samples):
         return "other resamples: seed or evaluate.bootstrap differs"
     archives = {name: d.get("archive", name) for name, d in load_paper()["datasets"].items()}

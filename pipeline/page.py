@@ -87,7 +87,9 @@ def render(
         legend=charts.legend(params, results),
         classes=list(charts.classes(results.get(name), names)),
         calibrations=list(charts.calibrations(results.get(name), names)),
-        maps=list(_maps(params, summaries, names, index, embeddings / name / "maps.npz", load)) if name else [],
+        maps=list(_maps(params, summaries, names, index, embeddings / name / str(params.seeds[0]) / "maps.npz", load))
+        if name
+        else [],
         examples=_examples(params, summaries, results, names, load),
         sheet=list(_contact_sheet(params, summaries, names, index, load)),
         hidden=[names[d] for d in hidden],

@@ -305,7 +305,7 @@ class Tracking:
 
 @dataclass(frozen=True)
 class Params:
-    """The whole of params.yaml."""
+    """The whole of params.yaml. ``seeds``: of trainings, each added to ``seed``; every run is trained with each."""
 
     seed: int
     sources: dict[str, Source]
@@ -324,6 +324,7 @@ class Params:
     evaluate: Evaluate
     audit: Audit = Audit()
     back_translation: BackTranslation = BackTranslation()
+    seeds: tuple[Count, ...] = (0,)
     others: dict[str, Other] = field(default_factory=dict)
     report: Report = Report()
     tracking: Tracking = Tracking()
@@ -393,8 +394,8 @@ def _runs_filled_in(raw: Any) -> Any:
     return {**raw, "runs": {name: whole(name, ()) for name in runs}}
 
 
-def run_config(params: Params, name: str) -> RunConfig:
-    """The effective parameters of one run: the sections, overlaid by the run's own keys."""
+def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
+    """The effective parameters of one run: the sections, overlaid by the run's own keys; ``seed`` is one of seeds."""
     if name not in params.runs:
         raise ParamsError(f"runs.{name}: no such run; runs are {', '.join(params.runs) or 'none'}")
     run = params.runs[name]
@@ -407,7 +408,7 @@ def run_config(params: Params, name: str) -> RunConfig:
         raise ParamsError(f"runs.{name}.image_encoder: {run.image_encoder!r} is none of model.image_encoders ({known})")
     return RunConfig(
         name=name,
-        seed=params.seed,
+        seed=params.seed + seed,
         datasets=run.datasets,
         image_encoder=params.model.image_encoders[run.image_encoder],
         text_encoder=params.model.text_encoder,

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class _Training:
         return steps_before(len(self.data), self.config.train.batch_size, epoch)
 
 
-def train(corpus: Path, out: Path, history: Path, work: Path, tell: Tell) -> float:
+def train(corpus: Path, out: Path, history: Path, work: Path, tell: Tell, seed: int = 0) -> float:
     """Train the run that ``corpus`` (see ``pipeline.corpus``) describes and keep its best model.
 
     Under ``torchrun`` every process trains on its share of each batch; negatives are gathered over all of them with
@@ -96,6 +96,7 @@ def train(corpus: Path, out: Path, history: Path, work: Path, tell: Tell) -> flo
             whose state it holds goes on from there, on a CPU to the same bits as if it had never been interrupted.
         tell: called by rank 0 with each row and its epoch, and every ``CURVE`` steps with the loss (``step_loss``) and
             the number of steps done. A training that goes on tells all of it again.
+        seed: added to the run's.
 
     Returns:
         The best validation loss.
@@ -106,6 +107,7 @@ def train(corpus: Path, out: Path, history: Path, work: Path, tell: Tell) -> flo
         resume.StateError: it could not be saved.
     """
     config = read_run_config(corpus / "run.json")
+    config = replace(config, seed=config.seed + seed)
     device = device_of(config.train)
     with resume.StopSignals() as signals:
         rank, world = join(device, config.train)
@@ -344,6 +346,7 @@ def _seed(config: RunConfig, device: torch.device) -> None:
 
 
 def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
         columns = (*HISTORY, *(name for name in DECLIP if any(name in row for row in rows)))
         writer = csv.DictWriter(handle, columns, restval="", lineterminator="\n")

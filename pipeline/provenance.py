@@ -36,6 +36,13 @@ def origins(params: Params, table: Table) -> list[Origin]:
 def interval(params: Params) -> str:
     """How every interval and paired difference on the page is made."""
     boot = params.evaluate.bootstrap
+    if len(params.seeds) > 1:
+        return (
+            f"a figure of ours is the mean over {len(params.seeds)} trainings; its interval of "
+            f"{100 * boot.confidence:g} % is for other seeds and patients: half widths of Student's interval over the "
+            f"trainings and of the percentile interval over {boot.samples:,} resamples of the test set's patients, "
+            "added as squares; differences are taken seed by seed and over the same resamples"
+        )
     return (
         f"percentile interval of {100 * boot.confidence:g} % over {boot.samples:,} resamples of the test set's "
         f"patients, seed {params.seed}; the same draws for every model, so that two models' figures pair up"

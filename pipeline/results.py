@@ -9,17 +9,19 @@ import math
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from pipeline.comparison import over_trainings
 from pipeline.params import BINARY_DATASETS
 
 PAPER = Path(__file__).with_name("paper.yaml")
 RECALL = re.compile(r"_r\d+$")
+UNBOUNDED = ("rsum", "_over_chance")  # metrics that are no share
 
 
 class ResultsError(ValueError):
@@ -28,9 +30,9 @@ class ResultsError(ValueError):
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric as a fraction (RSUM: a sum of fractions), its bootstrap interval and the size of its test set.
+    """A metric as a fraction (RSUM: a sum of fractions), its interval and the size of its test set.
 
-    ``seeds``: its value by seed, where the figure is a mean over draws of the training set.
+    ``seeds``: its value by seed, where the figure is a mean over trainings, or else over draws of few-shot's subset.
     """
 
     value: float
@@ -60,6 +62,10 @@ class Summary:
 class RunResult:
     """All that was computed for one run or one other model. ``measures`` has the keys of reports/metrics.json.
 
+    ``trained``: the seeds of the run's trainings, () for another model. With several of them a measure is the mean over
+    the trainings with the interval of ``comparison.over_trainings``, samples are means, too, and what is left (classes,
+    curves, examples, history and so on) is the first training's.
+
     ``clean``: the same on test images that training has not seen; a key that is missing there has the same value.
     ``removed``: test images that are not clean, by evaluation (zero_shot, few_shot, retrieval) and test set.
     ``samples``: a metric's values over the resamples, float64 [B], in the order of the draws, which two runs share.
@@ -68,6 +74,7 @@ class RunResult:
     """
 
     name: str
+    trained: tuple[int, ...] = ()
     measures: dict[str, Measure] = field(default_factory=dict)
     clean: dict[str, Measure] = field(default_factory=dict)
     removed: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -130,7 +137,12 @@ def load_summaries(index: Path, datasets: Iterable[str]) -> dict[str, Summary]:
 
 
 def load_results(
-    results: Path, runs: Iterable[str], few_shot: Iterable[str], others: Iterable[str] = ()
+    results: Path,
+    runs: Iterable[str],
+    few_shot: Iterable[str],
+    others: Iterable[str] = (),
+    seeds: Sequence[int] = (0,),
+    confidence: float = 0.95,
 ) -> tuple[dict[str, RunResult], list[str]]:
     """Read what evaluation wrote for the runs and the other models named, and nothing else that lies in the folder.
 
@@ -139,6 +151,8 @@ def load_results(
         runs: names of all runs.
         few_shot: those that have a linear probe.
         others: other people's models; they have no training history.
+        seeds: of the trainings of each run.
+        confidence: of intervals.
 
     Returns:
         The results by name, and the files that are not there (their figures are missing from the tables).
@@ -146,30 +160,72 @@ def load_results(
     Raises:
         ResultsError: a file is not JSON, belongs to another run, or holds a value outside 0..1.
     """
-    loaded, missing = {}, []
-    trained, probed = list(runs), set(few_shot)
-    for name in (*trained, *others):
-        run = RunResult(name)
-        for kind in ("zero_shot", "few_shot", "retrieval"):
-            path = results / kind / f"{name}.json"
-            if path.exists():
-                _read_evaluation(path, kind, run)
-            elif kind != "few_shot" or name in probed:
-                missing.append(str(path))
+    loaded: dict[str, RunResult] = {}
+    missing: list[str] = []
+    probed = set(few_shot)
+    for name in runs:
+        trainings = [_read_run(results, f"{name}/{seed}", name in probed, missing, confidence) for seed in seeds]
+        loaded[name] = _over_trainings(name, tuple(seeds), trainings, confidence)
+    for name in others:
+        loaded[name] = _read_run(results, name, False, missing, confidence)
+    return loaded, missing
+
+
+def _read_run(results: Path, name: str, probed: bool, missing: list[str], confidence: float) -> RunResult:
+    """One training of a run (``<run>/<seed>``) or another model; ``missing`` grows by the files that are not there."""
+    run = RunResult(name)
+    for kind in ("zero_shot", "few_shot", "retrieval"):
+        path = results / kind / f"{name}.json"
+        if path.exists():
+            _read_evaluation(path, kind, run)
+        elif kind != "few_shot" or probed:
+            missing.append(str(path))
+    if "/" in name:
         history = results / "pretrain" / f"{name}.csv"
-        if name in trained and history.exists():
+        if history.exists():
             with history.open(newline="", encoding="utf-8") as file:
                 run.history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        elif name in trained:
+        else:
             missing.append(str(history))
-        _add_totals(run)
-        loaded[name] = run
-    return loaded, missing
+    _add_totals(run, confidence)
+    return run
+
+
+def _over_trainings(name: str, seeds: tuple[int, ...], trainings: Sequence[RunResult], confidence: float) -> RunResult:
+    """What a run's trainings say together. A figure that one of them lacks is left out."""
+    whole = replace(trainings[0], name=name, trained=seeds)
+    if len(trainings) == 1:
+        return whole
+    samples = [set(t.samples) for t in trainings]
+    whole.samples = {
+        key: np.mean([t.samples[key] for t in trainings], axis=0)
+        for key in trainings[0].samples
+        if all(key in known for known in samples) and len({len(t.samples[key]) for t in trainings}) == 1
+    }
+    for part, prefix in (("measures", ""), ("clean", "clean/")):
+        stored = [getattr(t, part) for t in trainings]
+        figures = {key: [s[key] for s in stored] for key in stored[0] if all(key in s for s in stored)}
+        merged = {key: _mean(key, m, seeds, whole.samples.get(prefix + key), confidence) for key, m in figures.items()}
+        setattr(whole, part, merged)
+    whole.notes = list(dict.fromkeys(note for t in trainings for note in t.notes))
+    return whole
+
+
+def _mean(
+    key: str, measures: Sequence[Measure], seeds: Sequence[int], samples: np.ndarray | None, confidence: float
+) -> Measure:
+    """A figure over trainings; the interval of a share ends where shares do."""
+    values = [m.value for m in measures]
+    mean, low, high = over_trainings(values, samples, confidence)
+    if not key.endswith(UNBOUNDED):
+        high = min(high, 1.0)
+    by_seed = {str(seed): value for seed, value in zip(seeds, values, strict=True)}
+    return Measure(mean, max(low, 0.0), high, measures[0].n, by_seed)
 
 
 def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
     """Add one result file, and the samples beside it, to a run."""
-    stage = f"few_shot@{run.name}" if kind == "few_shot" else kind
+    stage = f"few_shot@{run.name.replace('/', '-')}" if kind == "few_shot" else kind
     raw = _read_json(path, f"run: dvc repro {stage}")
     if raw.get("run") != run.name:
         raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {stage}")
@@ -223,8 +279,11 @@ def rsum(run: RunResult, recalls: Sequence[str], confidence: float = 0.95, clean
     total = math.fsum(found[key].value for key in recalls)
     stored = (run.clean if clean else run.measures).get("t2i_rsum" if "_t2i_" in recalls[0] else "rsum")
     if stored and math.isclose(stored.value, total, abs_tol=1e-6):
-        return Measure(total, stored.low, stored.high)
+        return replace(stored, value=total, n=None)
     samples = sample_sum(run, recalls, clean)
+    if len(run.trained) > 1:
+        sums = [Measure(math.fsum(found[key].seeds[str(seed)] for key in recalls)) for seed in run.trained]
+        return _mean("rsum", sums, run.trained, samples, confidence)
     if samples is not None:
         low, high = percentiles(samples, confidence)
         return Measure(total, low, high)
@@ -247,14 +306,19 @@ def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _add_totals(run: RunResult) -> None:
+def _add_totals(run: RunResult, confidence: float) -> None:
     """The metrics made of others: macro zero-shot AUC, RSUM and R@10 against chance."""
     aucs = [run.measures.get(f"{d}_zs_auc") for d in BINARY_DATASETS]
     known = [m for m in aucs if m]
     if len(known) == len(aucs):
-        run.measures["macro_zs_auc"] = Measure(math.fsum(m.value for m in known) / len(known))
+        value = math.fsum(m.value for m in known) / len(known)
+        run.measures["macro_zs_auc"] = Measure(value)
+        samples = sample_sum(run, [f"{d}_zs_auc" for d in BINARY_DATASETS])
+        if samples is not None:
+            run.samples["macro_zs_auc"] = samples / len(known)
+            run.measures["macro_zs_auc"] = Measure(value, *percentiles(samples / len(known), confidence))
     recalls = [c["key"] for c in load_paper()["table3"]["columns"] if RECALL.search(c["key"])]
-    total = rsum(run, recalls)
+    total = rsum(run, recalls, confidence)
     run.measures.pop("rsum", None)
     if total:
         run.measures["rsum"] = total

@@ -264,6 +264,11 @@ def _models(
     shown = [name for name in own if name in results]
     notes = [*table.get("notes", ()), *_notes(paper, columns, summaries, [results[n] for n in shown])]
     notes += _text_augmentation(params, shown)
+    if shown and len(params.seeds) > 1:
+        seeds = ", ".join(map(str, params.seeds))
+        notes.insert(
+            0, f"Ours: means over trainings with seeds {seeds}; the intervals are for other seeds and patients."
+        )
     if number != "4":
         notes += [
             f"{o.model}: {note}"
@@ -367,7 +372,9 @@ def _compared(
             for column, a, b in zip(columns, row.cells, base.cells, strict=True):
                 keys = _summands(columns, column)
                 samples = sample_sum(one, keys), sample_sum(two, keys)
-                cells.append(replace(a, against=_difference(a, samples[0], b, samples[1], params)))
+                seeds = [c.seeds if len(r.trained) > 1 else () for c, r in ((a, one), (b, two))]
+                values = [{"value": c.ours, "n": c.n, "trained": s} for c, s in zip((a, b), seeds, strict=True)]
+                cells.append(replace(a, against=_difference(values, samples, params)))
             row = replace(row, cells=tuple(cells), against=base.run)
         if row.run and (chained or base is None) and any(c.ours is not None for c in row.cells):
             base = row
@@ -376,14 +383,15 @@ def _compared(
 
 
 def _difference(
-    a: Cell, a_samples: np.ndarray | None, b: Cell, b_samples: np.ndarray | None, params: Params
+    values: Sequence[Mapping[str, Any]], samples: Sequence[np.ndarray | None], params: Params
 ) -> tuple[float, float, float] | None:
-    """a - b and both ends of its interval in points, or None where one of them has no figure or no samples."""
-    if a.ours is None or b.ours is None or a_samples is None or b_samples is None:
+    """The first less the second and both ends of its interval in points, or None where one of them has no figure or no
+    samples."""
+    (a, b), (a_samples, b_samples) = values, samples
+    if a["value"] is None or b["value"] is None or a_samples is None or b_samples is None:
         return None
-    values = {"value": a.ours / 100, "n": a.n}, {"value": b.ours / 100, "n": b.n}
-    found = paired(values[0], a_samples, values[1], b_samples, params.evaluate.bootstrap.confidence)
-    return 100 * found["difference"], 100 * found["low"], 100 * found["high"]
+    found = paired(a, 100 * a_samples, b, 100 * b_samples, params.evaluate.bootstrap.confidence)
+    return found["difference"], found["low"], found["high"]
 
 
 def _removed(run: RunResult, column: Column) -> int | None:

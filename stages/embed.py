@@ -1,4 +1,4 @@
-"""Stage ``embed@run``: data/models/<run> and the test images -> data/embeddings/<run>."""
+"""Stage ``embed@run-seed``: data/models/<run>/<seed> and the test images -> data/embeddings/<run>/<seed>."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def main(name: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main("/".join(sys.argv[1:3]))
     except ValueError as error:
-        sys.exit(f"embed {sys.argv[1]}: {error}")
+        sys.exit(f"embed {'/'.join(sys.argv[1:3])}: {error}")

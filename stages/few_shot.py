@@ -1,4 +1,4 @@
-"""Stage ``few_shot@run``: data/models/<run> the labelled sets and the audit -> data/results/few_shot."""
+"""Stage ``few_shot@run-seed``: data/models/<run>/<seed>, labelled sets, audit -> data/results/few_shot/<run>/<seed>."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(name: str) -> None:
         options = params.evaluate.few_shot
         found = few_shot.evaluate(
             embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size),
-            net.image_tower if name in options.fine_tune.runs else None,
+            net.image_tower if run.name in options.fine_tune.runs else None,
             run.image_size,
             run.datasets,
             params.augment,
@@ -41,6 +41,6 @@ def main(name: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main("/".join(sys.argv[1:3]))
     except ValueError as error:
-        sys.exit(f"few_shot {sys.argv[1]}: {error}")
+        sys.exit(f"few_shot {'/'.join(sys.argv[1:3])}: {error}")

@@ -1,4 +1,4 @@
-"""Stage ``pretrain@run``: data/corpus/<run> -> data/models/<run>, data/results/pretrain/<run>.csv.
+"""Stage ``pretrain@run-seed``: data/corpus/<run> -> data/models/<run>/<seed>, data/results/pretrain/<run>/<seed>.csv.
 
 Exit status: 0 done; 75 a signal stopped it and the next start goes on; else it failed, and one line says why.
 """
@@ -13,14 +13,15 @@ from pipeline import params as config
 from pipeline import pretrain, resume, tracking
 
 
-def main(name: str) -> None:
+def main(run_name: str, seed: int) -> None:
     params = config.load()
-    run = config.run_config(params, name)
+    run = config.run_config(params, run_name, seed)
+    name = f"{run_name}/{seed}"
     first = os.environ.get("RANK", "0") == "0"
     with tracking.stage_run("pretrain", name, run, params.tracking.enabled and first) as record:
         history = Path("data/results/pretrain") / f"{name}.csv"
-        corpus, out = (Path("data") / part / name for part in ("corpus", "models"))
-        best = pretrain.train(corpus, out, history, tracking.work(f"pretrain/{name}"), record.metrics)
+        corpus, out = Path("data/corpus") / run_name, Path("data/models") / name
+        best = pretrain.train(corpus, out, history, tracking.work(f"pretrain/{name}"), record.metrics, seed)
         record.metrics({"best_valid_loss": best})
         if first:
             record.artifact(history)
@@ -29,10 +30,10 @@ def main(name: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(sys.argv[1], int(sys.argv[2]))
     except resume.Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
-            print(f"pretrain {sys.argv[1]}: {stopped}", file=sys.stderr)
+            print(f"pretrain {'/'.join(sys.argv[1:3])}: {stopped}", file=sys.stderr)
         sys.exit(resume.EXIT_STOPPED)
     except (ValueError, FloatingPointError, resume.StateError) as error:
-        sys.exit(f"pretrain {sys.argv[1]}: {error}" if str(error) else 1)  # one rank says it for all
+        sys.exit(f"pretrain {'/'.join(sys.argv[1:3])}: {error}" if str(error) else 1)  # one rank says it for all

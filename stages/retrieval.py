@@ -1,4 +1,4 @@
-"""Stage ``retrieval``: data/embeddings/<run> -> data/results/retrieval/<run>.json of every run and other model."""
+"""Stage ``retrieval``: data/embeddings -> data/results/retrieval/<run>/<seed>.json and .npz of every row."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ def main() -> None:
     out = Path("data/results/retrieval")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
     seen = load_seen(Path("data/audit"))
-    trained_on = {name: run.datasets for name, run in params.runs.items()}
-    trained_on |= {name: other.trained_on for name, other in params.others.items()}
-    for name, sets in trained_on.items():
+    for name, trained_on in evaluation.rows(params).items():
         with tracking.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
             found = retrieval.evaluate(
                 Path("data/embeddings") / name,
@@ -27,7 +25,7 @@ def main() -> None:
                 params.evaluate.retrieval.k,
                 params.evaluate.bootstrap,
                 params.seed,
-                partial(clean, seen, trained_on=sets),
+                partial(clean, seen, trained_on=trained_on),
             )
             evaluation.write(out / f"{name}.json", name, found)
             record.metrics(evaluation.values(found))

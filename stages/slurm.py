@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline import params as config
 
 TEMPLATE = """#!/bin/bash
-#SBATCH --job-name=pretrain-{run}
+#SBATCH --job-name=pretrain-{run}-{seed}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node={gpus}
@@ -18,7 +18,7 @@ TEMPLATE = """#!/bin/bash
 {partition}#SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
-#SBATCH --output=pretrain-{run}-%j.log
+#SBATCH --output=pretrain-{run}-{seed}-%j.log
 # Written by: python -m stages.slurm. One torchrun on each node; they meet on the first one.
 set -u
 cd "$SLURM_SUBMIT_DIR"
@@ -33,7 +33,7 @@ trap stop USR1 TERM
 
 srun --kill-on-bad-exit=1 torchrun --nnodes="$SLURM_NNODES" --nproc-per-node={gpus} --max-restarts={restarts} \\
     --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" --rdzv-endpoint="$head:{port}" \\
-    -m stages.pretrain {run} &
+    -m stages.pretrain {run} {seed} &
 training=$!
 [ -z "$stopped" ] || kill -TERM "$training"
 wait "$training"; status=$?
@@ -41,22 +41,25 @@ if [ -n "$stopped" ]; then
     wait "$training"; status=$?  # the trap ended the first wait
     [ "$status" -eq 0 ] || {{ scontrol requeue "$SLURM_JOB_ID"; exit 0; }}
 fi
-[ "$status" -eq 0 ] && dvc commit --force pretrain@{run}  # DVC takes the outputs as those of its stage
+[ "$status" -eq 0 ] && dvc commit --force pretrain@{run}-{seed}  # DVC takes the outputs as those of its stage
 exit "$status"
 """
 
 
-def sbatch(run: str, nodes: int, gpus: int, cpus: int, time: str, partition: str, restarts: int, port: int) -> str:
+def sbatch(
+    run: str, seed: int, nodes: int, gpus: int, cpus: int, time: str, partition: str, restarts: int, port: int
+) -> str:
     """The text of the file; ``cpus`` a node, ``partition`` "" for the cluster's own choice."""
     line = f"#SBATCH --partition={partition}\n" if partition else ""
     return TEMPLATE.format(
-        run=run, nodes=nodes, gpus=gpus, cpus=cpus, time=time, partition=line, restarts=restarts, port=port
+        run=run, seed=seed, nodes=nodes, gpus=gpus, cpus=cpus, time=time, partition=line, restarts=restarts, port=port
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="a run of params.yaml")
+    parser.add_argument("--seed", type=int, default=0, help="one of seeds (default 0)")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=4, help="of each node (default 4)")
     parser.add_argument(
@@ -81,11 +84,11 @@ def main() -> None:
     made = Path("data/corpus") / asked.run / "run.json"
     if not made.is_file() or config.read_run_config(made) != run:
         raise config.ParamsError(f"{made}: not there, or of other parameters; run dvc repro corpus first")
+    if asked.seed not in params.seeds:
+        raise config.ParamsError(f"--seed: {asked.seed} is not among seeds of params.yaml")
     cpus = asked.gpus * (run.train.workers + 1)
-    print(
-        sbatch(asked.run, asked.nodes, asked.gpus, cpus, asked.time, asked.partition, asked.restarts, asked.port),
-        end="",
-    )
+    sizes = asked.nodes, asked.gpus, cpus
+    print(sbatch(asked.run, asked.seed, *sizes, asked.time, asked.partition, asked.restarts, asked.port), end="")
 
 
 if __name__ == "__main__":

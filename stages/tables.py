@@ -19,7 +19,9 @@ def main() -> None:
     params = config.load()
     with tracking.stage_run("tables", "all", params=params, enabled=params.tracking.enabled, send=True) as run:
         summaries = load_summaries(INDEX, params.sources)
-        results, missing = load_results(RESULTS, params.runs, params.main, params.others)
+        results, missing = load_results(
+            RESULTS, params.runs, params.main, params.others, params.seeds, params.evaluate.bootstrap.confidence
+        )
         for path in missing:
             print(f"tables: {path}: not found, its figures are missing from the tables", file=sys.stderr)
         metrics = headline_metrics(results)

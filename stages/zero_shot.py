@@ -1,4 +1,4 @@
-"""Stage ``zero_shot``: data/embeddings/<run> -> data/results/zero_shot/<run>.json and .npz of every row."""
+"""Stage ``zero_shot``: data/embeddings -> data/results/zero_shot/<run>/<seed>.json and .npz of every row."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
     chosen = protocols.load_all(params.evaluate.protocols)
     seen = load_seen(Path("data/audit"))
-    rows = {name: run.datasets for name, run in params.runs.items()}
-    rows |= {name: other.trained_on for name, other in params.others.items()}
-    for name, trained_on in rows.items():
+    for name, trained_on in evaluation.rows(params).items():
         with tracking.stage_run("zero_shot", name, params.evaluate, params.tracking.enabled) as record:
             found = zero_shot.evaluate(
                 Path("data/embeddings") / name,

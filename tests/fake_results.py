@@ -136,37 +136,38 @@ def write_dataset(root: Path, dataset: str, phantom: bool = True, **changes) -> 
 def write_results(root: Path, p: Params, run: str, examples: dict) -> None:
     results = root / "data" / "results"
     for kind in ("zero_shot", "few_shot", "retrieval", "pretrain"):
-        (results / kind).mkdir(parents=True, exist_ok=True)
+        (results / kind / run).mkdir(parents=True, exist_ok=True)
+    place = f"{run}/0"
     zero = {f"{d}.auc": measure(run, f"{d}.auc") for d in EVALUATED}
     zero["chexpert5x200.accuracy"] = measure(run, "chexpert5x200.accuracy")
     strength = 1.0 if run == "shuffled" else 2.0 + 6 * value(run, "strength")
     tpr = (np.linspace(0, 1, 21) ** (1 / strength)).tolist()
     curve = {"fpr": np.linspace(0, 1, 21).tolist(), "tpr": tpr}
     body = {
-        "run": run,
+        "run": place,
         "metrics": zero,
         "classes": {},
         "curves": {d: dict.fromkeys(classes, curve) for d, classes in EVALUATED.items()},
         "notes": ["vindr_cxr: Pneumonia: no AUC, 0 of 240 test images are positive"],
     }
-    (results / "zero_shot" / f"{run}.json").write_text(json.dumps(body))
+    (results / "zero_shot" / f"{place}.json").write_text(json.dumps(body))
     if run in p.main:
         probe = {f"{d}.{share}": measure(run, f"{d}.{share}") for d in EVALUATED for share in ("p10", "p100")}
-        (results / "few_shot" / f"{run}.json").write_text(json.dumps({"run": run, "metrics": probe, "notes": []}))
+        (results / "few_shot" / f"{place}.json").write_text(json.dumps({"run": place, "metrics": probe, "notes": []}))
     found = {f"{d}.r{k}": measure(run, f"{d}.r{k}") for d in RETRIEVAL for k in (1, 5, 10)}
     total = sum(recalls(run))
     found["total.rsum"] = {"value": total, "low": total - 0.2, "high": total + 0.1, "n": 0}
     pools = {
         d: {"queries": 80, "candidates": 80, "chance": {"r1": 0.0125, "r5": 0.0625, "r10": 0.125}} for d in RETRIEVAL
     }
-    body = {"run": run, "metrics": found, "pools": pools, "examples": examples, "notes": []}
-    (results / "retrieval" / f"{run}.json").write_text(json.dumps(body))
+    body = {"run": place, "metrics": found, "pools": pools, "examples": examples, "notes": []}
+    (results / "retrieval" / f"{place}.json").write_text(json.dumps(body))
     epochs = [
         f"{e},{10 * (e + 1)},0.001,{4 / (e + 1):.4f},{4.2 / (min(e, 5) + 1) + 0.1 * e:.4f},3,1,1,14,50,9"
         for e in range(8)
     ]
     head = "epoch,step,lr,train_loss,valid_loss,mvs,icl,tcl,scale,studies_per_second,seconds"
-    (results / "pretrain" / f"{run}.csv").write_text("\n".join([head, *epochs]) + "\n")
+    (results / "pretrain" / f"{place}.csv").write_text("\n".join([head, *epochs]) + "\n")
 
 
 def make(root: Path, p: Params | None = None, real: tuple[str, ...] = ()) -> Params:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline import metrics
-from pipeline.comparison import paired
+from pipeline.comparison import over_trainings, paired
 from pipeline.params import Bootstrap
 
 
@@ -78,3 +78,45 @@ def test_a_resample_without_a_value_is_left_out():
     m = {"value": 0.5, "n": 10}
     found = paired(m, np.array([0.3, np.nan, 0.9]), m, np.array([0.1, 0.2, 0.5]), 0.9)
     assert (found["low"], found["high"]) == pytest.approx((0.21, 0.39))
+
+
+def test_several_trainings_without_resamples_have_students_interval():
+    """Mean .73, s = .03606, t = 4.3027 of two degrees of freedom: .73 -+ 4.3027 * .03606 / sqrt(3)."""
+    mean, low, high = over_trainings([0.70, 0.72, 0.77], None, 0.95)
+    assert (mean, low, high) == pytest.approx((0.73, 0.73 - 0.089567, 0.73 + 0.089567), abs=1e-5)
+
+
+def test_trainings_that_agree_leave_the_patients_alone():
+    samples = np.random.default_rng(0).normal(0.8, 0.02, 4000)
+    _, low, high = over_trainings([0.8, 0.8, 0.8], samples, 0.95)
+    assert (low, high) == pytest.approx((0.8 - 1.96 * 0.02, 0.8 + 1.96 * 0.02), abs=1e-3)
+    assert over_trainings([0.8, 0.8], None, 0.95) == (0.8, 0.8, 0.8)
+
+
+@pytest.mark.parametrize("seeds, patients", [(0.02, 0.002), (0.02, 0.02), (0.002, 0.02)])
+def test_the_interval_over_trainings_covers_other_seeds_and_patients(seeds, patients):
+    """Three trainings on one draw of patients, a thousand times: how often the interval holds the truth."""
+    rng = np.random.default_rng(1)
+    held = []
+    for _ in range(1000):
+        test_set = rng.normal(0, patients)
+        values = 0.7 + test_set + rng.normal(0, seeds, 3)
+        resamples = values.mean() + rng.normal(0, patients, 300)
+        _, low, high = over_trainings(values.tolist(), resamples, 0.95)
+        held.append(low <= 0.7 <= high)
+    assert 0.93 <= np.mean(held) <= 0.985
+
+
+def test_trainings_are_paired_by_their_seed():
+    """What a seed does to both models cancels; a model that was trained once is compared with each training."""
+    samples = np.full(50, 0.7)
+    a = {"value": 0.72, "n": 9, "trained": [0.62, 0.72, 0.82]}
+    b = {"value": 0.70, "n": 9, "trained": [0.60, 0.70, 0.80]}
+    found = paired(a, samples + 0.02, b, samples, 0.95)
+    assert (found["difference"], found["low"], found["high"]) == pytest.approx((0.02, 0.02, 0.02))
+    alone = {"value": 0.70, "n": 9}
+    found = paired(a, samples + 0.02, alone, samples, 0.95)
+    half = 4.302653 * 0.1 / 3**0.5
+    assert (found["low"], found["high"]) == pytest.approx((0.02 - half, 0.02 + half), abs=1e-6)
+    with pytest.raises(ValueError, match="3 trainings against 2"):
+        paired(a, samples, {**b, "trained": [0.6, 0.7]}, samples, 0.95)

@@ -49,20 +49,20 @@ def write(folder, params=None, shift=0.0, own=0.0, keep=True, loss=2.0, test=("a
             samples[key] = value + change[0] + NOISE[number % 3] + change[1] * OWN[number % 3]
             metrics[key] = measured(value + change[0], samples[key])
         for kind in ("zero_shot", "few_shot", "retrieval", "pretrain"):
-            (folder / "data/results" / kind).mkdir(parents=True, exist_ok=True)
-        place = folder / "data/results/zero_shot" / f"{run}.json"
+            (folder / "data/results" / kind / run).mkdir(parents=True, exist_ok=True)
+        place = folder / "data/results/zero_shot" / f"{run}/0.json"
         place.write_text(json.dumps({"run": run, "metrics": metrics, "notes": []}))
         if keep:
             np.savez(place.with_suffix(".npz"), **samples)
         rsum = {"total.rsum": measured(1.2, 1.2 + NOISE[0]), "openi.r10": measured(0.5, 0.5 + NOISE[0])}
-        (folder / f"data/results/retrieval/{run}.json").write_text(json.dumps({"run": run, "metrics": rsum}))
+        (folder / f"data/results/retrieval/{run}/0.json").write_text(json.dumps({"run": run, "metrics": rsum}))
         if keep:
-            np.savez(folder / f"data/results/retrieval/{run}.npz", **{"total.rsum": 1.2 + NOISE[0]})
+            np.savez(folder / f"data/results/retrieval/{run}/0.npz", **{"total.rsum": 1.2 + NOISE[0]})
         last = loss if run == "one" else 2.0
         rows = f"epoch,train_loss,valid_loss\n0,3.5,3.0\n1,2.5,{last}\n"
-        (folder / f"data/results/pretrain/{run}.csv").write_text(rows)
+        (folder / f"data/results/pretrain/{run}/0.csv").write_text(rows)
     few = {"rsna.p10": measured(0.65, 0.65 + NOISE[1]), "rsna.p1": measured(0.6, 0.6 + NOISE[1])}
-    (folder / "data/results/few_shot/one.json").write_text(json.dumps({"run": "one", "metrics": few}))
+    (folder / "data/results/few_shot/one/0.json").write_text(json.dumps({"run": "one", "metrics": few}))
     return experiments.read(DirFileSystem(str(folder), LocalFileSystem()), folder.name, f"{folder.name:0<40}")
 
 
@@ -129,14 +129,14 @@ def test_changes_name_each_parameter_and_no_place_of_the_machine(baseline, tmp_p
 
 def test_results_that_are_gone_are_counted_and_the_rest_is_shown(baseline, tmp_path):
     other = write(tmp_path / "other")
-    (tmp_path / "other/data/results/retrieval/two.json").unlink()
-    (tmp_path / "other/data/results/few_shot/one.json").unlink()
+    (tmp_path / "other/data/results/retrieval/two/0.json").unlink()
+    (tmp_path / "other/data/results/few_shot/one/0.json").unlink()
     again = experiments.read(DirFileSystem(str(tmp_path / "other"), LocalFileSystem()), "other", "0" * 40)
     assert again.notes and again.notes[0].startswith("2 result files are neither in the cache")
     assert "rsna.p10" not in again.metrics["one"] and "rsna.auc" in again.metrics["two"]
-    broken = tmp_path / "other/data/results/zero_shot/two.json"
+    broken = tmp_path / "other/data/results/zero_shot/two/0.json"
     broken.write_text('{"metrics": {"rsna.auc": {"value": 0.5}}}')
-    with pytest.raises(ValueError, match=r"^data/results/zero_shot/two.json: not in the form"):
+    with pytest.raises(ValueError, match=r"^data/results/zero_shot/two/0.json: not in the form"):
         experiments.read(DirFileSystem(str(tmp_path / "other"), LocalFileSystem()), "other", "0" * 40)
     assert other.notes == []
 

@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -94,7 +95,8 @@ def test_the_graph_has_every_stage_of_every_axis():
     record = params.load(ROOT / "params.yaml")
     per_run = ("pretrain", "embed")
     assert not record.others  # else there would be embed_other@...
-    wanted = {f"{s}@{r}" for s in per_run for r in record.runs} | {f"few_shot@{r}" for r in record.main}
+    pairs = [*product(per_run, record.runs), *product(("few_shot",), record.main)]
+    wanted = {f"{stage}@{run}-{seed}" for (stage, run), seed in product(pairs, record.seeds)}
     wanted |= {f"phantom@{a}" for a in record.phantom.archives} | {f"ingest@{d}" for d in record.sources}
     names = subprocess.run(
         ["dvc", "stage", "list", "--name-only"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -111,6 +111,19 @@ def test_two_trainings_are_bit_identical(config, corpus, tmp_path):
     assert a == b and first[0] == second[0]
 
 
+def test_a_seed_of_a_training_is_added_to_the_runs(config, corpus, tmp_path):
+    one = config(train={"epochs": 1})
+    work = tmp_path / "work"
+    pretrain.train(corpus(one), tmp_path / "a", tmp_path / "a.csv", work, lambda row, at: None, seed=2)
+    pretrain.train(
+        corpus(replace(one, seed=one.seed + 2)), tmp_path / "b", tmp_path / "b.csv", work, lambda row, at: None
+    )
+    pretrain.train(corpus(one), tmp_path / "c", tmp_path / "c.csv", work, lambda row, at: None)
+    model = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    assert model["a"] == model["b"] != model["c"]
+    assert (tmp_path / "a" / "run.json").read_bytes() == (tmp_path / "b" / "run.json").read_bytes()
+
+
 WITH_DROPOUT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
 

@@ -68,10 +68,10 @@ def test_the_job_trains_and_tells_dvc(cluster):
     said = calls.read_text().splitlines()
     wanted = (
         "torchrun --nnodes=2 --nproc-per-node=4 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=42-0 "
-        "--rdzv-endpoint=node7:29400 -m stages.pretrain resnet_mcc"
+        "--rdzv-endpoint=node7:29400 -m stages.pretrain resnet_mcc 0"
     )
     assert wanted in said and f"srun --kill-on-bad-exit=1 {wanted}" in said
-    assert said[-1] == "dvc commit --force pretrain@resnet_mcc"
+    assert said[-1] == "dvc commit --force pretrain@resnet_mcc-0"
 
 
 def test_a_failed_training_is_a_failed_job(cluster):

@@ -97,7 +97,7 @@ def test_rsum_is_a_sum_or_nothing(here):
     recalls = fake.recalls("resnet_mc")
     assert float(nine["ours"]) == pytest.approx(100 * sum(recalls), abs=1e-3) and nine["low"]
     assert float(six["ours"]) == pytest.approx(100 * sum(recalls[:6]), abs=1e-3) and not six["low"]
-    path = here / "data/results/retrieval/swin_m.json"
+    path = here / "data/results/retrieval/swin_m/0.json"
     raw = json.loads(path.read_text())
     raw["metrics"] = {k: v for k, v in raw["metrics"].items() if not k.startswith(("openi.r10", "total"))}
     path.write_text(json.dumps(raw))
@@ -224,16 +224,16 @@ def test_runs_without_back_translation_say_so(here):
 
 def test_missing_results_are_named(here):
     p = fake.make(here)
-    (here / "data/results/few_shot/swin_m.json").unlink()
+    (here / "data/results/few_shot/swin_m/0.json").unlink()
     summaries, results, missing = fake.load(here, p)
-    assert missing == ["data/results/few_shot/swin_m.json"]
+    assert missing == ["data/results/few_shot/swin_m/0.json"]
     t2 = tables.build(p, summaries, results)[1]
     assert lines(t2)["swin_m", "rsna_p10_auc"]["ours"] == "" and lines(t2)["swin_m", "rsna_zs_auc"]["ours"]
 
 
 def test_bad_input_is_one_line_that_names_it(here):
     p = fake.make(here)
-    path = here / "data/results/zero_shot/resnet_m.json"
+    path = here / "data/results/zero_shot/resnet_m/0.json"
     good = json.loads(path.read_text())
     bad = [
         (
@@ -241,14 +241,14 @@ def test_bad_input_is_one_line_that_names_it(here):
             "rsna.auc.value",
         ),
         (json.dumps({**good, "metrics": {"rsna.auc": {"value": 78.0, "low": 0, "high": 1, "n": 3}}}), "from 0 to 1"),
-        (json.dumps({**good, "run": "swin_m"}), "swin_m"),
+        (json.dumps({**good, "run": "swin_m/0"}), "swin_m/0"),
         ("{", "not JSON"),
     ]
     for text, part in bad:
         path.write_text(text)
         with pytest.raises(ResultsError, match=re.escape(part)) as error:
             load_results(here / "data/results", ["resnet_m"], [])
-        assert "resnet_m.json" in str(error.value) and "\n" not in str(error.value)
+        assert "resnet_m/0.json" in str(error.value) and "\n" not in str(error.value)
     fake.write_dataset(here, "rsna", rejected_images=2)
     with pytest.raises(ResultsError, match="are not the 104 found"):
         load_summaries(here / "data/index", p.sources)
@@ -403,7 +403,7 @@ def test_other_peoples_models_fill_the_papers_rows_or_say_what_is_missing(here):
 
 def test_seeds_are_shown_one_by_one(here):
     p = fake.make(here)
-    path = here / "data/results/few_shot/swin_m.json"
+    path = here / "data/results/few_shot/swin_m/0.json"
     raw = json.loads(path.read_text())
     raw["metrics"]["rsna.p10"] |= {"value": 0.8, "low": 0.7, "high": 0.9, "seeds": {"0": 0.78, "1": 0.82}}
     path.write_text(json.dumps(raw))
@@ -414,3 +414,50 @@ def test_seeds_are_shown_one_by_one(here):
     path.write_text(json.dumps(raw))
     with pytest.raises(ResultsError, match=r"seeds\.1 is 1\.2"):
         built(here, p)
+
+
+def test_trainings_with_several_seeds_become_one_row(here):
+    """Means, Student's intervals over the seeds (patients add nothing here) and differences seed by seed."""
+    p = fake.make(here, fake.params(seeds=[0, 1, 2]))
+    folder = here / "data/results"
+    shifts = {"clip": (0, 0.01, 0.02), "clip_study": (0.0, 0.03, 0.02)}
+    for run in p.runs:
+        for seed in (1, 2):
+            for kind in ("zero_shot", "few_shot", "retrieval"):
+                path = folder / kind / run / "0.json"
+                if not path.exists():
+                    continue
+                raw = json.loads(path.read_text())
+                for m in raw["metrics"].values():
+                    for part in ("value", "low", "high"):
+                        m[part] += 0.25 * shifts.get(run, (0, 0, 0))[seed] if m["value"] < 0.98 else 0
+                path.with_stem(str(seed)).write_text(json.dumps({**raw, "run": f"{run}/{seed}"}))
+            csv_file = folder / "pretrain" / run / "0.csv"
+            csv_file.with_stem(str(seed)).write_text(csv_file.read_text())
+    for run in ("clip", "clip_study"):
+        for seed in (0, 1, 2):
+            path = folder / "zero_shot" / run / f"{seed}.json"
+            value = json.loads(path.read_text())["metrics"]["chexpert5x200.accuracy"]["value"]
+            np.savez(path.with_suffix(".npz"), **{"chexpert5x200.accuracy": np.full(20, value)})
+    results, missing = load_results(folder, p.runs, p.main, (), p.seeds)
+    assert not missing
+    t4 = numbered(tables.build(p, fake.load(here, p)[0], results), "4")
+    one = next(r for r in t4.rows if r.run == "clip").cells[0]
+    first = 100 * fake.value("clip", "chexpert5x200.accuracy")
+    assert one.seeds == pytest.approx((first, first + 0.25, first + 0.5))
+    half = 4.302653 * 0.25 / 3**0.5
+    assert (one.ours, one.low, one.high) == pytest.approx(
+        (first + 0.25, first + 0.25 - half, first + 0.25 + half), abs=1e-4
+    )
+    two = next(r for r in t4.rows if r.run == "clip_study").cells[0]
+    by_seed = np.subtract(two.seeds, one.seeds)
+    assert two.against[0] == pytest.approx(by_seed.mean())
+    half = 4.302653 * by_seed.std(ddof=1) / 3**0.5
+    assert two.against[1:] == pytest.approx((by_seed.mean() - half, by_seed.mean() + half), abs=1e-4)
+    rsum = next(r for r in t4.rows if r.run == "clip").cells[-1]
+    assert len(rsum.seeds) == 3 and rsum.low < rsum.ours < rsum.high
+    assert any("means over trainings with seeds 0, 1, 2" in note for note in t4.notes)
+    assert "by seed" in formats.markdown(t4)
+    (folder / "zero_shot/clip/1.json").unlink()  # a mean over fewer seeds is another figure
+    results, missing = load_results(folder, p.runs, p.main, (), p.seeds)
+    assert missing == ["data/results/zero_shot/clip/1.json"] and "rsna_zs_auc" not in results["clip"].measures

@@ -315,7 +315,7 @@ def leaky(tmp_path_factory):
         angle = np.pi / 4 * (1 - opinion)  # embeddings between "no" (90 degrees) and "yes" (0)
         sides = protocols.load("paper").tasks["rsna"]
         texts = [*sides.positive["Pneumonia"], *sides.negative["Pneumonia"]]
-        for row in ("memory", "elsewhere"):
+        for row in ("memory/0", "elsewhere/0"):
             (folder / "data/embeddings" / row).mkdir(parents=True)
             images = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype("f4")
             np.savez(folder / f"data/embeddings/{row}/rsna.npz", images=images)
@@ -323,6 +323,7 @@ def leaky(tmp_path_factory):
             np.savez(folder / f"data/embeddings/{row}/prompts.npz", **prompts)
         params = SimpleNamespace(
             seed=0,
+            seeds=(0,),
             sources={name: replace(source, reader=name) for name in ("chestxray14", "rsna")},
             audit=Audit(workers=1),
             others={},
@@ -334,7 +335,7 @@ def leaky(tmp_path_factory):
         for stage in ("audit", "zero_shot"):
             importlib.import_module(f"stages.{stage}").main()
     truth = np.array([s.labels["Pneumonia"] == 1 for s in test])
-    found = {row: json.loads((folder / f"data/results/zero_shot/{row}.json").read_text()) for row in params.runs}
+    found = {row: json.loads((folder / f"data/results/zero_shot/{row}/0.json").read_text()) for row in params.runs}
     return folder, fresh, truth, np.cos(angle) - np.sin(angle), found
 
 
@@ -353,7 +354,7 @@ def test_a_model_that_memorises_is_found_out_by_the_clean_column(leaky):
     assert (paper["n"], clean["n"]) == (PLANTED + fresh, fresh)
     assert paper["value"] > clean["value"] + 0.1
     assert clean["low"] < 0.5 < clean["high"] < paper["value"] and paper["low"] > 0.5
-    samples = np.load(folder / "data/results/zero_shot/memory.npz")
+    samples = np.load(folder / "data/results/zero_shot/memory/0.npz")
     assert np.nanpercentile(samples["rsna.auc"] - samples["clean/rsna.auc"], 2.5) > 0  # paired over resamples
 
 

@@ -53,7 +53,12 @@ def check(params: Params) -> None:
             )
         own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
         _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, *own))
-    for key, names in (("main", params.main), ("ablations", params.ablations), ("control", (params.control,))):
+    for key, names in (
+        ("main", params.main),
+        ("ablations", params.ablations),
+        ("prompt_ablations", params.prompt_ablations),
+        ("control", (params.control,)),
+    ):
         for name in names:
             if name and name not in params.runs:
                 raise ParamsError(f"{key}: {name!r} is not among runs")

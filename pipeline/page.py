@@ -289,6 +289,8 @@ def _runs(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, s
             for section in ("sampling", "augment", "loss", "train")
             for k, v in getattr(run, section).items()
         }
+        if run.prompts == "ablation":
+            own["prompts"] = Path(params.prompts.ablation).name
         changed = ", ".join(
             f"{k}={yaml.safe_dump(v, default_flow_style=True).split(chr(10))[0]}" for k, v in own.items()
         )

@@ -83,9 +83,10 @@ class Audit:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The file of training templates."""
+    """The file of training templates, and another one for runs that say ``prompts: ablation``."""
 
     file: str
+    ablation: str = "pipeline/prompts_gloria.yaml"
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,7 @@ class Run:
     image_encoder: str
     datasets: tuple[str, ...]
     like: str = ""
+    prompts: Literal["file", "ablation"] = "file"  # which one of Prompts its captions are made with
     sampling: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
@@ -325,6 +327,7 @@ class Params:
     audit: Audit = Audit()
     back_translation: BackTranslation = BackTranslation()
     seeds: tuple[Count, ...] = (0,)
+    prompt_ablations: tuple[str, ...] = ()
     others: dict[str, Other] = field(default_factory=dict)
     report: Report = Report()
     tracking: Tracking = Tracking()

@@ -2,7 +2,7 @@
 
 A label data set has no reports. Its captions are made of one sentence a class, drawn from templates radiologists wrote
 (paper section 3.1; grammar in ``prompts.yaml``). The sentences of a data set are written out once, to
-``data/prompts/<dataset>.json``, and training draws its captions from that file alone.
+``data/prompts/file/<dataset>.json`` (an ablation's to ``ablation/``), and training draws its captions from that alone.
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def load(path: Path) -> Prompts:
         PromptError: one line naming file, class and template: unknown class or key, blank or unreadable template.
     """
     try:
-        raw = _keys(_yaml(path), ("default", "classes"), "the file")
+        raw = _keys(_yaml(path), ("like", "default", "classes"), "the file")
+        if "like" in raw:
+            raw = _merged(path.parent / str(raw["like"]), raw)
         default = _keys(raw.get("default"), tuple(VALUES), "default")
         templates = {name: _texts(default.get(name), f"default.{name}") for name in VALUES}
         for name, texts in templates.items():
@@ -168,6 +170,20 @@ def validation_caption(labels: Mapping[str, int], prompts: Prompts) -> str | Non
     positive = [name for name in prompts.pools if labels.get(name) == POSITIVE]
     pools = [prompts.sentences(name, POSITIVE) for name in positive or [NO_FINDING]]
     return " ".join(pool[0] for pool in pools if pool) or None
+
+
+def _merged(path: Path, own: dict[str, Any]) -> dict[str, Any]:
+    """A file that is like the one at ``path``: what it does not say of a class, or by default, is said there."""
+    try:
+        like = _keys(_yaml(path), ("default", "classes"), "the file")
+        default = _keys(like.get("default"), tuple(VALUES), "default")
+        classes = _keys(like.get("classes"), CLASSES, "classes")
+    except PromptError as error:
+        raise PromptError(f"like: {path}: {error}") from None
+    theirs = _keys(own.get("classes", {}), CLASSES, "classes")
+    merged = {name: {**spec, **(theirs.get(name) or {})} for name, spec in classes.items()}
+    merged |= {name: spec for name, spec in theirs.items() if name not in merged}
+    return {"default": {**default, **_keys(own.get("default", {}), tuple(VALUES), "default")}, "classes": merged}
 
 
 def _pool(spec: dict[str, Any], value: str, default: list[str], at: str) -> tuple[str, ...]:

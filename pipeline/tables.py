@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -224,7 +225,7 @@ def _models(
     """The paper's rows in order, each with what fills it; then our runs and other people's models without one."""
     table = paper[f"table{number}"]
     columns = tuple(Column(c["key"], c["group"], c["name"]) for c in table["columns"])
-    own = params.ablations if number == "4" else params.main
+    own = {"4": params.ablations, "S1": (*params.main, *params.prompt_ablations)}.get(number, params.main)
     waiting = [name for name in own if name in results]
     others = {} if number == "4" else {n: o for n, o in params.others.items() if n in results}
     ablations = iter(params.ablations)
@@ -234,7 +235,7 @@ def _models(
             name = next(ablations, None) if row.get("run") else None
             name = name if name in waiting else None
         else:
-            name = next((n for n in waiting if _fills(params, n, row)), None)
+            name = next((n for n in waiting if n in params.main and _fills(params, n, row)), None)
         if name:
             waiting.remove(name)
         else:  # a row of somebody else: his model, if it is among others
@@ -252,6 +253,8 @@ def _models(
         run = params.runs[name]
         backbone = paper["backbones"].get(run.image_encoder, run.image_encoder)
         title = "own run" if table["rows"] else "CXR-CLIP"
+        if run.prompts == "ablation":
+            title = f"trained with {Path(params.prompts.ablation).name}"
         rows.append(_row(columns, results, name, title, backbone, _short(paper, run.datasets), nothing))
     for name, other in others.items():
         rows.append(_row(columns, results, name, other.model, other.backbone, other.data, nothing))
@@ -362,10 +365,14 @@ def _measured(run: RunResult, column: Column, keys: Sequence[str], clean: bool) 
 def _compared(
     columns: Sequence[Column], rows: Sequence[Row], results: Mapping[str, RunResult], params: Params, chained: bool
 ) -> list[Row]:
-    """Each row of ours against the first of ours (``chained``: against the one above it) over the same resamples."""
+    """Each row of ours against the first of ours (``chained``: against the one above it; an ablation of prompts against
+    the run it is like) over the same resamples."""
     out: list[Row] = []
     base: Row | None = None
     for row in rows:
+        if row.run in params.prompt_ablations:
+            like = params.runs[row.run].like
+            base = next((r for r in out if r.run == like), base)
         if row.run and base:
             one, two = results[row.run], results[base.run]
             cells = []

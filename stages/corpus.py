@@ -17,7 +17,8 @@ def main() -> None:
         run = config.run_config(params, name)
         with tracking.stage_run("corpus", name, run, params.tracking.enabled) as record:
             translations = Path("data/back_translation")
-            counts = corpus.gather(run, Path("data/index"), Path("data/prompts"), out / name, translations)
+            prompts = Path("data/prompts") / params.runs[name].prompts
+            counts = corpus.gather(run, Path("data/index"), prompts, out / name, translations)
             record.metrics({key: float(value) for key, value in counts.items()})
         print(f"corpus {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 

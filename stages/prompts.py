@@ -1,4 +1,4 @@
-"""Stage ``prompts``: data/index/<dataset>.parquet -> data/prompts/<dataset>.json, all sentences of its classes."""
+"""Stage ``prompts``: data/index/<dataset>.parquet -> data/prompts/{file,ablation}/<dataset>.json, its sentences."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ def main() -> None:
     params = config.load()
     OUT.mkdir(parents=True, exist_ok=True)  # an output of the stage even where no label data set is among sources
     with tracking.stage_run("prompts", "all", params=params.prompts, enabled=params.tracking.enabled) as run:
-        templates = prompts.load(Path(params.prompts.file))
-        for dataset in [name for name in config.LABEL_DATASETS if name in params.sources]:
-            try:
-                pools = templates.subset(label_classes(INDEX / f"{dataset}.parquet"))
-            except prompts.PromptError as error:
-                raise prompts.PromptError(f"{dataset}: {error}") from None
-            pools.write_pools(OUT / f"{dataset}.json")
-            count = sum(len(pool) for values in pools.pools.values() for pool in values.values())
-            run.metrics({f"{dataset}.classes": len(pools.pools), f"{dataset}.sentences": count})
-            print(f"prompts {dataset}: {len(pools.pools)} classes, {count} sentences")
+        for kind, file in (("file", params.prompts.file), ("ablation", params.prompts.ablation)):
+            templates = prompts.load(Path(file))
+            for dataset in [name for name in config.LABEL_DATASETS if name in params.sources]:
+                try:
+                    pools = templates.subset(label_classes(INDEX / f"{dataset}.parquet"))
+                except prompts.PromptError as error:
+                    raise prompts.PromptError(f"{dataset}: {error}") from None
+                pools.write_pools(OUT / kind / f"{dataset}.json")
+                count = sum(len(pool) for values in pools.pools.values() for pool in values.values())
+                run.metrics({f"{kind}.{dataset}.classes": len(pools.pools), f"{kind}.{dataset}.sentences": count})
+                print(f"prompts {kind} {dataset}: {len(pools.pools)} classes, {count} sentences")
 
 
 def label_classes(index: Path) -> set[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline import params as config
-from pipeline import prompts
+from pipeline import prompts, protocols
 from pipeline.prompts import PromptError, Prompts, expand
 from pipeline.sources.chestxray14 import CLASSES as CHESTXRAY14
 from pipeline.sources.chexpert import CLASSES as CHEXPERT
@@ -17,6 +17,7 @@ from pipeline.study import Study, View, write_studies
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ROOT / "pipeline" / "prompts.yaml"
+GLORIA = TRAINING.with_name("prompts_gloria.yaml")
 SMALL = """
 default: {positive: ["{}."], negative: ["no {}.", "[there is, ] no [visible, ] {}."], uncertain: ["possible {}."]}
 classes:
@@ -237,7 +238,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             write_studies(tmp_path / "data" / "index" / f"{name}.parquet", studies)
         sources = dict.fromkeys(labels)
         params = SimpleNamespace(
-            prompts=config.Prompts(str(TRAINING)), sources=sources, tracking=config.Tracking(enabled=False)
+            prompts=config.Prompts(str(TRAINING), str(GLORIA)), sources=sources, tracking=config.Tracking(enabled=False)
         )
         monkeypatch.setattr(config, "load", lambda: params)
         module.main()
@@ -248,9 +249,11 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 def test_stage_writes_the_classes_of_the_index(stage: Callable[[dict[str, dict[str, int]]], Path]) -> None:
     out = stage({"chexpert": {"Edema": 1, "Fracture": -1}, "chestxray14": dict.fromkeys(CHESTXRAY14, 0), "rsna": {}})
-    assert {path.name for path in out.iterdir()} == {"chexpert.json", "chestxray14.json"}
-    assert set(prompts.read_pools(out / "chexpert.json").pools) == {"No Finding", "Edema", "Fracture"}
-    assert set(prompts.read_pools(out / "chestxray14.json").pools) == {"No Finding", *CHESTXRAY14}
+    for kind, edema in (("file", "Pulmonary edema."), ("ablation", "Improvement in pulmonary edema.")):
+        assert {path.name for path in (out / kind).iterdir()} == {"chexpert.json", "chestxray14.json"}
+        pools = prompts.read_pools(out / kind / "chexpert.json").pools
+        assert set(pools) == {"No Finding", "Edema", "Fracture"} and edema in pools["Edema"][1]
+        assert set(prompts.read_pools(out / kind / "chestxray14.json").pools) == {"No Finding", *CHESTXRAY14}
 
 
 def test_stage_makes_its_folder_without_label_data_sets(stage: Callable[[dict[str, dict[str, int]]], Path]) -> None:
@@ -260,3 +263,29 @@ def test_stage_makes_its_folder_without_label_data_sets(stage: Callable[[dict[st
 def test_stage_names_a_class_without_templates(stage: Callable[[dict[str, dict[str, int]]], Path]) -> None:
     with pytest.raises(PromptError, match=r"chexpert: .* Scoliosis;"):
         stage({"chexpert": {"Edema": 1, "Scoliosis": 1}})
+
+
+def test_glorias_sentences_are_those_of_the_protocol():
+    """Word for word, but for the capital and the full stop; all that GLoRIA does not say is as in our own file."""
+    ours, theirs = prompts.load(TRAINING), prompts.load(GLORIA)
+    grid = protocols.load("paper").tasks["chexpert5x200"].positive
+    for name, texts in grid.items():
+        assert {s[0].lower() + s[1:].removesuffix(".") for s in theirs.pools[name][1]} == {t.strip() for t in texts}
+        assert [theirs.pools[name][v] for v in (0, -1)] == [ours.pools[name][v] for v in (0, -1)]
+    assert list(theirs.pools) == list(ours.pools)
+    assert {name for name in ours.pools if ours.pools[name] != theirs.pools[name]} == set(grid)
+
+
+def test_a_file_may_be_like_another_one(tmp_path):
+    (tmp_path / "base.yaml").write_text(TRAINING.read_text())
+    (tmp_path / "own.yaml").write_text(
+        "like: base.yaml\ndefault: {negative: ['{} is absent.']}\n"
+        "classes: {Edema: {expressions: [wet lungs]}, Mass: {positive: ['a mass.']}}\n"
+    )
+    found, base = prompts.load(tmp_path / "own.yaml"), prompts.load(TRAINING)
+    assert found.pools["Edema"][0] == ("Wet lungs is absent.",) and found.pools["Edema"][1][0] == "Wet lungs."
+    assert found.pools["Mass"][1] == ("A mass.",) and found.pools["Mass"][-1] == base.pools["Mass"][-1]
+    assert found.pools["Hernia"][1] == base.pools["Hernia"][1]
+    (tmp_path / "own.yaml").write_text("like: nowhere.yaml\n")
+    with pytest.raises(prompts.PromptError, match=r"like: .*nowhere\.yaml: not found"):
+        prompts.load(tmp_path / "own.yaml")

@@ -461,3 +461,23 @@ def test_trainings_with_several_seeds_become_one_row(here):
     (folder / "zero_shot/clip/1.json").unlink()  # a mean over fewer seeds is another figure
     results, missing = load_results(folder, p.runs, p.main, (), p.seeds)
     assert missing == ["data/results/zero_shot/clip/1.json"] and "rsna_zs_auc" not in results["clip"].measures
+
+
+def test_an_ablation_of_prompts_stands_below_the_run_it_is_like(here):
+    """Its own row in S1 alone, compared with the run whose prompts it changes, and in no row of the paper's."""
+    runs = {
+        **fake.PARAMS["runs"],
+        "other": {**fake.PARAMS["runs"]["swin_mc"], "like": "swin_mc", "prompts": "ablation"},
+    }
+    p = fake.make(here, fake.params(runs=runs, prompt_ablations=["other"]))
+    for run in ("other", "swin_mc"):
+        samples = {"chexpert5x200.accuracy": np.full(9, fake.value(run, "chexpert5x200.accuracy"))}
+        np.savez(here / f"data/results/zero_shot/{run}/0.npz", **samples)
+    built = tables.build(p, *fake.load(here, p)[:2])
+    s1 = numbered(built, "S1")
+    row = next(r for r in s1.rows if r.run == "other")
+    assert row.model == "trained with prompts_gloria.yaml" and (row.backbone, row.data) == ("SwinT", "M,C")
+    assert row.against == "swin_mc" and row.cells[0].paper is None
+    values = [fake.value(run, "chexpert5x200.accuracy") for run in ("other", "swin_mc")]
+    assert row.cells[0].against[0] == pytest.approx(100 * (values[0] - values[1]))
+    assert not any(r.run == "other" for t in built if t.number != "S1" for r in t.rows)

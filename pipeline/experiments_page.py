@@ -137,7 +137,8 @@ def run_table(baseline: Experiment, others: Sequence[Experiment], run: str) -> d
 def _styles(everyone: Sequence[Experiment]) -> dict[str, tuple[str, tuple[float, ...]]]:
     """Colour and dashes of each curve: the baseline in the colour of text, nine others apart, then grey."""
     styles: dict[str, tuple[str, tuple[float, ...]]] = {everyone[0].name: (figures.INK, ())}
-    looks = [(colour, dashes) for dashes in figures.DASHES for colour in figures.SERIES]
+    count = len(figures.SERIES)  # of colours, and of dashes: neighbours differ in both
+    looks = [(figures.SERIES[i % count], figures.DASHES[(i + i // count) % count]) for i in range(count**2)]
     for i, e in enumerate(everyone[1:]):
         styles[e.name] = looks[i] if i < len(looks) else (figures.MUTED, ())
     return styles
@@ -171,7 +172,7 @@ def tables(baseline: Experiment, others: Sequence[Experiment]) -> list[dict[str,
 
 
 def compared(baseline: Experiment, others: Sequence[Experiment]) -> int:
-    """How many differences have an interval: one in twenty of them would be "real" by chance alone."""
+    """How many differences have an interval: of 95 %, one in twenty would be "real" by chance alone."""
     return sum(sum(verdict(baseline, e)[:3]) for e in others)
 
 
@@ -190,8 +191,19 @@ def html(baseline: Experiment, others: Sequence[Experiment]) -> str:
         charts=charts(baseline, others),
         legend=_legend(baseline, others),
         compared=compared(baseline, others),
+        confidence=_confidence(baseline),
+        several=_several(baseline),
         missing=baseline.notes,
     )
+
+
+def _confidence(baseline: Experiment) -> float:
+    return float(baseline.params.get("evaluate.bootstrap.confidence", 0.95))
+
+
+def _several(baseline: Experiment) -> bool:
+    """Whether each figure is a mean over trainings."""
+    return len(baseline.params.get("seeds", [0])) > 1
 
 
 def markdown(baseline: Experiment, others: Sequence[Experiment]) -> str:
@@ -211,7 +223,8 @@ def markdown(baseline: Experiment, others: Sequence[Experiment]) -> str:
         lines += [""] + [f"- no interval: {why}" for why in table["whys"]]
     lines += [
         "",
-        "In brackets: the difference from the baseline and its 95 % interval (paired bootstrap over patients).",
+        f"In brackets: the difference from the baseline and its {100 * _confidence(baseline):g} % interval "
+        + ("(over seeds and patients)." if _several(baseline) else "(paired bootstrap over patients)."),
     ]
     lines += [f"- {e.name}: {note}" for e in (baseline, *others) for note in e.notes]
     return "\n".join(lines) + "\n"

@@ -169,3 +169,31 @@ def test_the_page_says_who_won_and_whether_it_is_real(baseline, tmp_path):
     assert (row["value"], row["baseline"], row["difference"]) == ("0.71", "0.7", "0.01")
     assert float(row["diff_low"]) == pytest.approx(low / 100, abs=1e-6)
     assert len(rows) == 4 * (6 + 5)
+
+
+def test_trainings_with_several_seeds_are_one_figure(tmp_path):
+    """A second training of run one, .02 better in both; the experiment is .01 better in each: no doubt is left."""
+    params = {**PARAMS, "seeds": [0, 3]}
+    for name, shift in (("baseline", 0.0), ("other", 0.01)):
+        write(tmp_path / name, params=params, shift=shift)
+        for kind in ("zero_shot", "few_shot", "retrieval"):
+            for path in (tmp_path / name / "data/results" / kind).glob("*/0.*"):
+                body = path.read_bytes()
+                if path.suffix == ".json" and kind == "zero_shot":
+                    raw = json.loads(body)
+                    for m in raw["metrics"].values():
+                        m["value"] += 0.02
+                    body = json.dumps(raw).encode()
+                path.with_stem("3").write_bytes(body)
+    baseline, other = (
+        experiments.read(DirFileSystem(str(tmp_path / n), LocalFileSystem()), n, f"{n:0<40}")
+        for n in ("baseline", "other")
+    )
+    one = baseline.metrics["one"]["rsna.auc"]
+    assert one.trained == pytest.approx((0.70, 0.72)) and one.value == pytest.approx(0.71)
+    assert one.low < 0.71 - 12.7 * 0.01 < 0.71 + 12.7 * 0.01 < one.high  # t of one degree of freedom, s / sqrt(2) = .01
+    found = experiments.difference(baseline, other, "one", "rsna.auc")
+    assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01)) and found.sign == 1
+    assert "over seeds, trainings paired by theirs" in experiments_page.html(baseline, [other])
+    again = write(tmp_path / "again")
+    assert experiments.difference(baseline, again, "one", "rsna.auc").why == "trained with other seeds"

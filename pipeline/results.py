@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from pipeline.comparison import over_trainings
+from pipeline.metrics import percentiles
 from pipeline.params import BINARY_DATASETS
 
 PAPER = Path(__file__).with_name("paper.yaml")
@@ -297,13 +298,6 @@ def sample_sum(run: RunResult, keys: Sequence[str], clean: bool = False) -> np.n
         return None
     total: np.ndarray = np.sum([run.samples[key] for key in chosen], axis=0)
     return total
-
-
-def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Both ends of the percentile interval of samples [B]; resamples without a value (nan) are left out."""
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(samples, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _add_totals(run: RunResult, confidence: float) -> None:

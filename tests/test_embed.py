@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from checkpoints import vocabulary
 
-from pipeline import adapters, embed
+from pipeline import adapters, embed, evaluation
 from pipeline.adapters.checkpoint import MissingWeights
 from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
@@ -154,11 +154,11 @@ def test_missing_weights_leave_one_line(tmp_path):
     (out / "rsna.npz").touch()  # of a time when the weights were there
     with pytest.raises(MissingWeights) as error:
         adapters.load(Other("gloria", str(tmp_path / "w"), "GLoRIA"))
-    embed.write_missing(out, str(error.value))
+    evaluation.write_missing(out, str(error.value))
     assert [p.name for p in out.iterdir()] == ["missing.json"]
-    assert embed.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
-    assert "*.ckpt: not there" in embed.missing(out)
-    assert embed.missing(tmp_path / "w") is None
+    assert evaluation.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
+    assert "*.ckpt: not there" in evaluation.missing(out)
+    assert evaluation.missing(tmp_path / "w") is None
 
 
 def test_every_other_of_the_paper_profile_is_a_stage_and_its_folder_says_what_goes_there(tmp_path):

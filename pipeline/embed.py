@@ -49,6 +49,7 @@ def of_model(net: CxrClip, tokenizer: Tokenizer, image_size: int, batch_size: in
         encode_images=net.encode_image,
         encode_texts=encode_texts,
         features=net.image_tower,
+        size=image_size,
         scale=float(net.scale.detach()),
         device=device,
         batch_size=batch_size,

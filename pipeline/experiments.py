@@ -110,7 +110,8 @@ def read(files: Any, name: str, revision: str, changed: Iterable[str] = ()) -> E
     confidence = float(found.params.get("evaluate.bootstrap.confidence", 0.95))
     for run in [*raw.get("runs", {}), *raw.get("others", {})]:
         places = [f"{run}/{seed}" for seed in raw.get("seeds", [0])] if run in raw.get("runs", {}) else [run]
-        trainings = [_metrics(files, place, run in raw.get("main", ()), absent, confidence) for place in places]
+        probed = run in raw.get("main", ()) or run in raw.get("others", {})
+        trainings = [_metrics(files, place, probed, absent, confidence) for place in places]
         if metrics := _over_trainings(trainings, confidence):
             found.metrics[run] = metrics
         if (text := _bytes(files, f"data/results/pretrain/{places[0]}.csv")) is not None:

@@ -84,6 +84,12 @@ def test_read_takes_the_headlines_of_each_kind_and_their_mean(baseline):
 SETS_AUC = [f"{name}.auc" for name in SETS]
 
 
+def test_a_file_that_is_not_there_is_counted(tmp_path, baseline):
+    more = write(tmp_path / "more", {**PARAMS, "others": {"theirs": {"adapter": "chexzero"}}})
+    assert not baseline.notes and "theirs" not in more.metrics
+    assert len(more.notes) == 1 and more.notes[0].startswith("3 result files are neither")  # three kinds of evaluation
+
+
 def test_the_mean_has_an_interval_of_the_asked_confidence(tmp_path):
     asked = {**PARAMS, "evaluate": {"bootstrap": {"samples": 200, "confidence": 0.5}}}
     macro = write(tmp_path / "half", asked).metrics["one"]["macro.auc"]

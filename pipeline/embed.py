@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ from pipeline.tokens import Tokenizer
 
 EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS)
 MAPS = 6  # examples of where an image agrees with a prompt
-MISSING = "missing.json"
 
 
 def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:
@@ -51,6 +49,7 @@ def of_model(net: CxrClip, tokenizer: Tokenizer, image_size: int, batch_size: in
         encode_images=net.encode_image,
         encode_texts=encode_texts,
         features=net.image_tower,
+        size=image_size,
         scale=float(net.scale.detach()),
         device=device,
         batch_size=batch_size,
@@ -72,7 +71,8 @@ def embed(embedder: Embedder, prompts: Sequence[str], sources: Iterable[str], in
     Returns:
         Number of test images per data set.
     """
-    _fresh(out)
+    shutil.rmtree(out, ignore_errors=True)  # nothing of an earlier run stays
+    out.mkdir(parents=True)
     counts: dict[str, int] = {}
     for dataset in (d for d in EVALUATED if d in set(sources)):
         studies = read_studies(index / f"{dataset}.parquet", ("test",))  # CheXpert's test split is CheXpert5x200
@@ -170,24 +170,6 @@ def _examples(
                     found.append((dataset, free[0], studies[dataset][free[0]].first_frontal, text))
                     break
     return found
-
-
-def write_missing(out: Path, why: str) -> None:
-    """``out`` of a model whose weights are not there: missing.json alone, {"missing": which file goes where}."""
-    _fresh(out)
-    (out / MISSING).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
-
-
-def missing(folder: Path) -> str | None:
-    """What ``write_missing`` wrote into a folder of embeddings; None where the embeddings are there."""
-    path = folder / MISSING
-    return str(json.loads(path.read_text(encoding="utf-8"))["missing"]) if path.is_file() else None
-
-
-def _fresh(out: Path) -> None:
-    """An empty folder: nothing of an earlier run stays."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:

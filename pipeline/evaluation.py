@@ -1,8 +1,10 @@
-"""One run's evaluation as the evaluation stages write it (form: docs/results.md)."""
+"""One row's evaluation as the evaluation stages write it, and what stands for embeddings of a model that is not there
+(form: docs/results.md)."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 
 from pipeline.atomic import replacing
 from pipeline.params import Params
+
+MISSING = "missing.json"
 
 
 def rows(params: Params) -> dict[str, tuple[str, ...]]:
@@ -20,6 +24,19 @@ def rows(params: Params) -> dict[str, tuple[str, ...]]:
     """
     ours = {f"{name}/{seed}": run.datasets for name, run in params.runs.items() for seed in params.seeds}
     return ours | {name: other.trained_on for name, other in params.others.items()}
+
+
+def write_missing(embeddings: Path, why: str) -> None:
+    """The folder of a model whose weights are not there: missing.json alone, {"missing": which file goes where}."""
+    shutil.rmtree(embeddings, ignore_errors=True)
+    embeddings.mkdir(parents=True)
+    (embeddings / MISSING).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
+
+
+def missing(embeddings: Path) -> str | None:
+    """What ``write_missing`` wrote into a folder of embeddings; None where the embeddings are there."""
+    path = embeddings / MISSING
+    return str(json.loads(path.read_text(encoding="utf-8"))["missing"]) if path.is_file() else None
 
 
 def write(path: Path, run: str, found: dict[str, Any]) -> None:

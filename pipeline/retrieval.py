@@ -8,7 +8,6 @@ double precision, all by the same operation, so that a tie is a tie (``at_least`
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation import missing
 from pipeline.metrics import interval, mean_with_interval, resamples
 from pipeline.params import Bootstrap
 from pipeline.study import Study, read_studies
@@ -285,8 +285,8 @@ def evaluate(
     """
     result: dict[str, Any] = {key: {} for key in ("metrics", "samples", "clean", "removed", "pools", "examples")}
     result["notes"] = []
-    if (embeddings / "missing.json").is_file():
-        result["notes"].append(json.loads((embeddings / "missing.json").read_text(encoding="utf-8"))["missing"])
+    if why := missing(embeddings):
+        result["notes"].append(why)
         return result
     for dataset in (d for d in RETRIEVAL_SETS if d in sources):
         name = NAMES.get(dataset, dataset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clean import Seen, clean
+from pipeline.evaluation import missing
 from pipeline.metrics import (
     calibration,
     classes_with_intervals,
@@ -116,8 +116,8 @@ def evaluate(
         ValueError: embeddings that are broken, or of other test images or prompts; labels that do not fit the metric.
     """
     result: Found = {**{name: {} for name in FORMS}, "notes": []}
-    if (embeddings / "missing.json").is_file():
-        result["notes"].append(json.loads((embeddings / "missing.json").read_text(encoding="utf-8"))["missing"])
+    if why := missing(embeddings):
+        result["notes"].append(why)
         return result
     trained_on = list(trained_on)
     if unknown := [name for name in trained_on if name not in sources]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import adapters, embed, protocols, tracking
+from pipeline import adapters, embed, evaluation, protocols, tracking
 from pipeline import params as config
 from pipeline.adapters.checkpoint import MissingWeights
 
@@ -24,7 +24,7 @@ def main(name: str) -> None:
         try:
             embedder = adapters.load(other, device, params.evaluate.batch_size)
         except MissingWeights as error:  # no failure: its cells show —
-            embed.write_missing(out, str(error))
+            evaluation.write_missing(out, str(error))
             print(f"embed_other {name}: skipped: {error}")
             return
         prompts = protocols.prompt_texts(params.evaluate.protocols)

@@ -21,7 +21,6 @@ def main(name: str) -> None:
         found = few_shot.evaluate(
             embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size),
             net.image_tower if run.name in options.fine_tune.runs else None,
-            run.image_size,
             run.datasets,
             params.augment,
             Path("data/index"),

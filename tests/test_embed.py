@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from checkpoints import vocabulary
 
-from pipeline import adapters, embed
+from pipeline import adapters, embed, evaluation
 from pipeline.adapters.checkpoint import MissingWeights
 from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
@@ -134,6 +134,7 @@ def test_local_scores_stand_beside_the_images(tmp_path, index):
         encode_images=lambda x: torch.stack([x.float().mean(dim=(1, 2)), torch.ones(len(x))], dim=1),
         encode_texts=lambda texts: torch.tensor([[float(len(t)), 1.0] for t in texts]),
         features=lambda x: x.float().flatten(1),
+        size=8,
         scale=2.0,
         device=torch.device("cpu"),
         batch_size=2,
@@ -154,11 +155,11 @@ def test_missing_weights_leave_one_line(tmp_path):
     (out / "rsna.npz").touch()  # of a time when the weights were there
     with pytest.raises(MissingWeights) as error:
         adapters.load(Other("gloria", str(tmp_path / "w"), "GLoRIA"))
-    embed.write_missing(out, str(error.value))
+    evaluation.write_missing(out, str(error.value))
     assert [p.name for p in out.iterdir()] == ["missing.json"]
-    assert embed.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
-    assert "*.ckpt: not there" in embed.missing(out)
-    assert embed.missing(tmp_path / "w") is None
+    assert evaluation.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
+    assert "*.ckpt: not there" in evaluation.missing(out)
+    assert evaluation.missing(tmp_path / "w") is None
 
 
 def test_every_other_of_the_paper_profile_is_a_stage_and_its_folder_says_what_goes_there(tmp_path):
@@ -174,6 +175,6 @@ def test_every_other_of_the_paper_profile_is_a_stage_and_its_folder_says_what_go
     done = subprocess.run(
         ["dvc", "stage", "list", "--name-only"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    found = {name for name in done.stdout.split() if name.startswith("embed_other")}
-    assert found == {f"embed_other@{name}" for name in record.others}
-    assert len(found) == 11
+    found = {name for name in done.stdout.split() if "_other@" in name}
+    assert found == {f"{stage}@{name}" for name in record.others for stage in ("embed_other", "few_shot_other")}
+    assert len(found) == 22

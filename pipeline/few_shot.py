@@ -59,7 +59,7 @@ def cache_features(
 
     A crop is made at the embedder's ``size`` and goes through its own ``prepare``, as a whole picture does. With at
     least as many draws as epochs, every epoch finds a draw of its own: the recipe that encodes each epoch anew. More
-    ``IN_MEMORY`` bytes are kept in a file without a name below ``work``, which goes with the process.
+    than ``IN_MEMORY`` bytes are kept in a file without a name below ``work``, which goes with the process.
 
     Args:
         uses: (positions of a subset, epochs it is probed for).

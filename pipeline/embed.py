@@ -16,12 +16,12 @@ from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
 from pipeline.model import CxrClip
 from pipeline.params import BINARY_DATASETS
-from pipeline.retrieval import RETRIEVAL_SETS, candidates
+from pipeline.protocols import TEST_SETS, RetrievalSet
+from pipeline.retrieval import candidates
 from pipeline.shards import load_view
 from pipeline.study import POSITIVE, View, read_studies
 from pipeline.tokens import Tokenizer
 
-EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS)
 MAPS = 6  # examples of where an image agrees with a prompt
 
 
@@ -56,7 +56,14 @@ def of_model(net: CxrClip, tokenizer: Tokenizer, image_size: int, batch_size: in
     )
 
 
-def embed(embedder: Embedder, prompts: Sequence[str], sources: Iterable[str], index: Path, out: Path) -> dict[str, int]:
+def embed(
+    embedder: Embedder,
+    prompts: Sequence[str],
+    sets: Iterable[RetrievalSet],
+    sources: Iterable[str],
+    index: Path,
+    out: Path,
+) -> dict[str, int]:
     """Write ``out``/<dataset>.npz of every test set among ``sources``, and ``out``/prompts.npz.
 
     A data set's file holds ``images`` float32 [N, D] (one evaluation view a test study, in index order); where it is a
@@ -66,6 +73,7 @@ def embed(embedder: Embedder, prompts: Sequence[str], sources: Iterable[str], in
 
     Args:
         prompts: distinct evaluation prompts.
+        sets: retrieval sets, at most one a data set.
         index: folder of <dataset>.parquet.
 
     Returns:
@@ -74,13 +82,14 @@ def embed(embedder: Embedder, prompts: Sequence[str], sources: Iterable[str], in
     shutil.rmtree(out, ignore_errors=True)  # nothing of an earlier run stays
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
-    for dataset in (d for d in EVALUATED if d in set(sources)):
+    rules = {rule.dataset: rule for rule in sets}
+    for dataset in (d for d in TEST_SETS if d in set(sources)):
         studies = read_studies(index / f"{dataset}.parquet", ("test",))  # CheXpert's test split is CheXpert5x200
         if not studies:
             continue
         views = [s.first_frontal for s in studies]
         arrays = {"images": embedder.embed_images(views, dataset)}
-        if dataset in RETRIEVAL_SETS and (texts := candidates(studies).texts):
+        if dataset in rules and (texts := candidates(studies, rules[dataset]).texts):
             arrays["texts"] = embedder.embed_texts(texts)
         if embedder.local_scores and prompts:
             arrays["local"] = embedder.embed_local(views, prompts, dataset)

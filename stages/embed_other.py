@@ -27,8 +27,10 @@ def main(name: str) -> None:
             evaluation.write_missing(out, str(error))
             print(f"embed_other {name}: skipped: {error}")
             return
+        first = protocols.load(params.evaluate.protocols[0])
+        sets = protocols.retrieval_sets(first, params.sources).values()
         prompts = protocols.prompt_texts(params.evaluate.protocols)
-        counts = embed.embed(embedder, prompts, params.sources, Path("data/index"), out)
+        counts = embed.embed(embedder, prompts, sets, params.sources, Path("data/index"), out)
         record.metrics({key: float(value) for key, value in counts.items()})
     print(f"embed_other {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from checkpoints import vocabulary
 
-from pipeline import adapters, embed, evaluation
+from pipeline import adapters, embed, evaluation, protocols
 from pipeline.adapters.checkpoint import MissingWeights
 from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
@@ -24,6 +24,7 @@ from pipeline.study import Study, View, read_studies, write_studies
 from pipeline.tokens import Tokenizer
 
 ROOT = Path(__file__).parents[1]
+SETS = protocols.load("paper").retrieval
 PROMPTS = ["Cardiomegaly", "No Cardiomegaly", "Nodule", "Findings suggesting pneumonia."]
 TEXTS = ["A scar of the base.", "The heart is normal and the lungs are clear.", "A scar of the base."]
 
@@ -68,7 +69,7 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
     sources = ["mimic_cxr", "vindr_cxr", "rsna", "siim"][:3]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "missing.json").write_text("{}")  # of an earlier run
-    counts = embed.embed(embedder, PROMPTS, sources, index, tmp_path / "out")
+    counts = embed.embed(embedder, PROMPTS, SETS.values(), sources, index, tmp_path / "out")
     assert counts == {"mimic_cxr": 3, "vindr_cxr": 3, "rsna": 3}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{n}.npz" for n in (*sources, "prompts")}
     with torch.inference_mode():
@@ -80,7 +81,7 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
             wanted = net.encode_image(torch.from_numpy(pictures)).numpy()
             assert found["images"].dtype == np.float32
             assert np.abs(found["images"] - wanted).max() < 1e-5
-        texts = candidates(read_studies(index / "mimic_cxr.parquet", ("test",))).texts
+        texts = candidates(read_studies(index / "mimic_cxr.parquet", ("test",)), SETS["mimic_cxr"]).texts
         assert texts == TEXTS[:2]
         rows = np.concatenate([net.encode_text(*words([t])).numpy() for t in texts])
         assert np.abs(np.load(tmp_path / "out" / "mimic_cxr.npz")["texts"] - rows).max() < 1e-5
@@ -140,7 +141,7 @@ def test_local_scores_stand_beside_the_images(tmp_path, index):
         batch_size=2,
         local_scores=lambda x, texts: x.float().mean(dim=(1, 2))[:, None] * torch.tensor([len(t) for t in texts]),
     )
-    embed.embed(embedder, PROMPTS, ["rsna"], index, tmp_path / "out")
+    embed.embed(embedder, PROMPTS, SETS.values(), ["rsna"], index, tmp_path / "out")
     studies = read_studies(index / "rsna.parquet", ("test",))
     means = np.array([load_view(s.first_frontal)[:8, :8].mean() for s in studies])
     found = np.load(tmp_path / "out" / "rsna.npz")["local"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,21 @@ def write(path: Path, run: str, found: dict[str, Any]) -> None:
         partial.write_text(json.dumps({"run": run, **found}, indent=1) + "\n", encoding="utf-8")
     with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **samples)
+
+
+def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        ValueError: it is not there or damaged; one line with ``remedy``, the command that writes it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not found; run: {remedy}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path}: damaged; run: {remedy}") from None
 
 
 def values(found: dict[str, Any]) -> dict[str, float]:

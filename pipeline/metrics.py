@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def resamples(groups: Sequence[str], options: Bootstrap, seed: int) -> np.ndarra
         raise ValueError("bootstrap: no test item to draw from")
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     count = int(member.max()) + 1
-    rng = np.random.default_rng([seed, len(groups)])
+    rng = np.random.default_rng([seed, crc32("\0".join(groups).encode())])  # two test sets of a size differ
     out = np.empty((options.samples, len(groups)), dtype=np.uint16)
     for row in out:
         row[:] = np.bincount(rng.integers(count, size=count), minlength=count)[member]

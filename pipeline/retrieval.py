@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.evaluation import missing
+from pipeline.evaluation import load_arrays, missing
 from pipeline.metrics import interval, mean_with_interval, resamples
 from pipeline.params import Bootstrap
 from pipeline.protocols import RetrievalSet
@@ -322,10 +322,10 @@ def evaluate(
 
 
 def _stored(path: Path, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; embed again")
-    with np.load(path, allow_pickle=False) as stored:
-        found = stored["images"].astype(np.float32), stored["texts"].astype(np.float32)
+    stored = load_arrays(path, "dvc repro embed")
+    if "texts" not in stored:
+        raise ValueError(f"{path}: without texts; run: dvc repro -f embed")
+    found = stored["images"].astype(np.float32), stored["texts"].astype(np.float32)
     if (len(found[0]), len(found[1])) != (images, texts):
         raise ValueError(
             f"{path}: {len(found[0])} images and {len(found[1])} texts for {images} test studies and {texts} texts; "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clean import Seen, clean
-from pipeline.evaluation import missing
+from pipeline.evaluation import load_arrays, missing
 from pipeline.metrics import (
     calibration,
     classes_with_intervals,
@@ -149,10 +149,8 @@ def load_prompts(path: Path) -> PromptTable:
     Raises:
         ValueError: it is not there, or of another form.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; run: dvc repro embed")
-    stored = np.load(path, allow_pickle=False)
-    if not {"texts", "embeddings", "scale"} <= set(stored.files):
+    stored = load_arrays(path, "dvc repro embed")
+    if not {"texts", "embeddings", "scale"} <= stored.keys():
         raise ValueError(f"{path}: of an older form; run: dvc repro embed")
     rows = {str(text): i for i, text in enumerate(stored["texts"])}
     return PromptTable(rows, stored["embeddings"], float(stored["scale"]))
@@ -166,8 +164,8 @@ def _images(
     if not studies:
         return None
     path = embeddings / f"{dataset}.npz"
-    stored = np.load(path, allow_pickle=False)
-    images, local = stored["images"], stored["local"] if "local" in stored.files else None
+    stored = load_arrays(path, "dvc repro embed")
+    images, local = stored["images"], stored.get("local")
     if len(images) != len(studies) or (local is not None and len(local) != len(studies)):
         raise ValueError(f"{path}: {len(images)} images for {len(studies)} test studies; embed again")
     weights = resamples([s.patient for s in studies], options, seed)

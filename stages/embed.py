@@ -28,7 +28,9 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m stages.embed RUN SEED")
     try:
         main("/".join(sys.argv[1:3]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"embed {'/'.join(sys.argv[1:3])}: {error}")

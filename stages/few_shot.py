@@ -39,7 +39,9 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m stages.few_shot RUN SEED")
     try:
         main("/".join(sys.argv[1:3]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"few_shot {'/'.join(sys.argv[1:3])}: {error}")

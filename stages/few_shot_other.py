@@ -47,5 +47,5 @@ def main(name: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"few_shot_other {sys.argv[1]}: {error}")

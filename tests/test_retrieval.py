@@ -250,7 +250,7 @@ def test_a_model_without_weights_and_embeddings_of_another_index(evaluated):
     assert found["notes"] == ["put x.pt into weights/x"]
     assert found["metrics"] == {}
     (folder / "short").mkdir()
-    with pytest.raises(ValueError, match="not found; embed again"):
+    with pytest.raises(ValueError, match="not found; run: dvc repro embed"):
         evaluate(folder, "short")
     np.savez(folder / "short" / "chexpert.npz", images=np.ones((59, 2)), texts=np.ones((40, 2)))
     with pytest.raises(ValueError, match="59 images and 40 texts for 60 test studies and 40 texts; embed again"):

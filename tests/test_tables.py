@@ -379,7 +379,13 @@ def test_other_peoples_models_fill_the_papers_rows_or_say_what_is_missing(here):
             "backbone": "R50",
             "data": "C*",
         },
-        "theirs": {"adapter": "cxr_clip", "weights": "w", "model": "CXR-CLIP", "backbone": "R50", "data": "M"},
+        "theirs": {
+            "adapter": "cxr_clip",
+            "weights": "w",
+            "model": "CXR-CLIP (released)",
+            "backbone": "R50",
+            "data": "M",
+        },
     }
     p = fake.make(here, fake.params(others=others))
     summaries = fake.load(here, p)[0]
@@ -394,7 +400,7 @@ def test_other_peoples_models_fill_the_papers_rows_or_say_what_is_missing(here):
     assert not missing
     t2 = numbered(tables.build(p, summaries, results), "2")
     assert [r.run for r in t2.rows[:3]] == ["gloria", "resnet_m", "theirs"]
-    assert t2.rows[2].model == "CXR-CLIP, released weights"
+    assert t2.rows[2].model == "CXR-CLIP (released)"
     assert all(c.ours is None and c.paper for c in t2.rows[0].cells)
     assert t2.notes.count("GLoRIA: put its checkpoint in weights/gloria") == 1
     for column, key in (("rsna_zs_auc", "rsna.auc"), ("rsna_p10_auc", "rsna.p10")):

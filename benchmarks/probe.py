@@ -39,7 +39,7 @@ def measure(epochs: int = 300) -> dict[str, Any]:
     seed = settings.seed
     data = read_labelled(Path("data/index"), protocols.load(settings.evaluate.protocols[0]), "vindr_cxr")
     if data is None:
-        raise SystemExit("data/index/rsna.parquet: a split has no study; run: make repro")
+        raise SystemExit("data/index/vindr_cxr.parquet: a split has no study; run: make repro")
     embedder = embed.from_checkpoint(MODEL)
     recipe = replace(settings.evaluate.few_shot, draws=DRAWS)
     chosen = np.arange(len(data.labels["train"]))

@@ -185,14 +185,15 @@ class TrainingSet(Dataset[Sample]):
     def __getitem__(self, draw: Sequence[int] | np.ndarray) -> Sample:
         """The draw of one study in one epoch: ``draw`` is (epoch, index)."""
         epoch, index = map(int, draw)
-        study, other = self.studies[index], self.studies[self.texts_of[index]]
+        study, partner = self.studies[index], int(self.texts_of[index])
+        other = study if partner == index else self.studies[partner]
         key = draw_key(self.config.seed, epoch, study)
         rng = np.random.default_rng(key)
         if self.config.sampling.unit == "image":
             views = draw_views(study, 1, rng) * self.counts[0]
         else:
             views = draw_views(study, self.counts[0], rng)
-        load = cache(load_view)  # a study's only view is drawn twice, and read once
+        load = load_view if len(set(map(id, views))) == len(views) else cache(load_view)  # one drawn twice is read once
         images = [augment_view(v, self.config.image_size, self.config.augment, rng, load) for v in views]
         prompts = self.prompts.get(other.dataset)
         texts = draw_texts(other, self.counts[1], prompts, self.config, rng, self.translations)

@@ -88,7 +88,7 @@ def test_a_crop_is_cut_where_it_was_drawn_at_every_scale(height, width, size, re
             assert image.shape == (-(-height // scale), -(-width // scale))
             # An output pixel is a mean over the pixels that it covers, which flattens a wave a little.
             assert np.abs(cut(image, crop, size, scale) - truth).mean() < 2
-            aside = replace(crop, x=abs(crop.x - 4), width=crop.width - 4)
+            aside = crop._replace(x=abs(crop.x - 4), width=crop.width - 4)
             assert np.abs(cut(image, aside, size, scale) - truth).mean() > 3
     assert seen > 20
 

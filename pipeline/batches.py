@@ -328,9 +328,11 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, groups: int) -> Bat
 def _padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Ids and mask, int64 [B, L], L the longest row's length. The pad is 0, whatever the vocabulary calls it: the mask
     keeps it from having any effect."""
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return tokens, (torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)).long()
+    lengths = np.array([len(row) for row in rows])
+    there = np.arange(lengths.max()) < lengths[:, None]
+    tokens = np.zeros(there.shape, dtype=np.int64)
+    tokens[there] = np.concatenate(rows)
+    return torch.from_numpy(tokens), torch.from_numpy(there.astype(np.int64))
 
 
 def training_batches(

@@ -19,6 +19,7 @@ from pipeline.study import View
 # Crop of the rows before "+ Augmentations" of Table 4; the paper does not say (docs/fidelity.md).
 PLAIN_CROP = (0.9, 1.0)
 ASPECT = (math.log(3 / 4), math.log(4 / 3))
+_AFTER_STOP = re.compile(r"(?<=[.!?])\s+")
 _CLAHE = cv2.createCLAHE(clipLimit=4.0, tileGridSize=(8, 8))
 
 
@@ -76,7 +77,11 @@ def _jitter(crop: np.ndarray, options: Augment, rng: Generator) -> np.ndarray:
     contrast = 1 + options.contrast * (2 * steepness - 1)
     if order < 0.5:
         # White stays white: where brightness is a gain, the mean that contrast is about is that of the limited picture.
-        mean = cv2.mean(cv2.convertScaleAbs(crop, alpha=brightness))[0] if brightness > 1 else brightness * cv2.mean(crop)[0]
+        mean = (
+            cv2.mean(cv2.convertScaleAbs(crop, alpha=brightness))[0]
+            if brightness > 1
+            else brightness * cv2.mean(crop)[0]
+        )
         shift = mean * (1 - contrast)
         limit = round(255 * contrast + shift)
     else:
@@ -140,7 +145,7 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def sentences(text: str) -> list[str]:
     """Split prose after full stops, question and exclamation marks that are followed by white space."""
-    return [s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s]
+    return [s for s in _AFTER_STOP.split(text.strip()) if s]
 
 
 def swap_sentences(text: str, rng: Generator) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.random import Generator
+from numpy.random import PCG64, Generator
+from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -188,7 +189,7 @@ class TrainingSet(Dataset[Sample]):
         study, partner = self.studies[index], int(self.texts_of[index])
         other = study if partner == index else self.studies[partner]
         key = draw_key(self.config.seed, epoch, study)
-        rng = np.random.default_rng(key)
+        rng = generator(key)
         if self.config.sampling.unit == "image":
             views = draw_views(study, 1, rng) * self.counts[0]
         else:
@@ -259,6 +260,22 @@ def draw_key(seed: int, epoch: int, study: Study) -> int:
     """A number from 0 to 2**63 - 1 for the draw of a study in an epoch, the same wherever and whenever it is drawn."""
     name = f"{seed}/{epoch}/{study.dataset}/{study.patient}\0{study.study}".encode()
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 1
+
+
+class _Hashed(ISeedSequence):
+    """NumPy's own way from a seed to a state takes longer than all that is drawn from it; a hash is as good."""
+
+    def __init__(self, key: int) -> None:
+        self.digest = blake2b(key.to_bytes(8, "little"), digest_size=32).digest()
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        """As ``numpy.random.SeedSequence.generate_state``, of at most 32 bytes."""
+        return np.frombuffer(self.digest, dtype, n_words)
+
+
+def generator(key: int) -> Generator:
+    """The random numbers of a draw, by its key (see ``draw_key``)."""
+    return Generator(PCG64(_Hashed(key)))  # type: ignore[arg-type]
 
 
 def label_key(study: Study) -> int:

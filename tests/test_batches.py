@@ -16,6 +16,7 @@ from pipeline.batches import (
     draw_texts,
     draw_views,
     epoch_draws,
+    generator,
     shuffled,
     steps_before,
     training_batches,
@@ -204,7 +205,7 @@ def fits(drawn, expected):
 
 
 def by_epoch(study):
-    return (np.random.default_rng(draw_key(7, epoch, study)) for epoch in range(EPOCHS))
+    return (generator(draw_key(7, epoch, study)) for epoch in range(EPOCHS))
 
 
 @pytest.mark.parametrize(

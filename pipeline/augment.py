@@ -75,17 +75,15 @@ def _jitter(crop: np.ndarray, options: Augment, rng: Generator) -> np.ndarray:
         crop = _CLAHE.apply(crop)
     brightness = 1 + options.brightness * (2 * gain - 1)
     contrast = 1 + options.contrast * (2 * steepness - 1)
+    mean = cv2.mean(crop)[0]
     if order < 0.5:
-        # White stays white: where brightness is a gain, the mean that contrast is about is that of the limited picture.
-        mean = (
-            cv2.mean(cv2.convertScaleAbs(crop, alpha=brightness))[0]
-            if brightness > 1
-            else brightness * cv2.mean(crop)[0]
-        )
+        mean *= brightness
+        if brightness > 1:  # white stays white, so the mean that contrast is about is that of the limited picture
+            mean = cv2.mean(cv2.convertScaleAbs(crop, alpha=brightness))[0]
         shift = mean * (1 - contrast)
         limit = round(255 * contrast + shift)
     else:
-        shift = brightness * (1 - contrast) * cv2.mean(crop)[0]
+        shift = mean * (1 - contrast) * brightness
         limit = round(255 * brightness)
     changed = cv2.addWeighted(crop, brightness * contrast, crop, 0, shift)
     return cv2.min(changed, limit) if limit < 255 else changed

@@ -73,8 +73,8 @@ def _jitter(crop: np.ndarray, options: Augment, rng: Generator) -> np.ndarray:
     chance, gain, steepness, order = rng.random(4).tolist()  # one call: a call costs more than its numbers
     if chance < options.clahe:
         crop = _CLAHE.apply(crop)
-    brightness = 1 + options.brightness * (2 * gain - 1)
-    contrast = 1 + options.contrast * (2 * steepness - 1)
+    brightness = max(0.0, 1 + options.brightness * (2 * gain - 1))
+    contrast = max(0.0, 1 + options.contrast * (2 * steepness - 1))
     mean = cv2.mean(crop)[0]
     if order < 0.5:
         mean *= brightness
@@ -152,6 +152,6 @@ def swap_sentences(text: str, rng: Generator) -> str:
     if len(set(parts)) < 2:
         return text
     while True:  # a swap that swaps nothing is no second text: half of the draws for two sentences, few for more
-        swapped = [parts[i] for i in rng.permutation(len(parts))]
+        swapped = [parts[i] for i in rng.permutation(len(parts)).tolist()]
         if swapped != parts:
             return " ".join(swapped)

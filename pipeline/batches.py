@@ -137,7 +137,7 @@ def draw_texts(
     if alone:
         again = [" ".join(filter(None, again))] if all(again) else [None]
         sections = [" ".join(sections)]
-    order = rng.permutation(len(sections))[:count]
+    order = rng.permutation(len(sections)).tolist()[:count]
     # Each section as (what is said, the same in other words). Without translations no random number is spent on them.
     said = [(sections[i], again[i]) for i in order]
     said = [(b, a) if b and rng.random() < 0.5 else (a, b) for a, b in said]

@@ -320,6 +320,16 @@ def test_a_draw_depends_on_seed_epoch_and_study_alone(config, studies, prompts):
     assert len(keys) == 3 * len(train)
 
 
+def test_random_numbers_of_neighbouring_keys_have_nothing_in_common():
+    drawn = np.array([generator(key).random(4) for key in range(4000)])
+    assert np.array_equal(drawn[7], generator(7).random(4)) and np.unique(drawn).size == drawn.size
+    for column in drawn.T:  # each alike over all keys
+        assert chisquare(np.histogram(column, 20, (0, 1))[0]).pvalue > 0.001
+    with_next = np.corrcoef(np.hstack([drawn[:-1], drawn[1:]]).T) - np.eye(8)
+    assert np.abs(with_next).max() < 4.5 / np.sqrt(len(drawn))  # of 28 pairs of columns
+    generator(2**63 - 1).integers(10)  # the largest key
+
+
 def test_a_sample_names_its_study_and_the_key_of_its_randomness(config, studies, prompts):
     train = of_split(studies)
     data = TrainingSet(train, prompts, config())

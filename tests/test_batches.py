@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, hypergeom
 
+from pipeline import batches
 from pipeline.augment import evaluation_image, sentences
 from pipeline.batches import (
     TrainingSet,
@@ -92,6 +93,18 @@ def test_else_two_images_else_one_twice():
 def test_a_single_view_is_any_of_them():
     drawn = Counter(draw_views(with_views("PA", "PA", "LATERAL"), 1, rng)[0].id for rng in generators())
     assert sorted(drawn) == ["0", "1", "2"] and min(drawn.values()) > MANY * 0.29
+
+
+def test_a_view_that_is_drawn_twice_is_read_once(config, studies, prompts, monkeypatch):
+    read = []
+    monkeypatch.setattr(batches, "load_view", lambda view, reduce: read.append(view) or load_view(view, reduce))
+    train = of_split(studies)
+    quiet = replace(QUIET, image=True, crop_scale=(2.0, 2.0))  # at one scale
+    data = TrainingSet(train, prompts, config(sampling={"unit": "image"}, augment=quiet))
+    assert [data[0, i] for i in range(len(train))] and len(read) == len(train)
+    read.clear()
+    data = TrainingSet(train, prompts, config(augment=quiet))
+    assert [data[0, i] for i in range(len(train))] and len(read) == sum(min(2, len(s.views)) for s in train)
 
 
 # texts of a report

@@ -155,7 +155,8 @@ def _over_trainings(trainings: Sequence[dict[str, Metric]], confidence: float) -
             kept = [m.samples for m in known if m.samples is not None]
             samples = np.mean(kept, axis=0) if len(kept) == len(known) and len({len(s) for s in kept}) == 1 else None
             mean, low, high = over_trainings(values, samples, confidence)
-            merged[key] = Metric(mean, low, high, first.n, samples, values)
+            high = high if key.endswith("rsum") else min(high, 1.0)  # a share ends there
+            merged[key] = Metric(mean, max(low, 0.0), high, first.n, samples, values)
     return merged
 
 

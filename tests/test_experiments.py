@@ -14,6 +14,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline import experiments, experiments_page
+from pipeline.experiments import Metric
 
 PARAMS = {
     "seed": 1,
@@ -204,6 +205,9 @@ def test_trainings_with_several_seeds_are_one_figure(tmp_path):
     one = baseline.metrics["one"]["rsna.auc"]
     assert one.trained == pytest.approx((0.70, 0.72)) and one.value == pytest.approx(0.71)
     assert one.low < 0.71 - 12.7 * 0.01 < 0.71 + 12.7 * 0.01 < one.high  # t of one degree of freedom, s / sqrt(2) = .01
+    far = [{key: Metric(v, v, v, 9) for key in ("rsna.auc", "total.rsum")} for v in (0.6, 0.99)]
+    ends = experiments._over_trainings(far, 0.95)
+    assert (ends["rsna.auc"].low, ends["rsna.auc"].high) == (0, 1) and ends["total.rsum"].high > 1  # where a share ends
     found = experiments.difference(baseline, other, "one", "rsna.auc")
     assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01)) and found.sign == 1
     assert "over seeds, trainings paired by theirs" in experiments_page.html(baseline, [other])

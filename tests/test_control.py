@@ -45,7 +45,7 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         sets = chosen[0].retrieval
         embedder = embed.from_checkpoint(out / "model")
         embed.embed(embedder, prompts, sets.values(), datasets, folder / "index", out / "embeddings")
-        few = Bootstrap(samples=2)
+        few = Bootstrap(samples=50)  # of fewer, none may have both classes of a small test set
         at = (out / "embeddings", folder / "index", list(datasets))
         scored = zero_shot.evaluate(*at, chosen, few, 0, {}, run.datasets)["metrics"]
         aucs.append(np.mean([scored[f"{name}.auc"]["value"] for name in BINARY_DATASETS]))

@@ -40,7 +40,7 @@ def mixed_objective(
     """
     image_rows, text_rows = _rows(batch)
     on = batch.to(device)
-    missed = regenerated = on.keys.new_zeros((), dtype=torch.float32)
+    missed = regenerated = net.log_scale.new_zeros(())
     asked = on.keys.new_zeros(())
     tokens, words = on.tokens, torch.full_like(on.tokens, -1)
     if weights.mlm_weight and len(tokens):

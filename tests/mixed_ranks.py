@@ -24,6 +24,7 @@ CASES = {
     "even": "ppppiitt",
     "one side": "pipipipi",
     "texts there": "ptptptpt",
+    "three to one": "pipppiti",
     "lone": "iitititi",
     "one pair": "iiptiiti",
 }

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -237,22 +236,6 @@ class ImagePart(nn.Module):
     def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Grey uint8 [B, S, S] -> features [B, width]; ``keys`` change nothing."""
         return self.net.image_features(images)
-
-
-@dataclass(frozen=True)
-class Regenerator:
-    """A ``MixedNet`` that is given texts as they are written."""
-
-    net: MixedNet
-    tokenizer: Tokenizer
-
-    @torch.inference_mode()
-    def regenerate(self, images: Tensor, mask: Tensor, texts: list[str] | None = None) -> Tensor:
-        """``MixedNet.regenerate`` with a text for each image, or with none. All on the model's device, in and out."""
-        if texts is None:
-            return self.net.regenerate(images, mask)
-        tokens, text_mask = (x.to(images.device) for x in self.tokenizer(texts))
-        return self.net.regenerate(images, mask, tokens, text_mask)
 
 
 def build_mixed(config: RunConfig, tokenizer: Tokenizer) -> MixedNet:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.mixed_model import MixedNet, Regenerator
+from pipeline.mixed_model import MixedNet
 from pipeline.params import ParamsError
 from pipeline.study_dropout import row_keys
 from tests.conftest import make_config, make_mixed
@@ -201,17 +201,6 @@ def test_regeneration_keeps_what_was_given(net, images, text):
     assert torch.equal(net.regenerate(images, HIDDEN, *text), found[0])
     guess = net.guess(net(images, HIDDEN, *text)[0])[0][1, 0].unflatten(0, (4, 4))  # the first patch of the second
     assert torch.allclose(found[0][1, :4, :4], (guess * 0.25 + 0.5).clamp(0, 1))
-
-
-def test_a_regenerator_takes_texts(net, images, text):
-    class Words:
-        def __call__(self, texts):
-            assert texts == ["a", "b"]
-            return text
-
-    whole = Regenerator(net, Words())
-    assert torch.allclose(whole.regenerate(images, HIDDEN, ["a", "b"]), net.regenerate(images, HIDDEN, *text))
-    assert torch.allclose(whole.regenerate(images, HIDDEN), net.regenerate(images, HIDDEN))
 
 
 def test_embeddings_are_of_one_modality_and_unit_norm(net, images, text):

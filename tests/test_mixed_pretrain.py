@@ -15,7 +15,7 @@ from pipeline import embed, pretrain, retrieval, zero_shot
 from pipeline.augment import evaluation_image
 from pipeline.batches import ValidationSet
 from pipeline.fine_tune import Classifier
-from pipeline.mixed_model import MixedNet, Regenerator
+from pipeline.mixed_model import MixedNet
 from pipeline.model import load
 from pipeline.params import Bootstrap, ParamsError, Roles, read_run_config
 from pipeline.shards import load_view
@@ -141,7 +141,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
         assert np.abs(np.load(tmp_path / "prompts.npz")["embeddings"] - rows).max() < 1e-5
         features = embedder.over(embedder.features, [s.first_frontal for s in tests], embedder.prepare_at)
         assert np.abs(features - net.image_features(pictures).numpy()).max() < 1e-4
-        filled = Regenerator(net, tokenizer).regenerate(pictures[:2], net.hide(torch.arange(2)), PROMPTS)
+        filled = net.regenerate(pictures[:2], net.hide(torch.arange(2)), *tokenizer(PROMPTS))
     assert filled.shape == (2, 32, 32) and filled.dtype == torch.float32
     found = retrieval.evaluate(tmp_path, index, ["mimic_cxr"], (1, 5), Bootstrap(samples=2), 0)
     assert found["metrics"]["mimic_cxr.r5"]["n"] == 30 and not found["notes"]

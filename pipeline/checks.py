@@ -47,7 +47,8 @@ def check(params: Params) -> None:
         own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
         _check_kind(name, run)
         reports = (*REPORT_DATASETS, *own)
-        accept = {"paired": reports, "images": (*DATASETS, *own), "texts": reports}
+        everything = tuple(dict.fromkeys((*PRETRAIN_DATASETS, *DATASETS, *own)))
+        accept = {"paired": reports, "images": everything, "texts": reports}
         for key, accepted in (accept if run.mixed else {"datasets": (*PRETRAIN_DATASETS, *own)}).items():
             _known(f"runs.{name}.{key}", getattr(run, key), accepted)
             for dataset in getattr(run, key):

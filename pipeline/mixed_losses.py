@@ -112,7 +112,7 @@ def regeneration(net: MixedNet, states: Tensor, images: Tensor, hidden: Tensor) 
     the units of ``MixedNet.pieces``.
 
     Args:
-        states: of the images [B, 1 + N, width]; ``images``: uint8 [B, S, S]; ``hidden``: bool [B, G, G].
+        states: of the images [B, N, width]; ``images``: uint8 [B, S, S]; ``hidden``: bool [B, G, G].
     """
     errors = []
     for guess, truth, covered in zip(net.guess(states), net.pieces(images), net.covered(hidden), strict=True):

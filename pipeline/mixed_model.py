@@ -2,7 +2,7 @@
 
 What a study does not have is absent from the sequence, so images alone, texts alone and pairs are all its inputs:
 
-    [IMG], the image's tokens from the finest scale to the coarsest, [CLS], words, [SEP]
+    the image's tokens from the finest scale to the coarsest, then [CLS], words, [SEP]
 
 Scale k is the picture averaged over 2**k x 2**k pixels, in patches of ``patch`` x ``patch`` of *its* pixels. Regions
 are hidden by cells of the coarsest scale's grid, and with a cell every token of every scale that lies in it: no patch
@@ -62,7 +62,6 @@ class MixedNet(nn.Module):
         self.hidden_tokens = learned(shape.scales, wide)  # in the place of what is hidden
         self.scale_embeddings = learned(shape.scales, wide)
         self.modalities = learned(2, wide)  # image, text
-        self.image_token = learned(wide)  # [IMG]
         self.word_embeddings = nn.Embedding(vocabulary, wide)
         nn.init.normal_(self.word_embeddings.weight, std=wide**-0.5)
         layer = nn.TransformerEncoderLayer(
@@ -150,7 +149,7 @@ class MixedNet(nn.Module):
             tokens, mask: int64 [B, L], padded on the right.
 
         Returns:
-            [B, 1 + N, width] ([IMG] first, then all scales) and [B, L, width]; of what is absent, of length 0.
+            [B, N, width], all scales, and [B, L, width]; of what is absent, of length 0.
         """
         parts, seen = [], []
         if images is not None:
@@ -170,18 +169,16 @@ class MixedNet(nn.Module):
         if hidden is not None:
             covered = torch.cat(self.covered(hidden), dim=1).unsqueeze(2)
             x = torch.where(covered, self.hidden_tokens[self.scale_of].to(x.dtype), x)
-        x = x + self.image_positions + self.scale_embeddings[self.scale_of]
-        x = torch.cat([self.image_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
-        return x + self.modalities[0]
+        return x + self.image_positions + self.scale_embeddings[self.scale_of] + self.modalities[0]
 
     def guess(self, states: Tensor) -> list[Tensor]:
-        """States of images [B, 1 + N, width] -> what each scale's patches look like, as ``pieces`` gives them."""
-        parts = states[:, 1:].split([g * g for g in self.grids], dim=1)
+        """States of images [B, N, width] -> what each scale's patches look like, as ``pieces`` gives them."""
+        parts = states.split([g * g for g in self.grids], dim=1)
         return [head(part) for head, part in zip(self.pieces_out, parts, strict=True)]
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Grey uint8 [B, S, S] -> the state of [IMG] before projection, [B, width]."""
-        return self(images=images)[0][:, 0]
+        """Grey uint8 [B, S, S] -> the mean state of the image's tokens before projection, [B, width]."""
+        return self(images=images)[0].mean(dim=1)
 
     def encode_image(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Grey uint8 [B, S, S] -> unit-norm [B, dim], from the image alone; ``keys`` change nothing."""
@@ -189,7 +186,8 @@ class MixedNet(nn.Module):
 
     def encode_text(self, tokens: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
         """Token ids and mask, int64 [B, L] -> unit-norm [B, dim], from the text alone; ``keys`` change nothing."""
-        return unit(self.text_projection(self(tokens=tokens, mask=mask)[1][:, 0]))
+        states, seen = self(tokens=tokens, mask=mask)[1], mask.unsqueeze(2)
+        return unit(self.text_projection((states * seen).sum(dim=1) / seen.sum(dim=1)))
 
     def regenerate_scales(
         self, images: Tensor, mask: Tensor, tokens: Tensor | None = None, text_mask: Tensor | None = None

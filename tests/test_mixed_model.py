@@ -147,7 +147,7 @@ def test_a_text_changes_the_guess_and_an_absent_modality_is_absent(net, images, 
     assert all((a - b).abs().max() > 1e-6 for a, b in zip(with_text, without, strict=True))
     with torch.no_grad():
         image_states, nothing = net(images)
-        assert image_states.shape == (2, 1 + 64 + 16 + 4, 16) and nothing.shape == (2, 0, 16)
+        assert image_states.shape == (2, 64 + 16 + 4, 16) and nothing.shape == (2, 0, 16)
         nothing, text_states = net(tokens=text[0], mask=text[1])
         assert nothing.shape == (2, 0, 16) and text_states.shape == (2, 6, 16)
         a, b = net(images, None, *text)
@@ -209,8 +209,11 @@ def test_embeddings_are_of_one_modality_and_unit_norm(net, images, text):
         assert a.shape == b.shape == (2, 16)
         assert torch.allclose(a.norm(dim=1), torch.ones(2).double()) and torch.allclose(b.norm(dim=1), a.norm(dim=1))
         assert torch.equal(net.image_tower(images), net.image_features(images)) and net.image_tower.width == 16
-        expected = torch.nn.functional.normalize(net.image_projection(net(images)[0][:, 0]), dim=1)
-    assert torch.allclose(a, expected)
+        expected = torch.nn.functional.normalize(net.image_projection(net(images)[0].mean(1)), dim=1)
+        assert torch.allclose(a, expected)
+        for row, length in enumerate((5, 6)):
+            mean = net(tokens=text[0][row : row + 1, :length], mask=text[1][row : row + 1, :length])[1].mean(1)
+            assert torch.allclose(b[row], torch.nn.functional.normalize(net.text_projection(mean)[0], dim=0))
 
 
 def test_positions_are_of_the_centres_in_the_picture(net):

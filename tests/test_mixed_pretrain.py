@@ -160,7 +160,7 @@ def test_fine_tuning_moves_a_copy_of_the_image_side(trained):
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     own = {k.removeprefix("tower.net."): v for k, v in model.state_dict().items() if k.startswith("tower")}
     moved = {k for k, v in own.items() if not torch.equal(v, before[k])}
-    assert {"image_token", "encoder.layers.0.linear1.weight", "pieces_in.0.weight"} <= moved
+    assert {"scale_embeddings", "encoder.layers.0.linear1.weight", "pieces_in.0.weight"} <= moved
     assert not moved & {"word_embeddings.weight", "image_projection.weight", "pieces_out.0.weight"}
 
 

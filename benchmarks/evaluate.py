@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.index import memory_mb
+from pipeline import protocols
 from pipeline.metrics import classes_with_intervals, resamples
 from pipeline.params import Bootstrap
 from pipeline.retrieval import candidates, ranks
@@ -72,7 +73,8 @@ def usual_recall(images: np.ndarray, texts: np.ndarray, said: list[str]) -> floa
 
 def our_recall(images: np.ndarray, texts: np.ndarray, studies: list[Study]) -> float:
     """R@10 by the pipeline's own functions."""
-    return float((ranks(images, texts, candidates(studies).targets) <= 10).mean())
+    rule = protocols.load("paper").retrieval["mimic_cxr"]
+    return float((ranks(images, texts, candidates(studies, rule).targets) <= 10).mean())
 
 
 def retrieval_child(way: str, n: int, near: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pipeline import embed, protocols
 from pipeline.few_shot import CachedFeatures, cache_features, linear_probe
 from pipeline.labelled import AugmentedViews, Labelled, batches, read_labelled
 from pipeline.metrics import aucs
-from pipeline.params import load, run_config
+from pipeline.params import load
 
 DRAWS = 12
 REPETITIONS = 3
@@ -36,10 +36,10 @@ def measure(epochs: int = 300) -> dict[str, Any]:
     settings = load()
     if not (MODEL / "model.safetensors").is_file():
         raise SystemExit(f"{MODEL}: not found; run: make repro")
-    size, seed = run_config(settings, RUN).image_size, settings.seed
+    seed = settings.seed
     data = read_labelled(Path("data/index"), protocols.load(settings.evaluate.protocols[0]), "vindr_cxr")
     if data is None:
-        raise SystemExit("data/index/rsna.parquet: a split has no study; run: make repro")
+        raise SystemExit("data/index/vindr_cxr.parquet: a split has no study; run: make repro")
     embedder = embed.from_checkpoint(MODEL)
     recipe = replace(settings.evaluate.few_shot, draws=DRAWS)
     chosen = np.arange(len(data.labels["train"]))
@@ -52,7 +52,9 @@ def measure(epochs: int = 300) -> dict[str, Any]:
 
         def anew(epoch: int, own: int = own) -> np.ndarray:
             items = [(epoch, int(i)) for i in chosen]
-            pictures = AugmentedViews(data.views("train"), items, size, settings.augment, own, embedder.prepare)
+            pictures = AugmentedViews(
+                data.views("train"), items, embedder.size, settings.augment, own, embedder.prepare
+            )
             with torch.inference_mode():
                 parts = [list(range(i, min(i + 256, len(items)))) for i in range(0, len(items), 256)]
                 return np.concatenate([embedder.features(x).numpy() for x, _ in batches(pictures, parts, 0)])
@@ -62,9 +64,7 @@ def measure(epochs: int = 300) -> dict[str, Any]:
             features = anew
             if way == "cached":
                 work = Path("data/work/few_shot")
-                cached = cache_features(
-                    *(embedder, data, [(chosen, epochs)], size, settings.augment, DRAWS, own, 0, work)
-                )
+                cached = cache_features(*(embedder, data, [(chosen, epochs)], settings.augment, DRAWS, own, 0, work))
 
                 def features(epoch: int, own: int = own, cached: CachedFeatures = cached) -> np.ndarray:
                     return cached.epoch(epoch, chosen)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,12 +19,11 @@ from pipeline.study import View
 # Crop of the rows before "+ Augmentations" of Table 4; the paper does not say (docs/fidelity.md).
 PLAIN_CROP = (0.9, 1.0)
 ASPECT = (math.log(3 / 4), math.log(4 / 3))
-_LEVELS = np.arange(256, dtype=np.float32)
+_AFTER_STOP = re.compile(r"(?<=[.!?])\s+")
 _CLAHE = cv2.createCLAHE(clipLimit=4.0, tileGridSize=(8, 8))
 
 
-@dataclass(frozen=True, slots=True)
-class Crop:
+class Crop(NamedTuple):
     """A rectangle of a picture in its full pixels, and the largest of 1, 2 and 4 that still leaves it an own pixel for
     each one of the output when the picture is decoded at 1, 1/2 or 1/4 of its size. It begins and ends between pixels
     of that size."""
@@ -68,25 +67,26 @@ def augment_image(image: np.ndarray, size: int, options: Augment, rng: Generator
 
 
 def _jitter(crop: np.ndarray, options: Augment, rng: Generator) -> np.ndarray:
-    """CLAHE, and brightness and contrast in random order: all arithmetic on the 256 levels, none on pixels."""
+    """CLAHE, and brightness and contrast in random order: together a gain, a shift and a limit."""
     if not options.image:
         return crop
     chance, gain, steepness, order = rng.random(4).tolist()  # one call: a call costs more than its numbers
     if chance < options.clahe:
         crop = _CLAHE.apply(crop)
-    brightness = 1 + options.brightness * (2 * gain - 1)
-    contrast = 1 + options.contrast * (2 * steepness - 1)
+    brightness = max(0.0, 1 + options.brightness * (2 * gain - 1))
+    contrast = max(0.0, 1 + options.contrast * (2 * steepness - 1))
     mean = cv2.mean(crop)[0]
     if order < 0.5:
-        levels = np.minimum(_LEVELS * brightness, 255)
-        if brightness <= 1:
-            mean *= brightness
-        else:  # white stays white, which only the histogram knows
-            mean = float(cv2.calcHist([crop], [0], None, [256], [0, 256]).ravel() @ levels) / crop.size
-        levels = mean + (levels - mean) * contrast
+        mean *= brightness
+        if brightness > 1:  # white stays white, so the mean that contrast is about is that of the limited picture
+            mean = cv2.mean(cv2.convertScaleAbs(crop, alpha=brightness))[0]
+        shift = mean * (1 - contrast)
+        limit = round(255 * contrast + shift)
     else:
-        levels = np.clip(mean + (_LEVELS - mean) * contrast, 0, 255) * brightness
-    return cv2.LUT(crop, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+        shift = mean * (1 - contrast) * brightness
+        limit = round(255 * brightness)
+    changed = cv2.addWeighted(crop, brightness * contrast, crop, 0, shift)
+    return cv2.min(changed, limit) if limit < 255 else changed
 
 
 def draw_crop(height: int, width: int, size: int, scale: tuple[float, float], rng: Generator) -> Crop:
@@ -120,10 +120,10 @@ def cut(image: np.ndarray, crop: Crop, size: int, reduced: int = 1) -> np.ndarra
         reduced: 1 for the full picture, by area averaging; ``crop.reduce`` for one that was decoded at that part of its
             size. Little is left to shrink then, and the result is interpolated: the same in a fifth of the time.
     """
-    x, y, w, h = (n // reduced for n in (crop.x, crop.y, crop.width, crop.height))
-    piece = image[y : y + h, x : x + w]
+    x, y, width, height, _ = crop
     if reduced == 1:
-        return _resize(piece, size, size)
+        return _resize(image[y : y + height, x : x + width], size, size)
+    piece = image[y // reduced : (y + height) // reduced, x // reduced : (x + width) // reduced]
     return cv2.resize(piece, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
@@ -143,7 +143,7 @@ def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def sentences(text: str) -> list[str]:
     """Split prose after full stops, question and exclamation marks that are followed by white space."""
-    return [s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s]
+    return [s for s in _AFTER_STOP.split(text.strip()) if s]
 
 
 def swap_sentences(text: str, rng: Generator) -> str:
@@ -152,6 +152,6 @@ def swap_sentences(text: str, rng: Generator) -> str:
     if len(set(parts)) < 2:
         return text
     while True:  # a swap that swaps nothing is no second text: half of the draws for two sentences, few for more
-        swapped = [parts[i] for i in rng.permutation(len(parts))]
+        swapped = [parts[i] for i in rng.permutation(len(parts)).tolist()]
         if swapped != parts:
             return " ".join(swapped)

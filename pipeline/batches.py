@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.random import Generator
+from numpy.random import PCG64, Generator
+from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -137,7 +138,7 @@ def draw_texts(
     if alone:
         again = [" ".join(filter(None, again))] if all(again) else [None]
         sections = [" ".join(sections)]
-    order = rng.permutation(len(sections))[:count]
+    order = rng.permutation(len(sections)).tolist()[:count]
     # Each section as (what is said, the same in other words). Without translations no random number is spent on them.
     said = [(sections[i], again[i]) for i in order]
     said = [(b, a) if b and rng.random() < 0.5 else (a, b) for a, b in said]
@@ -186,16 +187,17 @@ class TrainingSet(Dataset[Sample]):
     def __getitem__(self, draw: Sequence[int] | np.ndarray) -> Sample:
         """The draw of one study in one epoch: ``draw`` is (epoch, index)."""
         epoch, index = map(int, draw)
-        study, other = self.studies[index], self.studies[self.texts_of[index]]
+        study, partner = self.studies[index], int(self.texts_of[index])
+        other = study if partner == index else self.studies[partner]
         key = draw_key(self.config.seed, epoch, study)
-        rng = np.random.default_rng(key)
+        rng = generator(key)
         if not study.views:
             views = []
         elif self.config.sampling.unit == "image":
             views = draw_views(study, 1, rng) * self.counts[0]
         else:
             views = draw_views(study, self.counts[0], rng)
-        load = cache(load_view)  # a study's only view is drawn twice, and read once
+        load = load_view if len(set(map(id, views))) == len(views) else cache(load_view)  # one drawn twice is read once
         images = [augment_view(v, self.config.image_size, self.config.augment, rng, load) for v in views]
         prompts = self.prompts.get(other.dataset)
         texts = []
@@ -275,6 +277,22 @@ def draw_key(seed: int, epoch: int, study: Study) -> int:
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 1
 
 
+class _Hashed(ISeedSequence):
+    """NumPy's own way from a seed to a state takes longer than all that is drawn from it; a hash is as good."""
+
+    def __init__(self, key: int) -> None:
+        self.digest = blake2b(key.to_bytes(8, "little"), digest_size=32).digest()
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        """As ``numpy.random.SeedSequence.generate_state``, of at most 32 bytes."""
+        return np.frombuffer(self.digest, dtype, n_words)
+
+
+def generator(key: int) -> Generator:
+    """The random numbers of a draw, by its key (see ``draw_key``)."""
+    return Generator(PCG64(_Hashed(key)))  # type: ignore[arg-type]
+
+
 def label_key(study: Study) -> int:
     """A number that is equal for two studies if, and only if, the same classes are positive in both and the same ones
     uncertain. A study where none is, as of a report, has a number of its own. From 0 to 2**63 - 1."""
@@ -342,9 +360,11 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, groups: int) -> Bat
 def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Ids and mask, int64 [B, L], L the longest row's length. The pad is 0, whatever the vocabulary calls it: the mask
     keeps it from having any effect."""
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    return tokens, (torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)).long()
+    lengths = np.array([len(row) for row in rows])
+    there = np.arange(lengths.max()) < lengths[:, None]
+    tokens = np.zeros(there.shape, dtype=np.int64)
+    tokens[there] = np.concatenate(rows)
+    return torch.from_numpy(tokens), torch.from_numpy(there.astype(np.int64))
 
 
 Pack = Callable[[Sequence[Sample]], Any]  # draws to a batch; unlike a lambda a partial reaches spawned workers

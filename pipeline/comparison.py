@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from pipeline.metrics import percentiles
+
 
 def over_trainings(
     values: Sequence[float], samples: np.ndarray | None, confidence: float
@@ -32,7 +34,7 @@ def over_trainings(
     seeds = float(student.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1)) / len(values) ** 0.5
     if samples is None or np.isnan(samples).all():
         return mean, mean - seeds, mean + seeds
-    low, high = np.nanquantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = percentiles(samples, confidence)
     return mean, mean - float(np.hypot(seeds, mean - low)), mean + float(np.hypot(seeds, high - mean))
 
 
@@ -79,12 +81,11 @@ def paired(
             raise ValueError(f"comparison: {len(trained[0])} trainings against {len(trained[1])}; use the same seeds")
         _, low, high = over_trainings(np.asarray(trained[0]) - np.asarray(trained[1]), differences, confidence)
         return {"difference": difference, "low": low, "high": high}
-    tail = (1 - confidence) / 2 * 100
-    low, high = np.percentile(differences, [tail, 100 - tail])
+    low, high = percentiles(differences, confidence)
     side = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
     return {
         "difference": difference,
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "p": min(1.0, 2 * (side + 1) / (len(differences) + 1)),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,14 +16,13 @@ from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
 from pipeline.model import CxrClip, Net
 from pipeline.params import BINARY_DATASETS
-from pipeline.retrieval import RETRIEVAL_SETS, candidates
+from pipeline.protocols import TEST_SETS, RetrievalSet
+from pipeline.retrieval import candidates
 from pipeline.shards import load_view
 from pipeline.study import POSITIVE, View, read_studies
 from pipeline.tokens import Tokenizer
 
-EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS)
 MAPS = 6  # examples of where an image agrees with a prompt
-MISSING = "missing.json"
 NOT_ALIGNED = "not aligned: no pair in training"  # of a mixed run, which then has no zero-shot and no retrieval
 
 
@@ -52,13 +50,21 @@ def of_model(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int = 
         encode_images=net.encode_image,
         encode_texts=encode_texts,
         features=net.image_tower,
+        size=image_size,
         scale=float(net.scale.detach()),
         device=device,
         batch_size=batch_size,
     )
 
 
-def embed(embedder: Embedder, prompts: Sequence[str], sources: Iterable[str], index: Path, out: Path) -> dict[str, int]:
+def embed(
+    embedder: Embedder,
+    prompts: Sequence[str],
+    sets: Iterable[RetrievalSet],
+    sources: Iterable[str],
+    index: Path,
+    out: Path,
+) -> dict[str, int]:
     """Write ``out``/<dataset>.npz of every test set among ``sources``, and ``out``/prompts.npz.
 
     A data set's file holds ``images`` float32 [N, D] (one evaluation view a test study, in index order); where it is a
@@ -68,20 +74,23 @@ def embed(embedder: Embedder, prompts: Sequence[str], sources: Iterable[str], in
 
     Args:
         prompts: distinct evaluation prompts.
+        sets: retrieval sets, at most one a data set.
         index: folder of <dataset>.parquet.
 
     Returns:
         Number of test images per data set.
     """
-    _fresh(out)
+    shutil.rmtree(out, ignore_errors=True)  # nothing of an earlier run stays
+    out.mkdir(parents=True)
     counts: dict[str, int] = {}
-    for dataset in (d for d in EVALUATED if d in set(sources)):
+    rules = {rule.dataset: rule for rule in sets}
+    for dataset in (d for d in TEST_SETS if d in set(sources)):
         studies = read_studies(index / f"{dataset}.parquet", ("test",))  # CheXpert's test split is CheXpert5x200
         if not studies:
             continue
         views = [s.first_frontal for s in studies]
         arrays = {"images": embedder.embed_images(views, dataset)}
-        if dataset in RETRIEVAL_SETS and (texts := candidates(studies).texts):
+        if dataset in rules and (texts := candidates(studies, rules[dataset]).texts):
             arrays["texts"] = embedder.embed_texts(texts)
         if embedder.local_scores and prompts:
             arrays["local"] = embedder.embed_local(views, prompts, dataset)
@@ -173,25 +182,6 @@ def _examples(
                     found.append((dataset, free[0], studies[dataset][free[0]].first_frontal, text))
                     break
     return found
-
-
-def write_missing(out: Path, why: str) -> None:
-    """``out`` of a model whose weights are not there, or whose two spaces are not one: missing.json alone,
-    {"missing": which file goes where, or what it was not trained for}."""
-    _fresh(out)
-    (out / MISSING).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
-
-
-def missing(folder: Path) -> str | None:
-    """What ``write_missing`` wrote into a folder of embeddings; None where the embeddings are there."""
-    path = folder / MISSING
-    return str(json.loads(path.read_text(encoding="utf-8"))["missing"]) if path.is_file() else None
-
-
-def _fresh(out: Path) -> None:
-    """An empty folder: nothing of an earlier run stays."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:

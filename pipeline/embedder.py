@@ -29,6 +29,8 @@ class Embedder:
         encode_images: stacked inputs on ``device`` -> [B, D] in the shared space (any length; made unit-norm here).
         encode_texts: sentences -> [B, D]; tokenises, pads and truncates as its project does.
         features: stacked inputs on ``device`` -> [B, W], what a linear probe stands on.
+        size: side in pixels to which ``prepare`` first resizes a square picture. Augmented crops are made at this size,
+            so that they are not resized twice.
         scale: factor on the cosines that the model was trained with, for probabilities.
         batch_size: images, or texts, encoded at a time.
         local_scores: (stacked inputs, sentences) -> [B, M] scores that need more than one row an image (GLoRIA's words
@@ -39,6 +41,7 @@ class Embedder:
     encode_images: Callable[[Tensor], Tensor]
     encode_texts: Callable[[list[str]], Tensor]
     features: Callable[[Tensor], Tensor]
+    size: int
     scale: float
     device: torch.device
     batch_size: int = 256

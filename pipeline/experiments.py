@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from pipeline.comparison import over_trainings, paired
+from pipeline.metrics import percentiles
 from pipeline.params import BINARY_DATASETS
 from pipeline.results import load_paper
 
@@ -109,7 +110,8 @@ def read(files: Any, name: str, revision: str, changed: Iterable[str] = ()) -> E
     confidence = float(found.params.get("evaluate.bootstrap.confidence", 0.95))
     for run in [*raw.get("runs", {}), *raw.get("others", {})]:
         places = [f"{run}/{seed}" for seed in raw.get("seeds", [0])] if run in raw.get("runs", {}) else [run]
-        trainings = [_metrics(files, place, run in raw.get("main", ()), absent) for place in places]
+        probed = run in raw.get("main", ()) or run in raw.get("others", {})
+        trainings = [_metrics(files, place, probed, absent, confidence) for place in places]
         if metrics := _over_trainings(trainings, confidence):
             found.metrics[run] = metrics
         if (text := _bytes(files, f"data/results/pretrain/{places[0]}.csv")) is not None:
@@ -125,7 +127,7 @@ def read(files: Any, name: str, revision: str, changed: Iterable[str] = ()) -> E
     return found
 
 
-def _metrics(files: Any, place: str, probed: bool, absent: list[str]) -> dict[str, Metric]:
+def _metrics(files: Any, place: str, probed: bool, absent: list[str], confidence: float) -> dict[str, Metric]:
     """The headline metrics of one training (``<run>/<seed>``) or another model; ``absent`` grows by missing files."""
     metrics: dict[str, Metric] = {}
     for kind in KINDS:
@@ -137,7 +139,7 @@ def _metrics(files: Any, place: str, probed: bool, absent: list[str]) -> dict[st
             continue
         stored = _bytes(files, path.removesuffix("json") + "npz")
         metrics.update(_headlines(path, kind, text, stored))
-    macro = _macro(metrics)
+    macro = _macro(metrics, confidence)
     return {MACRO: macro, **metrics} if macro else metrics
 
 
@@ -182,7 +184,7 @@ def _headlines(path: str, kind: str, text: bytes, stored: bytes | None) -> dict[
         raise ValueError(f"{path}: not in the form of docs/results.md; run the experiment again") from None
 
 
-def _macro(metrics: Mapping[str, Metric]) -> Metric | None:
+def _macro(metrics: Mapping[str, Metric], confidence: float) -> Metric | None:
     """The mean zero-shot AUC; its interval only where each part has its samples (sets are resampled on their own)."""
     parts = [metrics.get(f"{dataset}.auc") for dataset in BINARY_DATASETS]
     known = [part for part in parts if part is not None]
@@ -190,9 +192,8 @@ def _macro(metrics: Mapping[str, Metric]) -> Metric | None:
     if len(known) < len(parts) or len(samples) < len(parts) or len({len(s) for s in samples}) > 1:
         return None
     mean = np.mean(samples, axis=0)
-    low, high = np.nanpercentile(mean, [2.5, 97.5])
     value = float(np.mean([part.value for part in known]))
-    return Metric(value, float(low), float(high), None, mean)
+    return Metric(value, *percentiles(mean, confidence), None, mean)
 
 
 def _test_set(text: bytes) -> str:

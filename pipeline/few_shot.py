@@ -48,7 +48,6 @@ def cache_features(
     embedder: Embedder,
     data: Labelled,
     uses: Iterable[tuple[np.ndarray, int]],
-    size: int,
     augment: Augment,
     draws: int,
     seed: int,
@@ -57,12 +56,12 @@ def cache_features(
 ) -> CachedFeatures:
     """Run the frozen encoder once over every augmentation draw of every training image that is needed.
 
-    With at least as many draws as epochs, every epoch finds a draw of its own: the recipe that encodes each epoch anew.
-    More than ``IN_MEMORY`` bytes are kept in a file without a name below ``work``, which goes with the process.
+    A crop is made at the embedder's ``size`` and goes through its own ``prepare``, as a whole picture does. With at
+    least as many draws as epochs, every epoch finds a draw of its own: the recipe that encodes each epoch anew. More
+    than ``IN_MEMORY`` bytes are kept in a file without a name below ``work``, which goes with the process.
 
     Args:
         uses: (positions of a subset, epochs it is probed for).
-        size: side of the augmented crop, which then goes through the embedder's own ``prepare``.
 
     Raises:
         ValueError: the disk has no room for the file.
@@ -72,7 +71,7 @@ def cache_features(
         needed[: min(draws, epochs), chosen] = True
     rows = np.where(needed, needed.cumsum().reshape(needed.shape) - 1, -1)
     items = [(int(draw), int(position)) for draw, position in np.argwhere(needed)]
-    dataset = AugmentedViews(data.views("train"), items, size, augment, seed, embedder.prepare)
+    dataset = AugmentedViews(data.views("train"), items, embedder.size, augment, seed, embedder.prepare)
     count, numbers = embedder.batch_size, list(range(len(items)))
     parts = [numbers[i : i + count] for i in range(0, len(items), count)]
     features, done = np.empty((0, 0), dtype=np.float32), 0
@@ -146,7 +145,6 @@ def linear_probe(
 def probe(
     embedder: Embedder,
     data: Labelled,
-    size: int,
     augment: Augment,
     options: FewShot,
     seed: int,
@@ -166,7 +164,7 @@ def probe(
         for s in options.seeds
     }
     uses = [(positions, options.epochs[name]) for (name, _), positions in chosen.items()]
-    cached = cache_features(embedder, data, uses, size, augment, options.draws, seed, workers, work)
+    cached = cache_features(embedder, data, uses, augment, options.draws, seed, workers, work)
     logits: dict[str, dict[int, np.ndarray]] = {name: {} for name in options.shares}
     for (name, s), positions in chosen.items():
 
@@ -206,10 +204,14 @@ def tuned(
     return logits
 
 
+def nothing(*notes: str) -> dict[str, Any]:
+    """The result of a model that nothing was computed for, with notes that say why."""
+    return {**{form: {} for form in ("metrics", "clean", "removed", "classes", "samples")}, "notes": list(notes)}
+
+
 def evaluate(
     embedder: Embedder,
     tower: Tower | None,
-    size: int,
     trained_on: Iterable[str],
     augment: Augment,
     index: Path,
@@ -225,23 +227,23 @@ def evaluate(
     """Probe VinDr-CXR, RSNA and SIIM at every share; metrics "<dataset>.<share>" (form: docs/results.md).
 
     Args:
-        tower: fine-tuned, too, at the shares of ``options.fine_tune``; None: not.
-        size: side of the augmented crop in pixels.
+        tower: fine-tuned, too, at the shares of ``options.fine_tune``; None: not. It takes crops of the
+            embedder's ``size`` as they are.
         protocol: whose classes are learned.
         trained_on: data sets that the model was pre-trained on. With them the probed data set itself counts, all of it,
             in what is not clean.
         workers: processes that prepare images; 0: this one.
         work: folder for features that are too many for memory.
     """
-    result: dict[str, Any] = {"metrics": {}, "clean": {}, "removed": {}, "classes": {}, "samples": {}, "notes": []}
+    result = nothing()
     for dataset in (d for d in BINARY_DATASETS if d in sources):
         data = read_labelled(index, protocol, dataset)
         if data is None:
             result["notes"].append(f"{dataset}: a split has no study")
             continue
-        logits = probe(embedder, data, size, augment, options, seed, workers, work)
+        logits = probe(embedder, data, augment, options, seed, workers, work)
         if tower is not None:
-            logits |= tuned(tower, data, size, augment, options, embedder.batch_size, seed, workers)
+            logits |= tuned(tower, data, embedder.size, augment, options, embedder.batch_size, seed, workers)
         tests = data.studies["test"]
         weights = resamples([s.patient for s in tests], bootstrap, seed)
         unseen = clean(seen, dataset, tests, [*trained_on, dataset])

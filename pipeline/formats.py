@@ -19,6 +19,7 @@ CLEAN = (
     "brackets how many are left; same: training has seen none; —: none is left, or it was not audited."
 )
 UNSEEN = "The audit of pixels (docs/leakage.md) finds none of these test images in what the models were trained on."
+ALIKE = "No interval: all resamples have this value, so resampling cannot say how far it is from the truth."
 CSV_COLUMNS = (
     *("table", "row", "model", "data", "column", "ours", "low", "high", "paper", "difference", "n"),
     *("clean", "clean_low", "clean_high", "clean_n", "removed"),
@@ -149,6 +150,8 @@ def all_notes(table: Table) -> list[str]:
         notes.append(CLEAN)
     elif computed and all(cell.removed == 0 for _, cell in computed):
         notes.append(UNSEEN)
+    if any(cell.low is not None and cell.low == cell.high for _, cell in computed):
+        notes.append(ALIKE)
     unknown = dict.fromkeys(column.group for column, cell in computed if cell.removed is None)
     if unknown:
         notes.append(f"Not audited for test images that training has seen: {', '.join(unknown)}; run: {table.command}")
@@ -161,7 +164,8 @@ def phantom_line(phantom: Sequence[str]) -> str:
 
 
 def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
-    """A row's figures as text, one line a kind: ours, its interval, the paper's, the difference."""
+    """A row's figures as text, one line a kind: ours, its interval, the paper's, the difference, that to another row
+    ("against <run>"), ours on clean images, by seed; what is — in every column is left out."""
     d = table.decimals
     if table.number == "1":
         lines = [("ours, listed", [show(c.ours, 0) for c in row.cells])]
@@ -171,6 +175,8 @@ def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
         lines.append((f"{100 * table.confidence:g} % interval", [show_interval(c, d) for c in row.cells]))
     lines.append(("paper", [show(c.paper, d) for c in row.cells]))
     lines.append(("difference", [show_difference(c, d) for c in row.cells]))
+    if row.against:
+        lines.append((f"against {row.against}", [show_against(c, d) for c in row.cells]))
     if any(c.removed or c.clean is not None for c in row.cells):
         lines.append(("on clean images", [show_clean(c, d) for c in row.cells]))
     lines.append(("by seed", [", ".join(show(v, d) for v in c.seeds) if len(c.seeds) > 1 else DASH for c in row.cells]))
@@ -184,8 +190,8 @@ def show(value: float | None, decimals: int) -> str:
 
 
 def show_interval(cell: Cell, decimals: int) -> str:
-    """An interval in print, or —."""
-    if cell.low is None or cell.high is None:
+    """An interval in print, or —, as where all resamples are alike and so say nothing."""
+    if cell.low is None or cell.high is None or cell.low == cell.high:
         return DASH
     return f"{cell.low:.{decimals}f}–{cell.high:.{decimals}f}"
 

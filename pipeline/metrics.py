@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def resamples(groups: Sequence[str], options: Bootstrap, seed: int) -> np.ndarra
         raise ValueError("bootstrap: no test item to draw from")
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     count = int(member.max()) + 1
-    rng = np.random.default_rng([seed, len(groups)])
+    rng = np.random.default_rng([seed, crc32("\0".join(groups).encode())])  # two test sets of a size differ
     out = np.empty((options.samples, len(groups)), dtype=np.uint16)
     for row in out:
         row[:] = np.bincount(rng.integers(count, size=count), minlength=count)[member]
@@ -99,9 +100,19 @@ def interval(value: float, samples: np.ndarray, options: Bootstrap, n: int) -> d
     """
     if np.isnan(samples).all():
         raise ValueError(f"bootstrap: none of {len(samples)} resamples has a value; raise evaluate.bootstrap.samples")
-    tail = (1 - options.confidence) / 2 * 100
+    low, high = percentiles(samples, options.confidence)
+    return {"value": float(value), "low": low, "high": high, "n": n}
+
+
+def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Both ends of the percentile interval of samples [B]; NaN resamples, of which there must be another, are left out.
+
+    Args:
+        confidence: share of the samples between the ends, the rest half below and half above.
+    """
+    tail = (1 - confidence) / 2 * 100
     low, high = np.nanpercentile(samples, [tail, 100 - tail])
-    return {"value": float(value), "low": float(low), "high": float(high), "n": n}
+    return float(low), float(high)
 
 
 def mean_with_interval(hits: np.ndarray, weights: np.ndarray, options: Bootstrap) -> tuple[dict[str, Any], np.ndarray]:

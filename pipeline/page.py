@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from pipeline import charts, figures
-from pipeline.formats import all_notes, bold, figure_lines, phantom_line, show_against
+from pipeline.formats import all_notes, bold, figure_lines, phantom_line
 from pipeline.params import Params
 from pipeline.provenance import interval, origins
 from pipeline.results import RunResult, Summary, load_paper
@@ -110,9 +110,10 @@ def _table(params: Params, table: Table) -> dict[str, Any]:
     starts = [i == 0 or c.group != table.columns[i - 1].group for i, c in enumerate(table.columns)]
 
     def row(r: Row) -> dict[str, Any]:
-        lines = [(label, label.split(" ")[-1], texts) for label, texts in figure_lines(table, r)]
-        if any(c.against for c in r.cells):
-            lines.append((f"against {r.against}", "against", [show_against(c, table.decimals) for c in r.cells]))
+        lines = [
+            (label, "against" if label.startswith("against") else label.split(" ")[-1], texts)
+            for label, texts in figure_lines(table, r)
+        ]
         head = [getattr(r, name) for _, name in table.heads]
         small = " · ".join(text for text in head[1:] if text)  # what a narrow screen shows in place of its own columns
         return {"head": head, "small": small, "run": r.run, "lines": lines, "bold": bold(table, r)}

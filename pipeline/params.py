@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,8 @@ ADAPTERS = (
     "hf_clip",
 )  # modules of pipeline/adapters
 MANIFEST = "manifest"  # the reader of archives that are nobody else's
+
+SPEED = ("launcher", "workers", "save_minutes", "timeout_minutes")  # of Train: they change no result
 
 MANY = 1 << 20  # upper bound of a number that has no other
 Count = Annotated[int, Within(0, MANY)]
@@ -124,8 +126,6 @@ class Augment:
     clahe: Share = 0.5
     brightness: float = 0.1
     contrast: float = 0.2
-    saturation: float = 0.2
-    hue: float = 0.1
     text: bool = True
     text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.batches.draw_texts``
 
@@ -487,6 +487,22 @@ def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
         mixed=params.model.mixed if run.mixed else None,
         **overlaid,
     )
+
+
+def without_speed(config: RunConfig) -> RunConfig:
+    """A run with the keys of ``SPEED`` at their defaults, so that none of them makes anything train again."""
+    return replace(config, train=replace(config.train, **{key: getattr(Train(), key) for key in SPEED}))
+
+
+def speed(params: Params, name: str) -> dict[str, Any]:
+    """The keys of ``SPEED`` of one run."""
+    common = {
+        "launcher": params.train.launcher,
+        "workers": params.train.workers,
+        "save_minutes": params.train.save_minutes,
+        "timeout_minutes": params.train.timeout_minutes,
+    }
+    return common | {key: value for key, value in params.runs[name].train.items() if key in SPEED}
 
 
 def write_run_config(path: Path, config: RunConfig) -> None:

@@ -10,12 +10,13 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -86,7 +87,15 @@ class _Training:
         return steps_before(len(self.data), self.config.train.batch_size, epoch)
 
 
-def train(corpus: Path, out: Path, history: Path, work: Path, tell: Tell, seed: int = 0) -> float:
+def train(
+    corpus: Path,
+    out: Path,
+    history: Path,
+    work: Path,
+    tell: Tell,
+    seed: int = 0,
+    speed: Mapping[str, Any] | None = None,
+) -> float:
     """Train the run that ``corpus`` (see ``pipeline.corpus``) describes and keep its best model.
 
     Under ``torchrun`` every process trains on its share of each batch; negatives are gathered over all of them with
@@ -101,6 +110,7 @@ def train(corpus: Path, out: Path, history: Path, work: Path, tell: Tell, seed: 
         tell: called by rank 0 with each row and its epoch, and every ``CURVE`` steps with the loss (``step_loss``) and
             the number of steps done. A training that goes on tells all of it again.
         seed: added to the run's.
+        speed: keys of ``train`` in the stead of the run's own, such that change no result.
 
     Returns:
         The best validation loss.
@@ -111,7 +121,7 @@ def train(corpus: Path, out: Path, history: Path, work: Path, tell: Tell, seed: 
         resume.StateError: it could not be saved.
     """
     config = read_run_config(corpus / "run.json")
-    config = replace(config, seed=config.seed + seed)
+    config = replace(config, seed=config.seed + seed, train=replace(config.train, **(speed or {})))
     device = device_of(config.train)
     with resume.StopSignals() as signals:
         rank, world = join(device, config.train)

@@ -1,4 +1,5 @@
-"""Evaluation protocols: which prompts are used, how they become scores, and what is measured; read from YAML files.
+"""Evaluation protocols: which prompts are used, how they become scores, what is measured, and which texts are searched;
+read from YAML files.
 
 ``pipeline/protocols/<name>.yaml`` are those of the paper and of other projects (docs/protocols.md); a user's own is
 named by its path. Prompts are used letter for letter.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.records import ParamsError, hint, read_record
 
 FOLDER = Path(__file__).parent / "protocols"
 TEST_SETS = tuple(d for d in DATASETS if d != "chestxray14")  # archives whose test images are embedded
+REPORT_SETS = ("chexpert", "mimic_cxr", "openi")  # those of them with reports
 NAME = re.compile(r"[A-Za-z0-9_]+")  # both stand in the names of metrics
 WAYS = ("positive", "grid", "lists", "file", "as_in")
 
@@ -81,8 +83,25 @@ class TestSet:
 
 
 @dataclass(frozen=True)
+class RetrievalSet:
+    """One retrieval set as a protocol's file writes it.
+
+    ``text``: sections of a report. The longest stands for its study, of equally long ones that which is named first; a
+    study without any takes no part. ``candidates``: the distinct texts of all studies that take part. ``studies``:
+    those with a frontal view, which is the query.
+    """
+
+    dataset: str
+    text: tuple[Literal["findings", "impression"], ...]
+    candidates: Literal["distinct"]
+    studies: Literal["frontal"]
+    split: Literal["test"] = "test"  # only test images are embedded
+
+
+@dataclass(frozen=True)
 class _File:
     test_sets: dict[str, TestSet]
+    retrieval: dict[str, RetrievalSet] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,10 +119,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Protocol:
-    """``name`` is its file's, without ``.yaml``; ``tasks`` in the order of the file."""
+    """``name`` is its file's, without ``.yaml``; ``tasks`` and ``retrieval`` (name -> set) in the order of the file."""
 
     name: str
     tasks: dict[str, Task]
+    retrieval: dict[str, RetrievalSet] = field(default_factory=dict)
 
 
 def load(name: str) -> Protocol:
@@ -116,7 +136,8 @@ def load(name: str) -> Protocol:
     if not NAME.fullmatch(path.stem):
         raise ProtocolError(f"{path}: a protocol's name is letters, digits and _; rename the file")
     tasks = {}
-    for key, rule in _read(path).test_sets.items():
+    found = _read(path)
+    for key, rule in found.test_sets.items():
         if not NAME.fullmatch(key):
             raise ProtocolError(f"{path}: test_sets.{key}: a test set's name is letters, digits and _")
         try:
@@ -126,7 +147,8 @@ def load(name: str) -> Protocol:
         except (ParamsError, ProtocolError, templates.PromptError) as error:
             raise ProtocolError(f"{path}: test_sets.{key}.{error}") from None
         tasks[key] = Task(key, rule, positive, negative)
-    return Protocol(path.stem, tasks)
+    _check_retrieval(found.retrieval, path)
+    return Protocol(path.stem, tasks, found.retrieval)
 
 
 def load_all(names: Sequence[str]) -> list[Protocol]:
@@ -161,6 +183,20 @@ def classes_of(protocol: Protocol, dataset: str) -> list[str]:
     raise ProtocolError(f"evaluate.protocols: {protocol.name}, the first, measures no AUC on {dataset}")
 
 
+def retrieval_sets(protocol: Protocol, sources: Collection[str]) -> dict[str, RetrievalSet]:
+    """The retrieval sets of a protocol by name.
+
+    Raises:
+        ProtocolError: it has none, although a data set among ``sources`` has reports.
+    """
+    if not protocol.retrieval and (there := [d for d in REPORT_SETS if d in sources]):
+        raise ProtocolError(
+            f"evaluate.protocols: {protocol.name}, the first, has no retrieval sets, and {', '.join(there)} could be "
+            "searched; give it a key retrieval (docs/protocols.md)"
+        )
+    return protocol.retrieval
+
+
 def _path(name: str) -> Path:
     if "/" in name or name.endswith(".yaml"):
         return Path(name)
@@ -192,6 +228,23 @@ def _known(dataset: str) -> None:
         raise ProtocolError(
             f"dataset: {dataset!r} is no test set; known are {', '.join(TEST_SETS)}{hint(dataset, TEST_SETS)}"
         )
+
+
+def _check_retrieval(found: dict[str, RetrievalSet], path: Path) -> None:
+    """Raises ``ProtocolError`` where a retrieval set cannot be used."""
+    taken: dict[str, str] = {}
+    for key, rule in found.items():
+        at = f"{path}: retrieval.{key}"
+        if not NAME.fullmatch(key):
+            raise ProtocolError(f"{at}: a retrieval set's name is letters, digits and _")
+        if rule.dataset not in REPORT_SETS:
+            close = hint(rule.dataset, REPORT_SETS)
+            raise ProtocolError(f"{at}.dataset: {rule.dataset!r} is none with reports: {', '.join(REPORT_SETS)}{close}")
+        if rule.dataset in taken:
+            raise ProtocolError(f"{at}.dataset: {rule.dataset} is searched by {taken[rule.dataset]} already")
+        if not rule.text or len(set(rule.text)) < len(rule.text):
+            raise ProtocolError(f"{at}.text: expected one section or more, each once")
+        taken[rule.dataset] = key
 
 
 def _sides(spec: Prompts, path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:

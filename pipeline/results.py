@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from pipeline.comparison import over_trainings
+from pipeline.metrics import percentiles
 from pipeline.params import BINARY_DATASETS
 
 PAPER = Path(__file__).with_name("paper.yaml")
@@ -149,8 +150,8 @@ def load_results(
     Args:
         results: data/results.
         runs: names of all runs.
-        few_shot: those that have a linear probe.
-        others: other people's models; they have no training history.
+        few_shot: those of them that have a linear probe.
+        others: other people's models, which have one, too, and no training history.
         seeds: of the trainings of each run.
         confidence: of intervals.
 
@@ -167,7 +168,7 @@ def load_results(
         trainings = [_read_run(results, f"{name}/{seed}", name in probed, missing, confidence) for seed in seeds]
         loaded[name] = _over_trainings(name, tuple(seeds), trainings, confidence)
     for name in others:
-        loaded[name] = _read_run(results, name, False, missing, confidence)
+        loaded[name] = _read_run(results, name, True, missing, confidence)
     return loaded, missing
 
 
@@ -225,7 +226,9 @@ def _mean(
 
 def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
     """Add one result file, and the samples beside it, to a run."""
-    stage = f"few_shot@{run.name.replace('/', '-')}" if kind == "few_shot" else kind
+    stage = kind
+    if kind == "few_shot":
+        stage = f"few_shot@{run.name.replace('/', '-')}" if "/" in run.name else f"few_shot_other@{run.name}"
     raw = _read_json(path, f"run: dvc repro {stage}")
     if raw.get("run") != run.name:
         raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {stage}")
@@ -241,7 +244,7 @@ def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
             getattr(run, part).update(raw.get(part, {}))
     run.pools.update(raw.get("pools", {}))
     run.examples.update(raw.get("examples", {}))
-    run.notes += raw.get("notes", [])
+    run.notes = list(dict.fromkeys([*run.notes, *raw.get("notes", [])]))
     samples = path.with_suffix(".npz")
     if samples.exists():
         try:
@@ -297,13 +300,6 @@ def sample_sum(run: RunResult, keys: Sequence[str], clean: bool = False) -> np.n
         return None
     total: np.ndarray = np.sum([run.samples[key] for key in chosen], axis=0)
     return total
-
-
-def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Both ends of the percentile interval of samples [B]; resamples without a value (nan) are left out."""
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(samples, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _add_totals(run: RunResult, confidence: float) -> None:

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.atomic import replacing
-from pipeline.params import ParamsError, RunConfig
+from pipeline.params import SPEED, ParamsError, RunConfig
 from pipeline.ranks import gather
 from pipeline.tokens import Tokenizer
 
@@ -56,7 +56,7 @@ CODE = (
 DATA = ("synonyms.yaml",)  # what they read beside them
 LIBRARIES = ("torch", "transformers", "tokenizers", "timm", "numpy", "opencv-python-headless")
 # Keys of train that change no result; what ``device`` comes to is told apart by itself.
-INDIFFERENT = ("launcher", "device", "workers", "save_minutes", "timeout_minutes")
+INDIFFERENT = (*SPEED, "device")
 
 
 class StateError(OSError):

@@ -8,9 +8,8 @@ double precision, all by the same operation, so that a tie is a tie (``at_least`
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.evaluation import load_arrays, missing
 from pipeline.metrics import interval, mean_with_interval, resamples
 from pipeline.params import Bootstrap
+from pipeline.protocols import RetrievalSet
 from pipeline.study import Study, read_studies
 
-RETRIEVAL_SETS = ("chexpert", "mimic_cxr", "openi")
-NAMES = {"chexpert": "chexpert5x200"}  # CheXpert's test split is CheXpert5x200
 QUERIES, ITEMS = 256, 4096  # of one block: its cosines and what is compared of them stay in the cache
 Clean = Callable[[str, Sequence[Study]], np.ndarray]  # data set, studies -> bool [N]
 warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)  # a beta feature of torch, it says
@@ -43,20 +42,18 @@ class Candidates:
     targets: np.ndarray
 
 
-def report_text(study: Study) -> str | None:
-    """CheXpert5x200: the impression. MIMIC-CXR and Open-I: the longer of findings and impression, as the authors
-    said when asked; findings where both are equally long."""
-    if study.dataset == "chexpert":
-        return study.impression
-    return max(study.findings or "", study.impression or "", key=len) or None
+def report_text(study: Study, rule: RetrievalSet) -> str | None:
+    """The longest of the sections that the rule names, the first named of equally long ones; None where all lack."""
+    sections = {"findings": study.findings, "impression": study.impression}
+    return max((sections[name] or "" for name in rule.text), key=len) or None
 
 
-def candidates(studies: Sequence[Study]) -> Candidates:
+def candidates(studies: Sequence[Study], rule: RetrievalSet) -> Candidates:
     """Deduplicate the texts of test studies. A study without a text, or with lateral views only, takes no part."""
     texts: dict[str, int] = {}
     queries, targets = [], []
     for i, study in enumerate(studies):
-        text = report_text(study)
+        text = report_text(study, rule)
         if text is None or all(v.position == "LATERAL" for v in study.views):
             continue
         queries.append(i)
@@ -267,17 +264,20 @@ def evaluate(
     embeddings: Path,
     index: Path,
     sources: Sequence[str],
+    sets: Mapping[str, RetrievalSet],
     k: tuple[int, ...],
     options: Bootstrap,
     seed: int,
     is_clean: Clean | None = None,
     examples: int = 3,
 ) -> dict[str, Any]:
-    """R@K of the three retrieval sets both ways, their sums, and a few examples to look at (form: docs/results.md).
+    """R@K of retrieval sets both ways, their sums, and a few examples to look at (form: docs/results.md).
 
     Args:
         embeddings: folder of <dataset>.npz; or of missing.json alone, whose line becomes a note.
         index: folder of <dataset>.parquet.
+        sets: of the first protocol (``protocols.retrieval_sets``). Where one is not among ``sources``, there are no
+            sums.
         is_clean: which studies' evaluation views the row's training sets have not shown; None: all.
 
     Raises:
@@ -285,13 +285,13 @@ def evaluate(
     """
     result: dict[str, Any] = {key: {} for key in ("metrics", "samples", "clean", "removed", "pools", "examples")}
     result["notes"] = []
-    if (embeddings / "missing.json").is_file():
-        result["notes"].append(json.loads((embeddings / "missing.json").read_text(encoding="utf-8"))["missing"])
+    if why := missing(embeddings):
+        result["notes"].append(why)
         return result
-    for dataset in (d for d in RETRIEVAL_SETS if d in sources):
-        name = NAMES.get(dataset, dataset)
+    for name, rule in ((n, r) for n, r in sets.items() if r.dataset in sources):
+        dataset = rule.dataset
         studies = read_studies(index / f"{dataset}.parquet", ("test",))
-        pool = candidates(studies)
+        pool = candidates(studies, rule)
         if not pool.texts:
             result["notes"].append(f"{name}: no test study with a text")
             continue
@@ -316,16 +316,16 @@ def evaluate(
             _example(queries[i], images[i], texts, pool, int(pool.targets[i]), int(rank[i]))
             for i in _typical(rank, examples)
         ]
-    if len(result["pools"]) == len(RETRIEVAL_SETS):
+    if sets and len(result["pools"]) == len(sets):
         _add_sums(result, k, options)
     return result
 
 
 def _stored(path: Path, images: int, texts: int) -> tuple[np.ndarray, np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; embed again")
-    with np.load(path, allow_pickle=False) as stored:
-        found = stored["images"].astype(np.float32), stored["texts"].astype(np.float32)
+    stored = load_arrays(path, "dvc repro embed")
+    if "texts" not in stored:
+        raise ValueError(f"{path}: without texts; run: dvc repro -f embed")
+    found = stored["images"].astype(np.float32), stored["texts"].astype(np.float32)
     if (len(found[0]), len(found[1])) != (images, texts):
         raise ValueError(
             f"{path}: {len(found[0])} images and {len(found[1])} texts for {images} test studies and {texts} texts; "

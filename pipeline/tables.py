@@ -239,14 +239,15 @@ def _models(
         if name:
             waiting.remove(name)
         else:  # a row of somebody else: his model, if it is among others
-            name = next((n for n, o in others.items() if o.adapter == row["key"]), None)
+            his = (n for n, o in others.items() if (o.adapter, o.backbone) == (row["key"], row.get("backbone")))
+            name = next(his, None)
         data = row["data"] if "data" in row else _short(paper, row.get("datasets", ()))
-        backbone = paper["backbones"].get(row.get("image_encoder"), "")
+        backbone = row.get("backbone") or paper["backbones"].get(row.get("image_encoder"), "")
         rows.append(_row(columns, results, name, row["model"], backbone, data, row["paper"], row["key"]))
         others = {n: o for n, o in others.items() if n != name}
         if "image_encoder" in row:  # the authors' own weights of the model in this row
             for n in [n for n, o in others.items() if (o.adapter, o.backbone, o.data) == ("cxr_clip", backbone, data)]:
-                title = f"{others.pop(n).model}, released weights"
+                title = others.pop(n).model
                 rows.append(_row(columns, results, n, title, backbone, data, row["paper"]))
     nothing = [None] * len(columns)
     for name in waiting:
@@ -370,19 +371,19 @@ def _compared(
     out: list[Row] = []
     base: Row | None = None
     for row in rows:
+        other = base
         if row.run in params.prompt_ablations:
-            like = params.runs[row.run].like
-            base = next((r for r in out if r.run == like), base)
-        if row.run and base:
-            one, two = results[row.run], results[base.run]
+            other = next((r for r in out if r.run == params.runs[row.run].like), base)
+        if row.run and other:
+            one, two = results[row.run], results[other.run]
             cells = []
-            for column, a, b in zip(columns, row.cells, base.cells, strict=True):
+            for column, a, b in zip(columns, row.cells, other.cells, strict=True):
                 keys = _summands(columns, column)
                 samples = sample_sum(one, keys), sample_sum(two, keys)
                 seeds = [c.seeds if len(r.trained) > 1 else () for c, r in ((a, one), (b, two))]
                 values = [{"value": c.ours, "n": c.n, "trained": s} for c, s in zip((a, b), seeds, strict=True)]
                 cells.append(replace(a, against=_difference(values, samples, params)))
-            row = replace(row, cells=tuple(cells), against=base.run)
+            row = replace(row, cells=tuple(cells), against=other.run)
         if row.run and (chained or base is None) and any(c.ours is not None for c in row.cells):
             base = row
         out.append(row)

@@ -53,7 +53,8 @@ def store_uri() -> str:
 
 
 def flatten(record: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dataclasses and mappings as dotted keys, MLflow's form of parameters."""
+    """Nested dataclasses and mappings as dotted keys, MLflow's form of parameters; of a place on the machine its last
+    part alone."""
     items = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
     flat: dict[str, str] = {}
     for key, value in items.items():
@@ -61,7 +62,7 @@ def flatten(record: Any, prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat.update(flatten(value, f"{name}."))
         else:
-            flat[name] = str(value)
+            flat[name] = Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else str(value)
     return flat
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.clean import Seen, clean
+from pipeline.evaluation import load_arrays, missing
 from pipeline.metrics import (
     calibration,
     classes_with_intervals,
@@ -116,8 +116,8 @@ def evaluate(
         ValueError: embeddings that are broken, or of other test images or prompts; labels that do not fit the metric.
     """
     result: Found = {**{name: {} for name in FORMS}, "notes": []}
-    if (embeddings / "missing.json").is_file():
-        result["notes"].append(json.loads((embeddings / "missing.json").read_text(encoding="utf-8"))["missing"])
+    if why := missing(embeddings):
+        result["notes"].append(why)
         return result
     trained_on = list(trained_on)
     if unknown := [name for name in trained_on if name not in sources]:
@@ -149,10 +149,8 @@ def load_prompts(path: Path) -> PromptTable:
     Raises:
         ValueError: it is not there, or of another form.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: not found; run: dvc repro embed")
-    stored = np.load(path, allow_pickle=False)
-    if not {"texts", "embeddings", "scale"} <= set(stored.files):
+    stored = load_arrays(path, "dvc repro embed")
+    if not {"texts", "embeddings", "scale"} <= stored.keys():
         raise ValueError(f"{path}: of an older form; run: dvc repro embed")
     rows = {str(text): i for i, text in enumerate(stored["texts"])}
     return PromptTable(rows, stored["embeddings"], float(stored["scale"]))
@@ -166,8 +164,8 @@ def _images(
     if not studies:
         return None
     path = embeddings / f"{dataset}.npz"
-    stored = np.load(path, allow_pickle=False)
-    images, local = stored["images"], stored["local"] if "local" in stored.files else None
+    stored = load_arrays(path, "dvc repro embed")
+    images, local = stored["images"], stored.get("local")
     if len(images) != len(studies) or (local is not None and len(local) != len(studies)):
         raise ValueError(f"{path}: {len(images)} images for {len(studies)} test studies; embed again")
     weights = resamples([s.patient for s in studies], options, seed)

@@ -18,7 +18,7 @@ def main() -> None:
         with tracking.stage_run("corpus", name, run, params.tracking.enabled) as record:
             translations = Path("data/back_translation")
             prompts = Path("data/prompts") / params.runs[name].prompts
-            counts = corpus.gather(run, Path("data/index"), prompts, out / name, translations)
+            counts = corpus.gather(config.without_speed(run), Path("data/index"), prompts, out / name, translations)
             record.metrics({key: float(value) for key, value in counts.items()})
         print(f"corpus {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
@@ -26,5 +26,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"corpus: {error}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import embed, model, protocols, tracking
+from pipeline import embed, evaluation, model, protocols, tracking
 from pipeline import params as config
 
 
@@ -18,20 +18,23 @@ def main(name: str) -> None:
     with tracking.stage_run("embed", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = model.load(Path("data/models") / name, device)
         if not run.aligned:  # no failure: its cells show —
-            embed.write_missing(out, embed.NOT_ALIGNED)
+            evaluation.write_missing(out, embed.NOT_ALIGNED)
             print(f"embed {name}: skipped: {embed.NOT_ALIGNED}")
             return
         embedder = embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size)
-        counts = embed.embed(embedder, protocols.prompt_texts(names), params.sources, index, out)
-        tasks = protocols.load(names[0]).tasks.values() if names else ()
-        classes = {t.rule.dataset: {c: texts[0] for c, texts in t.positive.items()} for t in tasks}
+        first = protocols.load(names[0])
+        sets = protocols.retrieval_sets(first, params.sources).values()
+        counts = embed.embed(embedder, protocols.prompt_texts(names), sets, params.sources, index, out)
+        classes = {t.rule.dataset: {c: texts[0] for c, texts in t.positive.items()} for t in first.tasks.values()}
         embed.write_maps(net, embedder, run.image_size, classes, params.sources, index, out)
         record.metrics({key: float(value) for key, value in counts.items()})
     print(f"embed {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m stages.embed RUN SEED")
     try:
         main("/".join(sys.argv[1:3]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"embed {'/'.join(sys.argv[1:3])}: {error}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import adapters, embed, protocols, tracking
+from pipeline import adapters, embed, evaluation, protocols, tracking
 from pipeline import params as config
 from pipeline.adapters.checkpoint import MissingWeights
 
@@ -24,11 +24,13 @@ def main(name: str) -> None:
         try:
             embedder = adapters.load(other, device, params.evaluate.batch_size)
         except MissingWeights as error:  # no failure: its cells show —
-            embed.write_missing(out, str(error))
+            evaluation.write_missing(out, str(error))
             print(f"embed_other {name}: skipped: {error}")
             return
+        first = protocols.load(params.evaluate.protocols[0])
+        sets = protocols.retrieval_sets(first, params.sources).values()
         prompts = protocols.prompt_texts(params.evaluate.protocols)
-        counts = embed.embed(embedder, prompts, params.sources, Path("data/index"), out)
+        counts = embed.embed(embedder, prompts, sets, params.sources, Path("data/index"), out)
         record.metrics({key: float(value) for key, value in counts.items()})
     print(f"embed_other {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
@@ -36,5 +38,5 @@ def main(name: str) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"embed_other {sys.argv[1]}: {error}")

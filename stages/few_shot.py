@@ -21,7 +21,6 @@ def main(name: str) -> None:
         found = few_shot.evaluate(
             embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size),
             net.image_tower if run.name in options.fine_tune.runs else None,
-            run.image_size,
             run.datasets,
             params.augment,
             Path("data/index"),
@@ -40,7 +39,9 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m stages.few_shot RUN SEED")
     try:
         main("/".join(sys.argv[1:3]))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"few_shot {'/'.join(sys.argv[1:3])}: {error}")

@@ -16,12 +16,12 @@ from pipeline import pretrain, resume, tracking
 def main(run_name: str, seed: int) -> None:
     params = config.load()
     run = config.run_config(params, run_name, seed)
-    name = f"{run_name}/{seed}"
+    name, speed = f"{run_name}/{seed}", config.speed(params, run_name)
     first = os.environ.get("RANK", "0") == "0"
     with tracking.stage_run("pretrain", name, run, params.tracking.enabled and first) as record:
         history = Path("data/results/pretrain") / f"{name}.csv"
         corpus, out = Path("data/corpus") / run_name, Path("data/models") / name
-        best = pretrain.train(corpus, out, history, tracking.work(f"pretrain/{name}"), record.metrics, seed)
+        best = pretrain.train(corpus, out, history, tracking.work(f"pretrain/{name}"), record.metrics, seed, speed)
         record.metrics({"best_valid_loss": best})
         if first:
             record.artifact(history)
@@ -29,6 +29,8 @@ def main(run_name: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m stages.pretrain RUN SEED")
     try:
         main(sys.argv[1], int(sys.argv[2]))
     except resume.Stopped as stopped:

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pipeline import evaluation, retrieval, tracking
+from pipeline import evaluation, protocols, retrieval, tracking
 from pipeline import params as config
 from pipeline.clean import clean, load_seen
 
@@ -15,6 +15,7 @@ def main() -> None:
     params = config.load()
     out = Path("data/results/retrieval")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
+    sets = protocols.retrieval_sets(protocols.load(params.evaluate.protocols[0]), params.sources)
     seen = load_seen(Path("data/audit"))
     for name, trained_on in evaluation.rows(params).items():
         with tracking.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
@@ -22,6 +23,7 @@ def main() -> None:
                 Path("data/embeddings") / name,
                 Path("data/index"),
                 list(params.sources),
+                sets,
                 params.evaluate.retrieval.k,
                 params.evaluate.bootstrap,
                 params.seed,
@@ -35,5 +37,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"retrieval: {error}")

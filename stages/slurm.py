@@ -82,7 +82,7 @@ def main() -> None:
             f"({asked.nodes} nodes of {asked.gpus})"
         )
     made = Path("data/corpus") / asked.run / "run.json"
-    if not made.is_file() or config.read_run_config(made) != run:
+    if not made.is_file() or config.read_run_config(made) != config.without_speed(run):
         raise config.ParamsError(f"{made}: not there, or of other parameters; run dvc repro corpus first")
     if asked.seed not in params.seeds:
         raise config.ParamsError(f"--seed: {asked.seed} is not among seeds of params.yaml")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import charts, formats, page, shards, tables, tracking
 from pipeline import params as config
-from pipeline.results import ResultsError, headline_metrics, load_results, load_summaries
+from pipeline.results import headline_metrics, load_results, load_summaries
 
 INDEX = Path("data/index")
 EMBEDDINGS = Path("data/embeddings")
 RESULTS = Path("data/results")
 OUT = Path("reports")
+PRIVATE = Path("data/page_with_patients.html")  # where git, DVC and MLflow do not look
 
 
 def main() -> None:
@@ -29,20 +31,25 @@ def main() -> None:
         phantom = tables.phantoms(summaries)
         written = formats.write(OUT, built, metrics, phantom)
         written += charts.write_plots(OUT / "plots", params, results)
-        html = page.render(params, built, summaries, results, missing, INDEX, shards.load_view, EMBEDDINGS)
-        (OUT / "index.html").write_text(html, encoding="utf-8", newline="\n")
+        hidden = replace(params, report=config.Report(show_patient_data=False))
+        pages = [(hidden, OUT / "index.html")]
+        if params.report.show_patient_data and len(phantom) < len(summaries):
+            pages.append((params, PRIVATE))
+            print(f"tables: {PRIVATE} shows patients: not for git", file=sys.stderr)
+        for shown, place in pages:
+            html = page.render(shown, built, summaries, results, missing, INDEX, shards.load_view, EMBEDDINGS)
+            place.write_text(html, encoding="utf-8", newline="\n")
         for table in built:
             if not table.number.startswith("S"):
                 print(formats.markdown(table, phantom))
         run.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
         for file in written:
             run.artifact(file)
-        if all(s.phantom for s in summaries.values()) or not params.report.show_patient_data:
-            run.artifact(OUT / "index.html")  # with images of patients on it, the page stays where it was written
+        run.artifact(OUT / "index.html")
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (config.ParamsError, ResultsError, shards.ShardError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"tables: {error}")

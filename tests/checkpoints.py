@@ -7,7 +7,9 @@ from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import transformers
+from PIL import Image
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
@@ -145,3 +147,57 @@ def stranger(qualified: str, base: type = object):
     finally:
         for m in new:
             del sys.modules[m]
+
+
+def openai_names(model) -> dict[str, torch.Tensor]:
+    """A CLIP of transformers -> OpenAI's keys."""
+    state, found = model.state_dict(), {}
+    renamed = (
+        *(("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("self_attn.out_proj", "attn.out_proj")),
+        *(("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"), ("encoder.layers.", "transformer.resblocks.")),
+        *(("vision_model.", "visual."), ("text_model.", ""), ("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")),
+        *(("final_layer_norm", "ln_final"), ("embeddings.token_embedding", "token_embedding")),
+        *(("embeddings.position_embedding.weight", "positional_embedding"), ("embeddings.patch_embedding", "conv1")),
+        *(("embeddings.class_embedding", "class_embedding"), ("visual_projection.weight", "visual.proj")),
+        ("text_projection.weight", "text_projection"),
+    )
+    for key, value in state.items():
+        if "q_proj" in key:
+            parts = [state[key.replace("q_proj", f"{p}_proj")] for p in "qkv"]
+            key, value = key.replace("self_attn.q_proj.", "attn.in_proj_"), torch.cat(parts)
+        elif "k_proj" in key or "v_proj" in key:
+            continue
+        for old, new in renamed:
+            key = key.replace(old, new)
+        found[key] = value.T.contiguous() if key in ("visual.proj", "text_projection") else value
+    return found
+
+
+def clip_member(seed: int) -> nn.Module:
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**sizes, "vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406},
+        vision_config={**sizes, "image_size": 64, "patch_size": 16, "num_hidden_layers": 2},
+        projection_dim=32,
+    )
+    return shake(transformers.CLIPModel(config), seed)
+
+
+def chexzero(folder, members: int = 2) -> list[nn.Module]:
+    """Its .pt files; gives the models of transformers they were made of."""
+    folder.mkdir(exist_ok=True)
+    made = [clip_member(seed) for seed in range(20, 20 + members)]
+    for i, model in enumerate(made):
+        torch.save(openai_names(model), folder / f"best_{i}.pt")
+    return made
+
+
+def chexzero_input(picture: np.ndarray) -> torch.Tensor:
+    """uint8 [H, W] -> what its project makes of it, [1, 3, 64, 64]."""
+    h, w = picture.shape
+    ratio = 320 / max(h, w)
+    square = Image.new("L", (320, 320))
+    small = Image.fromarray(picture).resize((int(w * ratio), int(h * ratio)), Image.Resampling.LANCZOS)
+    square.paste(small, ((320 - small.width) // 2, (320 - small.height) // 2))
+    x = torch.from_numpy((np.asarray(square, dtype=np.float32) - 101.48761) / 83.43944).expand(1, 3, -1, -1)
+    return F.interpolate(x, size=(64, 64), mode="bicubic")

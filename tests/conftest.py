@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline import files
 from pipeline.corpus import gather
 from pipeline.grey import encode
 from pipeline.params import (
@@ -149,3 +150,32 @@ def write_corpus(folder, run: RunConfig, studies, prompts):
 @pytest.fixture
 def corpus(tmp_path, studies, prompts):
     return lambda run: write_corpus(tmp_path, run, studies, prompts)
+
+
+@pytest.fixture
+def s3(monkeypatch):
+    """An S3 of the test's own, without a bucket, that ``s3://`` addresses lead to."""
+    import s3fs
+    from moto.core import DEFAULT_ACCOUNT_ID
+    from moto.s3.models import s3_backends
+    from moto.server import ThreadedMotoServer
+
+    def forget():
+        files.file_system.cache_clear()
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    forget()
+    yield s3fs.S3FileSystem(skip_instance_cache=True)
+    server.stop()
+    forget()  # the next test's server is another one ...
+    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].reset()  # ... and servers of one process share what they hold

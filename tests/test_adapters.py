@@ -14,6 +14,8 @@ from checkpoints import (
     TEXTS,
     WORDS,
     bert,
+    chexzero,
+    chexzero_input,
     hidden_states,
     old_bert,
     pictures,
@@ -30,6 +32,7 @@ from torch import nn
 
 from pipeline import adapters
 from pipeline.adapters import gloria as gloria_adapter
+from pipeline.adapters import hf_clip as hf_clip_adapter
 from pipeline.adapters.checkpoint import HARMLESS, MissingWeights, read
 from pipeline.params import Other
 
@@ -290,60 +293,10 @@ def test_biovil(tmp_path):
 # ---- CheXzero
 
 
-def openai_names(model):
-    """A CLIP of transformers -> OpenAI's keys."""
-    state, found = model.state_dict(), {}
-    renamed = (
-        *(("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("self_attn.out_proj", "attn.out_proj")),
-        *(("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"), ("encoder.layers.", "transformer.resblocks.")),
-        *(("vision_model.", "visual."), ("text_model.", ""), ("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")),
-        *(("final_layer_norm", "ln_final"), ("embeddings.token_embedding", "token_embedding")),
-        *(("embeddings.position_embedding.weight", "positional_embedding"), ("embeddings.patch_embedding", "conv1")),
-        *(("embeddings.class_embedding", "class_embedding"), ("visual_projection.weight", "visual.proj")),
-        ("text_projection.weight", "text_projection"),
-    )
-    for key, value in state.items():
-        if "q_proj" in key:
-            parts = [state[key.replace("q_proj", f"{p}_proj")] for p in "qkv"]
-            key, value = key.replace("self_attn.q_proj.", "attn.in_proj_"), torch.cat(parts)
-        elif "k_proj" in key or "v_proj" in key:
-            continue
-        for old, new in renamed:
-            key = key.replace(old, new)
-        found[key] = value.T.contiguous() if key in ("visual.proj", "text_projection") else value
-    return found
-
-
-def clip_member(seed):
-    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.CLIPConfig(
-        text_config={**sizes, "vocab_size": 49408, "eos_token_id": 49407, "bos_token_id": 49406},
-        vision_config={**sizes, "image_size": 64, "patch_size": 16, "num_hidden_layers": 2},
-        projection_dim=32,
-    )
-    return shake(transformers.CLIPModel(config), seed)
-
-
-def chexzero(folder, members=2):
-    folder.mkdir(exist_ok=True)
-    made = [clip_member(seed) for seed in range(20, 20 + members)]
-    for i, model in enumerate(made):
-        torch.save(openai_names(model), folder / f"best_{i}.pt")
-    return made
-
-
 def test_chexzero_is_the_mean_of_its_members_cosines(tmp_path):
     members = chexzero(tmp_path)
     embedder = load("chexzero", tmp_path)
-    inputs = []
-    for picture in pictures():
-        h, w = picture.shape
-        ratio = 320 / max(h, w)
-        square = Image.new("L", (320, 320))
-        small = Image.fromarray(picture).resize((int(w * ratio), int(h * ratio)), Image.Resampling.LANCZOS)
-        square.paste(small, ((320 - small.width) // 2, (320 - small.height) // 2))
-        x = torch.from_numpy((np.asarray(square, dtype=np.float32) - 101.48761) / 83.43944).expand(1, 3, -1, -1)
-        inputs.append(F.interpolate(x, size=(64, 64), mode="bicubic"))
+    inputs = [chexzero_input(picture) for picture in pictures()]
     texts = ["A photo of a cat", "a dog"]
     ids = [[49406, 320, 1125, 539, 320, 2368, 49407], [49406, 320, 1929, 49407]]  # CLIP's, well known
     cosines, pooled = [], []
@@ -377,6 +330,7 @@ def test_open_clip(tmp_path):
     save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
     embedder = load("open_clip", tmp_path)
     x = torch.cat([channels(short_side(p, 64, 64), ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))) for p in pictures()])
+    assert embedder.size == 64
     near(images_of(embedder), F.normalize(model.encode_image(x), dim=1))
     ids = [[49406, 320, 1125, 539, 320, 2368, 49407], [49406, 320, 1929, 49407]]
     padded = torch.tensor([i + [0] * (16 - len(i)) for i in ids])
@@ -502,6 +456,28 @@ def refused(made, adapter, change):
     assert "\n" not in text
     assert len(text) < 500
     return text
+
+
+@pytest.mark.parametrize("adapter", FORMATS)
+def test_a_square_of_the_embedders_size_is_not_resized(made, adapter):
+    """So the crops of few-shot's augmentation are resized once."""
+    embedder = load(adapter, made[adapter])
+    square = np.random.default_rng(3).integers(0, 256, (embedder.size,) * 2, dtype=np.uint8)
+    square[:, 100] = np.arange(embedder.size) % 256  # black and white are among the grey levels, for BioViL
+    wanted = {"gloria": square[16:-16, 16:-16], "biovil": square[16:-16, 16:-16]}.get(adapter, square)
+    if adapter == "chexzero":
+        x = torch.from_numpy((square.astype(np.float32) - 101.48761) / 83.43944)
+        wanted = F.interpolate(x[None, None], size=(64, 64), mode="bicubic")[0, 0].numpy()
+    found = embedder.prepare(square)
+    assert found.shape == wanted.shape and np.abs(found.astype(np.float32) - wanted).max() < 1e-5
+
+
+def test_the_size_of_a_model_of_transformers_is_its_processors(tmp_path):
+    side = hf_clip_adapter._side
+    assert side(transformers.CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=32), tmp_path) == 40
+    assert side(transformers.SiglipImageProcessor(size={"height": 48, "width": 48}), tmp_path) == 48
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json: size: neither"):
+        side(transformers.CLIPImageProcessor(size={"longest_edge": 40}), tmp_path)
 
 
 @pytest.mark.parametrize("adapter", FORMATS)

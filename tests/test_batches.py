@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, hypergeom
 
+from pipeline import batches
 from pipeline.augment import evaluation_image, sentences
 from pipeline.batches import (
     TrainingSet,
@@ -16,6 +17,7 @@ from pipeline.batches import (
     draw_texts,
     draw_views,
     epoch_draws,
+    generator,
     shuffled,
     steps_before,
     training_batches,
@@ -91,6 +93,18 @@ def test_else_two_images_else_one_twice():
 def test_a_single_view_is_any_of_them():
     drawn = Counter(draw_views(with_views("PA", "PA", "LATERAL"), 1, rng)[0].id for rng in generators())
     assert sorted(drawn) == ["0", "1", "2"] and min(drawn.values()) > MANY * 0.29
+
+
+def test_a_view_that_is_drawn_twice_is_read_once(config, studies, prompts, monkeypatch):
+    read = []
+    monkeypatch.setattr(batches, "load_view", lambda view, reduce: read.append(view) or load_view(view, reduce))
+    train = of_split(studies)
+    quiet = replace(QUIET, image=True, crop_scale=(2.0, 2.0))  # at one scale
+    data = TrainingSet(train, prompts, config(sampling={"unit": "image"}, augment=quiet))
+    assert [data[0, i] for i in range(len(train))] and len(read) == len(train)
+    read.clear()
+    data = TrainingSet(train, prompts, config(augment=quiet))
+    assert [data[0, i] for i in range(len(train))] and len(read) == sum(min(2, len(s.views)) for s in train)
 
 
 # texts of a report
@@ -204,7 +218,7 @@ def fits(drawn, expected):
 
 
 def by_epoch(study):
-    return (np.random.default_rng(draw_key(7, epoch, study)) for epoch in range(EPOCHS))
+    return (generator(draw_key(7, epoch, study)) for epoch in range(EPOCHS))
 
 
 @pytest.mark.parametrize(
@@ -317,6 +331,16 @@ def test_a_draw_depends_on_seed_epoch_and_study_alone(config, studies, prompts):
     keys = {draw.key for draw in forward} | {data[2, i].key for i in range(len(train))}
     keys |= {TrainingSet(train, prompts, config(seed=8))[1, i].key for i in range(len(train))}
     assert len(keys) == 3 * len(train)
+
+
+def test_random_numbers_of_neighbouring_keys_have_nothing_in_common():
+    drawn = np.array([generator(key).random(4) for key in range(4000)])
+    assert np.array_equal(drawn[7], generator(7).random(4)) and np.unique(drawn).size == drawn.size
+    for column in drawn.T:  # each alike over all keys
+        assert chisquare(np.histogram(column, 20, (0, 1))[0]).pvalue > 0.001
+    with_next = np.corrcoef(np.hstack([drawn[:-1], drawn[1:]]).T) - np.eye(8)
+    assert np.abs(with_next).max() < 4.5 / np.sqrt(len(drawn))  # of 28 pairs of columns
+    generator(2**63 - 1).integers(10)  # the largest key
 
 
 def test_a_sample_names_its_study_and_the_key_of_its_randomness(config, studies, prompts):

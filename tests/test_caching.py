@@ -26,7 +26,8 @@ INDIFFERENT = {
     "ingest.workers",
     "ingest.scheduler",
     "audit.workers",
-    "train.workers",
+    *(f"train.{key}" for key in config.SPEED if key != "launcher"),
+    "runs.*.train",  # of which ``params.speed`` hands on those alone, to the stage pretrain
     "evaluate.batch_size",
 }
 SECTIONS = {field.name for field in fields(config.Params)}

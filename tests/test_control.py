@@ -42,12 +42,14 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
         chosen = protocols.load_all(p.evaluate.protocols[:1])
         prompts = protocols.prompt_texts(p.evaluate.protocols[:1])
-        embed.embed(embed.from_checkpoint(out / "model"), prompts, datasets, folder / "index", out / "embeddings")
+        sets = chosen[0].retrieval
+        embedder = embed.from_checkpoint(out / "model")
+        embed.embed(embedder, prompts, sets.values(), datasets, folder / "index", out / "embeddings")
         few = Bootstrap(samples=2)
         at = (out / "embeddings", folder / "index", list(datasets))
         scored = zero_shot.evaluate(*at, chosen, few, 0, {}, run.datasets)["metrics"]
         aucs.append(np.mean([scored[f"{name}.auc"]["value"] for name in BINARY_DATASETS]))
-        found = retrieval.evaluate(out / "embeddings", folder / "index", list(datasets), (10,), few, 0)
+        found = retrieval.evaluate(out / "embeddings", folder / "index", list(datasets), sets, (10,), few, 0)
         recalls.append(found["metrics"]["mimic_cxr.r10"]["value"] / found["pools"]["mimic_cxr"]["chance"]["r10"])
     return np.array(aucs), np.array(recalls)
 

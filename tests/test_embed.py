@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from checkpoints import vocabulary
 
-from pipeline import adapters, embed
+from pipeline import adapters, embed, evaluation, protocols
 from pipeline.adapters.checkpoint import MissingWeights
 from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
@@ -24,6 +24,7 @@ from pipeline.study import Study, View, read_studies, write_studies
 from pipeline.tokens import Tokenizer
 
 ROOT = Path(__file__).parents[1]
+SETS = protocols.load("paper").retrieval
 PROMPTS = ["Cardiomegaly", "No Cardiomegaly", "Nodule", "Findings suggesting pneumonia."]
 TEXTS = ["A scar of the base.", "The heart is normal and the lungs are clear.", "A scar of the base."]
 
@@ -68,7 +69,7 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
     sources = ["mimic_cxr", "vindr_cxr", "rsna", "siim"][:3]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "missing.json").write_text("{}")  # of an earlier run
-    counts = embed.embed(embedder, PROMPTS, sources, index, tmp_path / "out")
+    counts = embed.embed(embedder, PROMPTS, SETS.values(), sources, index, tmp_path / "out")
     assert counts == {"mimic_cxr": 3, "vindr_cxr": 3, "rsna": 3}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{n}.npz" for n in (*sources, "prompts")}
     with torch.inference_mode():
@@ -80,7 +81,7 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
             wanted = net.encode_image(torch.from_numpy(pictures)).numpy()
             assert found["images"].dtype == np.float32
             assert np.abs(found["images"] - wanted).max() < 1e-5
-        texts = candidates(read_studies(index / "mimic_cxr.parquet", ("test",))).texts
+        texts = candidates(read_studies(index / "mimic_cxr.parquet", ("test",)), SETS["mimic_cxr"]).texts
         assert texts == TEXTS[:2]
         rows = np.concatenate([net.encode_text(*words([t])).numpy() for t in texts])
         assert np.abs(np.load(tmp_path / "out" / "mimic_cxr.npz")["texts"] - rows).max() < 1e-5
@@ -134,12 +135,13 @@ def test_local_scores_stand_beside_the_images(tmp_path, index):
         encode_images=lambda x: torch.stack([x.float().mean(dim=(1, 2)), torch.ones(len(x))], dim=1),
         encode_texts=lambda texts: torch.tensor([[float(len(t)), 1.0] for t in texts]),
         features=lambda x: x.float().flatten(1),
+        size=8,
         scale=2.0,
         device=torch.device("cpu"),
         batch_size=2,
         local_scores=lambda x, texts: x.float().mean(dim=(1, 2))[:, None] * torch.tensor([len(t) for t in texts]),
     )
-    embed.embed(embedder, PROMPTS, ["rsna"], index, tmp_path / "out")
+    embed.embed(embedder, PROMPTS, SETS.values(), ["rsna"], index, tmp_path / "out")
     studies = read_studies(index / "rsna.parquet", ("test",))
     means = np.array([load_view(s.first_frontal)[:8, :8].mean() for s in studies])
     found = np.load(tmp_path / "out" / "rsna.npz")["local"]
@@ -154,11 +156,11 @@ def test_missing_weights_leave_one_line(tmp_path):
     (out / "rsna.npz").touch()  # of a time when the weights were there
     with pytest.raises(MissingWeights) as error:
         adapters.load(Other("gloria", str(tmp_path / "w"), "GLoRIA"))
-    embed.write_missing(out, str(error.value))
+    evaluation.write_missing(out, str(error.value))
     assert [p.name for p in out.iterdir()] == ["missing.json"]
-    assert embed.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
-    assert "*.ckpt: not there" in embed.missing(out)
-    assert embed.missing(tmp_path / "w") is None
+    assert evaluation.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
+    assert "*.ckpt: not there" in evaluation.missing(out)
+    assert evaluation.missing(tmp_path / "w") is None
 
 
 def test_every_other_of_the_paper_profile_is_a_stage_and_its_folder_says_what_goes_there(tmp_path):
@@ -174,6 +176,6 @@ def test_every_other_of_the_paper_profile_is_a_stage_and_its_folder_says_what_go
     done = subprocess.run(
         ["dvc", "stage", "list", "--name-only"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    found = {name for name in done.stdout.split() if name.startswith("embed_other")}
-    assert found == {f"embed_other@{name}" for name in record.others}
-    assert len(found) == 11
+    found = {name for name in done.stdout.split() if "_other@" in name}
+    assert found == {f"{stage}@{name}" for name in record.others for stage in ("embed_other", "few_shot_other")}
+    assert len(found) == 22

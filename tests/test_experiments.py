@@ -84,6 +84,18 @@ def test_read_takes_the_headlines_of_each_kind_and_their_mean(baseline):
 SETS_AUC = [f"{name}.auc" for name in SETS]
 
 
+def test_a_file_that_is_not_there_is_counted(tmp_path, baseline):
+    more = write(tmp_path / "more", {**PARAMS, "others": {"theirs": {"adapter": "chexzero"}}})
+    assert not baseline.notes and "theirs" not in more.metrics
+    assert len(more.notes) == 1 and more.notes[0].startswith("3 result files are neither")  # three kinds of evaluation
+
+
+def test_the_mean_has_an_interval_of_the_asked_confidence(tmp_path):
+    asked = {**PARAMS, "evaluate": {"bootstrap": {"samples": 200, "confidence": 0.5}}}
+    macro = write(tmp_path / "half", asked).metrics["one"]["macro.auc"]
+    assert [macro.low, macro.high] == pytest.approx(np.percentile(0.7 + NOISE.mean(axis=0), [25, 75]))
+
+
 def test_a_small_difference_is_real_where_the_resamples_pair_up(baseline, tmp_path):
     """Each interval is 20 points wide; what the two have in common cancels, and half a point is told from none."""
     better = write(tmp_path / "better", shift=0.01, own=1.0)

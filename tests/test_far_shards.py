@@ -3,42 +3,18 @@
 import csv
 from dataclasses import replace
 
-import pytest
 import torch
 
-from pipeline import files, pretrain
+from pipeline import pretrain
 from tests.conftest import write_corpus
 
 TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
 
 
-@pytest.fixture
-def bucket(monkeypatch):
-    """An S3 of our own, with an empty bucket."""
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
-    }.items():
-        monkeypatch.setenv(name, value)
-    system = s3fs.S3FileSystem(skip_instance_cache=True)
-    system.mkdir("training")  # not "bucket": servers of one process share what they hold
-    yield system
-    server.stop()
-    files.file_system.cache_clear()  # the next test's server is another one
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
 def far(studies, system):
-    """The same studies, their shards in the bucket."""
-    address = {v.shard: f"s3://training/{v.shard.rpartition('/')[2]}" for s in studies for v in s.views}
+    """The same studies, their shards in a bucket."""
+    system.mkdir("bucket")
+    address = {v.shard: f"s3://bucket/{v.shard.rpartition('/')[2]}" for s in studies for v in s.views}
     for shard, url in address.items():
         system.put_file(shard, url)
     return [s.with_views([replace(v, shard=address[v.shard]) for v in s.views]) for s in studies]
@@ -58,13 +34,13 @@ def train(folder, run, studies, prompts):
     return rows, (folder / "model" / "model.safetensors").read_bytes()
 
 
-def test_training_from_a_bucket_ends_with_the_same_bits(bucket, config, studies, prompts, tmp_path):
+def test_training_from_a_bucket_ends_with_the_same_bits(s3, config, studies, prompts, tmp_path):
     """Read by a process of the loader and, in validation, by the training itself, which forks another afterwards."""
     run = config(datasets=("mimic_cxr",), train={"workers": 1, "epochs": 2})
     threads = torch.get_num_threads()
     try:
         near = train(tmp_path / "near", run, studies, prompts)
-        assert train(tmp_path / "far", run, far(studies, bucket), prompts) == near
+        assert train(tmp_path / "far", run, far(studies, s3), prompts) == near
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)

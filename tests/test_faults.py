@@ -22,7 +22,7 @@ from tests.conftest import RESNET, make_config, write_corpus
 pytestmark = pytest.mark.drill
 ROOT = Path(__file__).parents[1]
 TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
-STAGE = ("-m", "stages.pretrain", "tiny")
+STAGE = ("-m", "stages.pretrain", "tiny", "0")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
 
@@ -31,7 +31,7 @@ class Workspace:
 
     def __init__(self, folder):
         self.folder = folder
-        self.state = folder / "data" / "work" / "pretrain" / "tiny" / "state.pt"
+        self.state = folder / "data" / "work" / "pretrain" / "tiny" / "0" / "state.pt"
         self.env = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
         self.env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
 
@@ -54,9 +54,11 @@ class Workspace:
             time.sleep(0.05)
 
     def outputs(self):
-        with (self.folder / "data" / "results" / "pretrain" / "tiny.csv").open() as handle:
+        with (self.folder / "data" / "results" / "pretrain" / "tiny" / "0.csv").open() as handle:
             rows = [{k: v for k, v in row.items() if k not in TIMING} for row in csv.DictReader(handle)]
-        return rows, {p.name: p.read_bytes() for p in sorted((self.folder / "data" / "models" / "tiny").iterdir())}
+        return rows, {
+            p.name: p.read_bytes() for p in sorted((self.folder / "data" / "models" / "tiny" / "0").iterdir())
+        }
 
     def ranks(self, process):
         """The processes below one that train, by rank."""
@@ -75,6 +77,7 @@ def make(tmp_path, studies, prompts):
             shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
         params = yaml.safe_load((ROOT / "profiles" / "micro.yaml").read_text())
         params |= {"main": ["tiny"], "ablations": [], "control": ""}
+        params["evaluate"]["few_shot"]["fine_tune"]["runs"] = []
         params["runs"] = {"tiny": {"image_encoder": "resnet", "datasets": ["mimic_cxr", "chexpert", "chestxray14"]}}
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         pretrain = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["pretrain"]
@@ -120,7 +123,7 @@ def test_dvc_repro_goes_on_after_a_signal(make):
     (training,) = (c for c in psutil.Process(process.pid).children(recursive=True) if "stages.pretrain" in c.cmdline())
     training.terminate()
     assert process.wait() not in (0, None)
-    assert "pretrain tiny: stopped by a signal in epoch" in (stopped.folder / "log").read_text()
+    assert "pretrain tiny/0: stopped by a signal in epoch" in (stopped.folder / "log").read_text()
     stopped.run("dvc", "repro")
     assert stopped.outputs() == whole.outputs()
 
@@ -148,7 +151,7 @@ def test_a_full_disk(make):
         failed = full.run(sys.executable, *STAGE, fails=True)
         assert failed.returncode == 1
         line = failed.stderr.strip().splitlines()[-1]
-        assert line.startswith("pretrain tiny: data/work/pretrain/tiny: the training state could not be saved, and")
+        assert line.startswith("pretrain tiny/0: data/work/pretrain/tiny/0: the training state could not be saved, and")
         assert "Traceback" not in failed.stderr
         assert full.state.read_bytes() == before
         assert not list(work.glob("*.partial"))

@@ -1,13 +1,20 @@
+import json
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
+from checkpoints import chexzero, chexzero_input
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from pipeline import few_shot
+from pipeline import adapters, few_shot, params
 from pipeline.augment import augment_image, evaluation_image
 from pipeline.embed import of_model
 from pipeline.encoders import ImageTower
@@ -18,9 +25,12 @@ from pipeline.metrics import resamples
 from pipeline.model import CxrClip
 from pipeline.params import Augment, Bootstrap, FewShot, FineTune
 from pipeline.protocols import Prompts, Protocol, Task, TestSet
+from pipeline.results import load_results
 from pipeline.shards import load_view
 from pipeline.study import write_studies
+from stages import few_shot_other
 
+ROOT = Path(__file__).parents[1]
 TUNE = FineTune(("x",), {"ft100": 1.0}, {"ft100": 2}, lr=0.003, batch_size=5)
 OPTIONS = FewShot(
     {"p10": 0.5, "p100": 1.0}, {"p10": 6, "p100": 4}, seeds=(0, 2), lr=0.02, batch_size=4, draws=6, fine_tune=TUNE
@@ -138,7 +148,7 @@ def labelled(config, studies, tmp_path_factory):
 def run(labelled, seen=None, sources=("rsna", "vindr_cxr", "siim", "openi"), options=OPTIONS, tower=True, work=None):
     folder, model = labelled
     return evaluate(
-        *(of_model(model, None, 32, 5), model.image_tower if tower else None, 32, ["mimic_cxr"], Augment()),
+        *(of_model(model, None, 32, 5), model.image_tower if tower else None, ["mimic_cxr"], Augment()),
         *(folder, PROTOCOL, list(sources), seen or {}, options, BOOTSTRAP, 3, 0, work or folder),
     )
 
@@ -175,7 +185,7 @@ def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory
     train, valid = data.labels["train"], embedder.over(embedder.features, data.views("valid"), embedder.prepare_at)
     some = np.array([1, 4, 5, 9, 11])
     uses = [(some, 6), (np.arange(len(train)), 4)]
-    cached = cache_features(embedder, data, uses, 32, Augment(), 6, 3, 0, tmp_path / "work")
+    cached = cache_features(embedder, data, uses, Augment(), 6, 3, 0, tmp_path / "work")
     assert isinstance(cached.features, np.memmap) is (in_memory == 0) and not list(tmp_path.glob("work/*"))
     assert len(cached.features) == 4 * len(train) + 2 * len(some)  # what no epoch asks for is not computed
     for positions, epochs in uses:
@@ -194,7 +204,7 @@ def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory
 def test_draws_are_used_in_turn(labelled):
     data, embedder = read(labelled), of_model(labelled[1], None, 32, 5)
     all_of_it = np.arange(len(data.labels["train"]))
-    cached = cache_features(embedder, data, [(all_of_it, 7)], 32, Augment(), 2, 3, 0, labelled[0])
+    cached = cache_features(embedder, data, [(all_of_it, 7)], Augment(), 2, 3, 0, labelled[0])
     assert cached.rows.shape == (2, len(all_of_it))
     for epoch in range(5):
         np.testing.assert_allclose(
@@ -268,7 +278,7 @@ def test_clean_metrics_leave_out_what_training_has_shown(labelled, found):
     assert result["removed"] == {"rsna": 2}
     assert result["clean"].keys() == result["metrics"].keys() == {"rsna.p10", "rsna.p100"}
     keep = np.array([i not in (0, 3) for i in range(len(tests))])
-    logits = few_shot.probe(*(of_model(labelled[1], None, 32, 5), data, 32, Augment(), options, 3, 0, labelled[0]))
+    logits = few_shot.probe(*(of_model(labelled[1], None, 32, 5), data, Augment(), options, 3, 0, labelled[0]))
     weights = resamples([s.patient for s in tests], BOOTSTRAP, 3)[:, keep]
     for name in options.shares:
         truth, rows = data.labels["test"][keep], logits[name][0][keep]
@@ -276,6 +286,92 @@ def test_clean_metrics_leave_out_what_training_has_shown(labelled, found):
         assert result["clean"][f"rsna.{name}"]["n"] == len(tests) - 2
         again = [resampled(truth, rows, row) for row in weights]
         assert result["samples"][f"clean/rsna.{name}"] == pytest.approx(again, nan_ok=True)
+
+
+@pytest.fixture
+def project(labelled, tmp_path, monkeypatch):
+    """A folder to run stage few_shot_other in: RSNA, and CheXzero's weights as its project saves them."""
+    raw = yaml.safe_load((ROOT / "profiles/micro.yaml").read_text())
+    raw["sources"] = {d: raw["sources"][d] for d in ("mimic_cxr", "rsna", "siim")}
+    raw |= {"runs": {}, "main": [], "ablations": [], "tracking": {"enabled": False}}
+    raw["evaluate"]["few_shot"]["fine_tune"]["runs"] = []
+    theirs = {"adapter": "chexzero", "weights": "weights", "model": "CheXzero", "trained_on": ["mimic_cxr"]}
+    raw["others"] = {"theirs": theirs}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    shutil.copytree(labelled[0], tmp_path / "data/index")
+    tests = read(labelled).studies["test"]
+    shown = [{"dataset": "rsna", "training_set": "mimic_cxr"}, {"dataset": "rsna", "training_set": "chexpert"}]
+    images = [{"patient": s.patient, "study": s.study, "view": s.first_frontal.id} for s in tests]
+    (tmp_path / "data/audit").mkdir()
+    pq.write_table(
+        pa.Table.from_pylist([shown[0] | images[1], shown[1] | images[2]]), tmp_path / "data/audit/seen.parquet"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_probe_of_somebody_elses_model(labelled, project):
+    """Against its own modules, pictures prepared as its project does, and the recipe written out above."""
+    (member,) = chexzero(project / "weights", members=1)
+    few_shot_other.main("theirs")
+    found = json.loads((project / "data/results/few_shot/theirs.json").read_text())
+    assert found["run"] == "theirs" and set(found["metrics"]) == {f"rsna.{share}" for share in ("p1", "p10", "p100")}
+    record = params.load(project / "params.yaml")
+    options, data = record.evaluate.few_shot, read(labelled)
+
+    def features(images):
+        with torch.no_grad():
+            return torch.cat([member.vision_model(chexzero_input(x)).pooler_output for x in images]).numpy()
+
+    def epoch(number, positions):
+        rngs = [np.random.default_rng([record.seed, number % options.draws, i]) for i in positions]
+        images = [load_view(data.views("train")[i]) for i in positions]
+        return features(augment_image(x, 320, record.augment, rng) for x, rng in zip(images, rngs, strict=True))
+
+    some, embedder = np.array([0, 3, 8]), adapters.load(record.others["theirs"])
+    cached = cache_features(embedder, data, [(some, 1)], record.augment, 2, record.seed, 0, project)
+    np.testing.assert_allclose(cached.epoch(0, some), epoch(0, some), atol=1e-4)
+    valid, test = (features(load_view(v) for v in data.views(split)) for split in ("valid", "test"))
+    truth = data.labels["test"][:, 0]
+    clean = np.arange(len(truth)) != 1  # CheXpert, which has shown another, it was not trained on
+    for share in ("p10", "p100"):
+        both = []
+        for seed in options.seeds:
+            chosen = subset(data.labels["train"], options.shares[share], seed, "stratified")
+            w, b = recipe(
+                *(lambda e, p=chosen: epoch(e, p), data.labels["train"][chosen], valid, data.labels["valid"]),
+                *(options.epochs[share], options, seed),
+            )
+            rows = (test @ w + b)[:, 0]
+            both.append((roc_auc_score(truth, rows), roc_auc_score(truth[clean], rows[clean])))
+        metric = found["metrics"][f"rsna.{share}"]
+        assert [*metric["seeds"].values()] == pytest.approx([whole for whole, _ in both])
+        assert found["clean"][f"rsna.{share}"]["value"] == pytest.approx(np.mean([part for _, part in both]))
+    assert found["removed"] == {"rsna": 1} and "siim: a split has no study" in found["notes"]
+    with np.load(project / "data/results/few_shot/theirs.npz") as samples:
+        assert samples["clean/rsna.p10"].shape == (50,)
+
+
+def test_without_its_weights_the_result_says_which_file_goes_where(project, capsys):
+    (project / "weights").mkdir()
+    for kind in ("zero_shot", "retrieval"):
+        line = {
+            "run": "theirs",
+            "metrics": {},
+            "notes": ["weights/*.pt: not there; docs/models.md says which file goes where"],
+        }
+        (project / "data/results" / kind).mkdir(parents=True)
+        (project / "data/results" / kind / "theirs.json").write_text(json.dumps(line))
+    few_shot_other.main("theirs")
+    assert "weights/*.pt: not there" in capsys.readouterr().out
+    results, missing = load_results(project / "data/results", (), (), ["theirs"])
+    assert not missing and not results["theirs"].measures and results["theirs"].notes == line["notes"]
+    (project / "data/results/few_shot/theirs.json").unlink()
+    assert load_results(project / "data/results", (), (), ["theirs"])[1] == [
+        str(project / "data/results/few_shot/theirs.json")
+    ]
+    with pytest.raises(ValueError, match=r"others\.them: no such model"):
+        few_shot_other.main("them")
 
 
 def plain_fine_tuning(tower, data, chosen, valid, epochs, options, seed):

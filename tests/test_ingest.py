@@ -340,37 +340,20 @@ def test_a_vanished_archive_is_no_reason_to_reject_its_files(tmp_path):
 # Elsewhere than in a folder
 
 
-def test_s3_gives_the_same_bytes(tmp_path, monkeypatch):
-    import s3fs
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL_S3": f"http://{host}:{port}",
-        }.items():
-            monkeypatch.setenv(name, value)
-        source = archive(tmp_path / "archive", {3: b"not an image"}.items())
-        run(source, tmp_path, "whole")
-        system = s3fs.S3FileSystem(skip_instance_cache=True)
-        system.mkdir("bucket")
-        system.put(str(tmp_path / "archive"), "bucket/archive", recursive=True)
-        far = replace(source, path="s3://bucket/archive")
-        run(far, tmp_path, target="s3://bucket/shards")
-        whole = contents(tmp_path / "whole")
-        fetched = {n.rpartition("/")[2]: system.cat_file(n) for n in system.find("bucket/shards")}
-        assert fetched == {name: data for name, data in whole.items() if name.endswith(".tar")}
-        studies = read_studies(tmp_path / "out" / "index.parquet")
-        assert {v.shard.rpartition("/")[0] for s in studies for v in s.views} == {"s3://bucket/shards/chestxray14"}
-        near = read_studies(tmp_path / "whole" / "index.parquet")
-        assert read_bytes(studies[4].views[0]) == read_bytes(near[4].views[0])
-    finally:
-        server.stop()
+def test_s3_gives_the_same_bytes(s3, tmp_path):
+    source = archive(tmp_path / "archive", {3: b"not an image"}.items())
+    run(source, tmp_path, "whole")
+    s3.mkdir("bucket")
+    s3.put(str(tmp_path / "archive"), "bucket/archive", recursive=True)
+    far = replace(source, path="s3://bucket/archive")
+    run(far, tmp_path, target="s3://bucket/shards")
+    whole = contents(tmp_path / "whole")
+    fetched = {n.rpartition("/")[2]: s3.cat_file(n) for n in s3.find("bucket/shards")}
+    assert fetched == {name: data for name, data in whole.items() if name.endswith(".tar")}
+    studies = read_studies(tmp_path / "out" / "index.parquet")
+    assert {v.shard.rpartition("/")[0] for s in studies for v in s.views} == {"s3://bucket/shards/chestxray14"}
+    near = read_studies(tmp_path / "whole" / "index.parquet")
+    assert read_bytes(studies[4].views[0]) == read_bytes(near[4].views[0])
 
 
 def test_an_archive_without_a_usable_study_fails(tmp_path):

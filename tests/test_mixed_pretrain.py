@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import embed, pretrain, retrieval, zero_shot
+from pipeline import embed, pretrain, protocols, retrieval, zero_shot
 from pipeline.augment import evaluation_image
 from pipeline.batches import ValidationSet
 from pipeline.fine_tune import Classifier
@@ -25,6 +25,7 @@ from tests.conftest import make_mixed
 from tests.test_resume import interrupt, outputs, stop, train
 
 ROOT = Path(__file__).parents[1]
+SETS = protocols.load("paper").retrieval
 PROMPTS = ["There is a nodule at the apex.", "The heart is normal."]
 
 
@@ -132,7 +133,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
     model, index, tests = trained
     embedder = embed.from_checkpoint(model, batch_size=7)
     net, tokenizer, _ = load(model)
-    assert embed.embed(embedder, PROMPTS, ["mimic_cxr"], index, tmp_path) == {"mimic_cxr": 30}
+    assert embed.embed(embedder, PROMPTS, SETS.values(), ["mimic_cxr"], index, tmp_path) == {"mimic_cxr": 30}
     pictures = torch.from_numpy(np.stack([evaluation_image(load_view(s.first_frontal), 32) for s in tests]))
     with torch.inference_mode():
         stored = np.load(tmp_path / "mimic_cxr.npz")
@@ -143,7 +144,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
         assert np.abs(features - net.image_features(pictures).numpy()).max() < 1e-4
         filled = net.regenerate(pictures[:2], net.hide(torch.arange(2)), *tokenizer(PROMPTS))
     assert filled.shape == (2, 32, 32) and filled.dtype == torch.float32
-    found = retrieval.evaluate(tmp_path, index, ["mimic_cxr"], (1, 5), Bootstrap(samples=2), 0)
+    found = retrieval.evaluate(tmp_path, index, ["mimic_cxr"], SETS, (1, 5), Bootstrap(samples=2), 0)
     assert found["metrics"]["mimic_cxr.r5"]["n"] == 30 and not found["notes"]
     assert embed.write_maps(net, embedder, 32, {}, ["mimic_cxr"], index, tmp_path) == 0
     assert embed.similarity_places(net, pictures) is None
@@ -183,6 +184,6 @@ def test_a_model_that_saw_no_pair_has_no_zero_shot_and_no_retrieval(corpus, tmp_
     few = Bootstrap(samples=2)
     for found in (
         zero_shot.evaluate(out, tmp_path, ["mimic_cxr"], [], few, 0, {}, []),
-        retrieval.evaluate(out, tmp_path, ["mimic_cxr"], (1,), few, 0),
+        retrieval.evaluate(out, tmp_path, ["mimic_cxr"], SETS, (1,), few, 0),
     ):
         assert found["notes"] == ["not aligned: no pair in training"] and not found["metrics"]

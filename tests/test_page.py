@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -212,3 +213,20 @@ def test_stage_writes_everything_and_prints_the_tables(tmp_path, monkeypatch, ca
     assert [out.out.count(f"## Table {n}.") for n in range(1, 5)] == [1, 1, 1, 1] and not out.err
     written = sorted(path.name for path in Path("reports").iterdir())
     assert len(written) == 27 and "index.html" in written and "metrics.json" in written
+
+
+def test_a_page_with_patients_lies_where_git_does_not_look(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changes = {**fake.SMALL, "report": {"show_patient_data": True}}
+    fake.make(Path(), fake.params(**changes), real=tuple(fake.PARAMS["sources"]))
+    fake.save_params(Path(), **changes)
+    monkeypatch.delitem(sys.modules, "stages.tables", raising=False)
+    from stages import tables as stage
+
+    stage.main()
+    public, private = (Path(p).read_text() for p in ("reports/index.html", "data/page_with_patients.html"))
+    assert "<img" not in public and "Small left pleural effusion" not in public
+    assert private.count("<img") == 1 + 7 * page.PER_DATASET
+    assert "not for git" in capsys.readouterr().err
+    ignored = subprocess.run(["git", "check-ignore", "-q", stage.PRIVATE], cwd=Path(__file__).parents[1])
+    assert ignored.returncode == 0

@@ -10,6 +10,8 @@ import yaml
 from pipeline import params
 from pipeline.params import ParamsError
 
+ROOT = Path(__file__).parents[1]
+
 RAW = {
     "seed": 3,
     "sources": {d: {"reader": d, "path": f"a/{d}", "stamp": f"a/{d}/list.csv"} for d in ("mimic_cxr", "chexpert")},
@@ -291,3 +293,22 @@ def test_run_config_survives_json(tmp_path):
         params.write_run_config(tmp_path / "run.json", params.read_run_config(tmp_path / "run.json"))
         assert (tmp_path / "run.json").read_bytes() == first
     assert json.loads(first)["train"]["lr"] == 2e-4
+
+
+def test_how_fast_a_run_trains_is_no_part_of_what_it_trains(tmp_path):
+    """What the corpus writes, and so what makes a run train again, is the same for all values of these keys."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(values))
+    values["train"].update(workers=3, save_minutes=1.5)
+    values["runs"]["swin_m"]["train"]["workers"] = 5
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(values))
+    a, b = params.load(tmp_path / "a.yaml"), params.load(tmp_path / "b.yaml")
+    for name in ("swin_m", "resnet_m"):
+        runs = [params.run_config(p, name) for p in (a, b)]
+        assert runs[0] != runs[1] and params.without_speed(runs[0]) == params.without_speed(runs[1])
+    assert params.speed(b, "swin_m") == {"launcher": "python", "workers": 5, "save_minutes": 1.5, "timeout_minutes": 10}
+    assert params.speed(b, "resnet_m")["workers"] == 3
+    values["train"]["lr"] = 0.5
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump(values))
+    changed = params.run_config(params.load(tmp_path / "b.yaml"), "resnet_m")
+    assert params.without_speed(changed) != params.without_speed(params.run_config(a, "resnet_m"))

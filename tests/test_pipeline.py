@@ -12,6 +12,7 @@ from pipeline import params
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+OTHERS = ("embed_other", "few_shot_other")  # stages of other people's models
 # They carry values and make none: editing them re-runs nothing.
 CARRIERS = {"params", "checks", "records", "tracking", "evaluation", "atomic"}
 
@@ -62,7 +63,7 @@ def test_stage_depends_on_the_modules_it_imports(stage):
     if stage == "ingest":  # a reader is imported by name: each archive's stage depends on its own only
         readers = {f"pipeline/sources/{d}.py" for d in (*params.DATASETS, "manifest")}
         wanted = (wanted - readers) | {"pipeline/sources/siim.py", "pipeline/sources/archive.py"}
-    if stage == "embed_other":  # so is an adapter, which brings what several of them share
+    if stage in OTHERS:  # so is an adapter, which brings what several of them share
         wanted |= closure(ROOT / "pipeline" / "adapters" / "gloria.py")
         assert listed(stage, "gloria") == wanted
         return
@@ -70,9 +71,10 @@ def test_stage_depends_on_the_modules_it_imports(stage):
 
 
 @pytest.mark.parametrize("adapter", params.ADAPTERS)
-def test_an_adapter_has_a_module_and_its_stage_depends_on_it_alone(adapter):
+def test_an_adapter_has_a_module_and_its_stages_depend_on_it_alone(adapter):
     module = ROOT / "pipeline" / "adapters" / f"{adapter}.py"
-    assert closure(module) <= listed("embed_other", adapter)
+    for stage in OTHERS:
+        assert closure(module) <= listed(stage, adapter)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_the_graph_has_every_stage_of_every_axis():
     """DVC drops stages whose generated names collide, silently."""
     record = params.load(ROOT / "params.yaml")
     per_run = ("pretrain", "embed")
-    assert not record.others  # else there would be embed_other@...
+    assert not record.others  # else there would be stages of OTHERS
     pairs = [*product(per_run, record.runs), *product(("few_shot",), record.main)]
     wanted = {f"{stage}@{run}-{seed}" for (stage, run), seed in product(pairs, record.seeds)}
     wanted |= {f"phantom@{a}" for a in record.phantom.archives} | {f"ingest@{d}" for d in record.sources}

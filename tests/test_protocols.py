@@ -20,6 +20,7 @@ OWN = {
         }
     }
 }
+SEARCH = {"dataset": "openi", "text": ["impression"], "candidates": "distinct", "studies": "frontal"}
 LISTS = {"A": ["a", "b", "c"], "B": ["d"]}
 
 
@@ -31,6 +32,11 @@ def write(folder, raw, name="own.yaml"):
 def own(**changes):
     """``OWN`` with keys of its test set changed; ``prompts`` is replaced as a whole."""
     return {"test_sets": {"mine": {**OWN["test_sets"]["mine"], **changes}}}
+
+
+def found(**changes):
+    """``OWN`` with a retrieval set, keys of it changed."""
+    return {**OWN, "retrieval": {"mine": {**SEARCH, **changes}}}
 
 
 def task(protocol, name):
@@ -82,6 +88,27 @@ def test_the_protocols_of_others():
     biovil = task("biovil", "rsna")
     assert len(biovil.positive["Pneumonia"]) == len(biovil.negative["Pneumonia"]) == 4
     assert biovil.rule.aggregate == "embedding"
+
+
+def test_the_papers_retrieval_sets():
+    found = protocols.load("paper").retrieval
+    longer = ("findings", "impression")  # of equally long ones the findings
+    wanted = {"chexpert5x200": ("chexpert", ("impression",)), "mimic_cxr": ("mimic_cxr", longer)}
+    wanted["openi"] = ("openi", longer)
+    assert {name: (rule.dataset, rule.text) for name, rule in found.items()} == wanted
+    assert list(found) == list(wanted)  # the order of the results
+    assert {(r.candidates, r.studies, r.split) for r in found.values()} == {("distinct", "frontal", "test")}
+
+
+def test_a_first_protocol_without_retrieval_sets_is_an_error_where_there_are_reports(tmp_path):
+    mine = protocols.load(write(tmp_path, OWN))
+    assert protocols.retrieval_sets(mine, ["rsna", "chestxray14"]) == {}
+    with pytest.raises(ProtocolError, match="own, the first, has no retrieval sets, and mimic_cxr, openi could be"):
+        protocols.retrieval_sets(mine, ["openi", "rsna", "mimic_cxr"])
+    paper = protocols.load("paper")
+    assert protocols.retrieval_sets(paper, ["openi"]) == paper.retrieval
+    for name in NAMES:  # what other projects publish is another quantity
+        assert (protocols.load(name).retrieval != {}) is (name == "paper")
 
 
 def test_all_prompts_stand_once_in_the_order_of_first_appearance(tmp_path):
@@ -162,6 +189,21 @@ def test_a_sample_depends_on_its_seed_and_keeps_the_lists_order(tmp_path):
         (own(prompts={"as_in": "gloria/chexpert5x200"}), "test_sets.mine.prompts.as_in: gloria/chexpert5x200 itself r"),
         (own(prompts={"lists": LISTS, "sample": {"count": -1}}), "test_sets.mine.prompts.sample.count: -1 is outside"),
         ({"test_sets": {"a.b": OWN["test_sets"]["mine"]}}, "test_sets.a.b: a test set's name is letters, digits and"),
+        (found(text=["conclusion"]), "retrieval.mine.text[0]: 'conclusion' is none of findings, impression"),
+        (found(text="impression"), "retrieval.mine.text: expected a list"),
+        (found(text=[]), "retrieval.mine.text: expected one section or more, each once"),
+        (found(text=["findings", "findings"]), "retrieval.mine.text: expected one section or more, each once"),
+        (found(candidates="all"), "retrieval.mine.candidates: 'all' is none of distinct"),
+        (found(studies="any"), "retrieval.mine.studies: 'any' is none of frontal"),
+        (found(split="valid"), "retrieval.mine.split: 'valid' is none of test"),
+        (found(tie="findings"), "retrieval.mine.tie: unknown key"),
+        (
+            found(dataset="mimic"),
+            "retrieval.mine.dataset: 'mimic' is none with reports: chexpert, mimic_cxr, ope",
+        ),
+        (found(dataset="rsna"), "retrieval.mine.dataset: 'rsna' is none with reports"),
+        ({**OWN, "retrieval": {"a": SEARCH, "b": SEARCH}}, "retrieval.b.dataset: openi is searched by a already"),
+        ({**OWN, "retrieval": {"a.b": SEARCH}}, "retrieval.a.b: a retrieval set's name is letters, digits and _"),
         ("test_sets: {a: {prompts: {}", "line "),
         ("", "the file: expected a mapping"),
     ],

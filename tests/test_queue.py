@@ -32,6 +32,7 @@ def tiny() -> dict:
     params["phantom"]["archives"] = {"mimic_cxr": 40, "rsna": 40}
     params["runs"] = {"tiny": {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}}
     params.update(main=[], ablations=["tiny"], control="")
+    params["evaluate"]["few_shot"]["fine_tune"]["runs"] = []
     params["train"].update(epochs=25, threads=1)
     return params
 
@@ -112,7 +113,7 @@ def test_a_killed_worker_loses_no_experiment(clone):
                 for process in tree:
                     if "stages.pretrain" in process.cmdline():
                         name = process.environ()["DVC_EXP_NAME"]
-                        if (clone / "data/work/experiments" / f"{name}-pretrain-tiny" / "state.pt").exists():
+                        if (clone / "data/work/experiments" / f"{name}-pretrain-tiny-0" / "state.pt").exists():
                             victims[:] = [worker, *tree]
                             return True
         return False

@@ -241,16 +241,16 @@ def test_data_workers_outlive_a_signal_to_the_whole_group(corpus, tmp_path, monk
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (resume.Stopped("stopped by a signal"), 75, "pretrain resnet_m: stopped by a signal\n"),
-        (FloatingPointError("the loss is nan"), "pretrain resnet_m: the loss is nan", ""),
-        (resume.StateError("no room"), "pretrain resnet_m: no room", ""),
+        (resume.Stopped("stopped by a signal"), 75, "pretrain resnet_m/0: stopped by a signal\n"),
+        (FloatingPointError("the loss is nan"), "pretrain resnet_m/0: the loss is nan", ""),
+        (resume.StateError("no room"), "pretrain resnet_m/0: no room", ""),
         (FloatingPointError(""), 1, ""),  # of a rank that leaves the word to another
     ],
 )
 def test_how_the_stage_ends(tmp_path, monkeypatch, capsys, error, code, says):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["pretrain", "resnet_m"])
+    monkeypatch.setattr(sys, "argv", ["pretrain", "resnet_m", "0"])
 
     def fails(*_):
         raise error

@@ -1,20 +1,24 @@
 """Retrieval: ranks against brute force, degenerate encoders, clean queries, and the stage's results."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline import retrieval
+from pipeline import protocols, retrieval
 from pipeline.metrics import resamples
 from pipeline.params import Bootstrap
 from pipeline.study import Study, View, write_studies
 
+ARCHIVES = ("chexpert", "mimic_cxr", "openi")
+SETS = protocols.load("paper").retrieval
 
-def study(name, findings=None, impression=None, dataset="mimic_cxr", positions=("PA",)):
+
+def study(name, findings=None, impression=None, positions=("PA",)):
     views = tuple(View(f"{name}{i}", p) for i, p in enumerate(positions))
-    return Study(dataset, name, name, "test", views, findings, impression)
+    return Study("mimic_cxr", name, name, "test", views, findings, impression)
 
 
 def brute_force(images, texts, targets):
@@ -134,14 +138,19 @@ def test_candidates_are_distinct_and_the_longer_section():
         study("d", "Only a lateral.", positions=("LATERAL",)),
         study("e", None, "Effusion.", positions=("LATERAL", "AP")),
     ]
-    pool = retrieval.candidates(studies)
+    pool = retrieval.candidates(studies, SETS["mimic_cxr"])
     assert pool.texts == ["Normal chest radiograph.", "Effusion."]
     assert pool.queries == [0, 1, 4]
     assert pool.targets.tolist() == [0, 0, 1]
-    assert retrieval.candidates([study("x", "Long findings here.", "Short.", "chexpert")]).texts == ["Short."]
+    for name, text in (("chexpert5x200", "Short."), ("mimic_cxr", "Long findings."), ("openi", "Long findings.")):
+        assert retrieval.candidates([study("x", "Long findings.", "Short.")], SETS[name]).texts == [text]
 
 
-SETS = ("chexpert", "mimic_cxr", "openi")
+def test_of_equally_long_sections_the_first_named_stands_for_the_study():
+    both = [study("a", "four", "long")]
+    for text, wanted in ((("findings", "impression"), "four"), (("impression", "findings"), "long")):
+        assert retrieval.candidates(both, replace(SETS["openi"], text=text)).texts == [wanted]
+    assert retrieval.candidates([study("a", "four")], replace(SETS["openi"], text=("impression",))).texts == []
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +159,7 @@ def evaluated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("retrieval")
     rng = np.random.default_rng(0)
     truth = {}
-    for dataset in SETS:
+    for dataset in ARCHIVES:
         said = [f"text {i}" for i in rng.permutation([*range(40), *rng.integers(40, size=20)])]
         studies = [
             Study(dataset, f"p{i % 30}", f"s{i}", "test", (View(f"v{i}", "PA", shard="x", length=1),), None, said[i])
@@ -158,7 +167,7 @@ def evaluated(tmp_path_factory):
         ]
         (folder / "index").mkdir(exist_ok=True)
         write_studies(folder / "index" / f"{dataset}.parquet", studies)
-        pool = retrieval.candidates(studies)
+        pool = retrieval.candidates(studies, SETS["mimic_cxr"])
         texts = unit(rng.normal(size=(40, 8)))
         images = unit(texts[pool.targets] + rng.normal(size=(60, 8)))
         (folder / "model").mkdir(exist_ok=True)
@@ -171,8 +180,8 @@ def is_clean(dataset, studies):
     return np.array([dataset != "openi" or int(s.patient[1:]) >= 6 for s in studies])
 
 
-def evaluate(folder, model="model", clean=is_clean, sources=SETS):
-    return retrieval.evaluate(folder / model, folder / "index", sources, (1, 5, 10), Bootstrap(100), 0, clean)
+def evaluate(folder, model="model", clean=is_clean, sources=ARCHIVES, sets=SETS):
+    return retrieval.evaluate(folder / model, folder / "index", sources, sets, (1, 5, 10), Bootstrap(100), 0, clean)
 
 
 def test_recalls_both_ways_of_all_and_of_clean_queries(evaluated):
@@ -209,6 +218,20 @@ def test_recalls_both_ways_of_all_and_of_clean_queries(evaluated):
     json.dumps({k: v for k, v in found.items() if k != "samples"})
 
 
+def test_another_protocols_rule_is_followed(evaluated):
+    """Findings, which no study has, find nothing; sets have the protocol's names, and sums are over all of its sets."""
+    folder, truth = evaluated
+    mine = {"reports": SETS["openi"], "none": replace(SETS["mimic_cxr"], text=("findings",))}
+    found = evaluate(folder, sets=mine)
+    assert found["notes"] == ["none: no test study with a text"] and "total.rsum" not in found["metrics"]
+    assert {key.split(".")[0] for key in found["metrics"]} == set(found["pools"]) == {"reports"}
+    alone = evaluate(folder, sets={"reports": SETS["openi"]})
+    values = {key: m["value"] for key, m in alone["metrics"].items()}
+    assert values["total.rsum"] == pytest.approx(sum(values[f"reports.r{k}"] for k in (1, 5, 10)))
+    assert values["reports.r5"] == np.mean(np.array(brute_force(*truth["openi"])[0]) <= 5)
+    assert evaluate(folder, sets={})["metrics"] == {}
+
+
 def test_nothing_to_remove_leaves_no_clean_column(evaluated):
     found = evaluate(evaluated[0], clean=None)
     assert found["clean"] == {}
@@ -227,7 +250,7 @@ def test_a_model_without_weights_and_embeddings_of_another_index(evaluated):
     assert found["notes"] == ["put x.pt into weights/x"]
     assert found["metrics"] == {}
     (folder / "short").mkdir()
-    with pytest.raises(ValueError, match="not found; embed again"):
+    with pytest.raises(ValueError, match="not found; run: dvc repro embed"):
         evaluate(folder, "short")
     np.savez(folder / "short" / "chexpert.npz", images=np.ones((59, 2)), texts=np.ones((40, 2)))
     with pytest.raises(ValueError, match="59 images and 40 texts for 60 test studies and 40 texts; embed again"):

@@ -14,6 +14,7 @@ from pipeline.adapters.towers import Bert, resnet50, resnet_maps, short_side, wo
 from pipeline.embedder import Embedder
 
 MAX_TOKENS = 512
+SIDE, CENTRE = 512, 480  # of a picture, in pixels
 SCALE = 1.0  # its files name none
 
 
@@ -51,6 +52,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         encode_images=encode_images,
         encode_texts=encode_texts,
         features=lambda inputs: net(_channels(inputs)),
+        size=SIDE,
         scale=SCALE,
         device=device,
     )
@@ -62,7 +64,7 @@ def prepare(picture: np.ndarray) -> np.ndarray:
     grey -= grey.min()
     if grey.max() > 0:
         grey *= 255 / grey.max()
-    return np.asarray(short_side(Image.fromarray(grey.astype(np.uint8)), 512, 480))
+    return np.asarray(short_side(Image.fromarray(grey.astype(np.uint8)), SIDE, CENTRE))
 
 
 def _channels(inputs: Tensor) -> Tensor:

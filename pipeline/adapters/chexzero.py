@@ -15,6 +15,7 @@ from pipeline.adapters.checkpoint import Weights, fill, find
 from pipeline.embedder import Embedder
 
 MEAN, STD = 101.48761, 83.43944  # of grey in 0..255
+SIDE = 320  # of a picture in pixels, before it becomes the encoder's input
 
 
 def load(folder: Path, device: torch.device) -> Embedder:
@@ -53,7 +54,8 @@ def load(folder: Path, device: torch.device) -> Embedder:
         encode_images=encode_images,
         encode_texts=encode_texts,
         features=features,
-        scale=float(np.mean([float(m.clip.logit_scale.exp()) for m in members])),
+        size=SIDE,
+        scale=float(np.mean([float(m.clip.logit_scale.detach().exp()) for m in members])),
         device=device,
     )
 
@@ -100,10 +102,10 @@ def _prepare(picture: np.ndarray, size: int) -> np.ndarray:
     """Grey uint8 [H, W] -> float32 [S, S]: long side to 320 (Lanczos), black to a square, normalised, then bicubic to
     the encoder's size without antialiasing, as torchvision resized tensors when it was trained."""
     height, width = picture.shape
-    factor = 320 / max(height, width)
+    factor = SIDE / max(height, width)
     height, width = max(1, int(height * factor)), max(1, int(width * factor))
-    square = Image.new("L", (320, 320))
+    square = Image.new("L", (SIDE, SIDE))
     resized = Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS)
-    square.paste(resized, ((320 - width) // 2, (320 - height) // 2))
+    square.paste(resized, ((SIDE - width) // 2, (SIDE - height) // 2))
     grey = torch.from_numpy((np.asarray(square, dtype=np.float32) - MEAN) / STD)
     return F.interpolate(grey[None, None], size=(size, size), mode="bicubic", align_corners=False)[0, 0].numpy()

@@ -25,6 +25,7 @@ from pipeline.embedder import Embedder
 
 OF_TRAINING = ("optimizer", "scheduler", "config", "epoch", "train_loss")
 MAX_TOKENS = 256
+SIDE = 224  # of a picture, in pixels
 
 
 def load(folder: Path, device: torch.device) -> Embedder:
@@ -63,6 +64,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         encode_images=lambda inputs: image_projection(features(inputs)),
         encode_texts=encode_texts,
         features=features,
+        size=SIDE,
         scale=scale,
         device=device,
     )
@@ -70,4 +72,4 @@ def load(folder: Path, device: torch.device) -> Embedder:
 
 def prepare(picture: np.ndarray) -> np.ndarray:
     """Grey uint8 [H, W] -> uint8 [224, 224]: short side to 224, centre."""
-    return np.asarray(short_side(Image.fromarray(picture), 224, 224))
+    return np.asarray(short_side(Image.fromarray(picture), SIDE, SIDE))

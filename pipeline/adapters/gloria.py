@@ -24,6 +24,7 @@ OF_TRAINING = (
     *("early_stop_callback_wait", "early_stop_callback_patience"),
 )
 MAX_TOKENS = 97
+SIDE = 256  # of a picture in pixels, before the centre is cut
 LAYERS = 4  # of the BERT, the last ones, summed
 ATTENTION, SHARPNESS, SCALE = 4.0, 5.0, 10.0  # temperatures of its losses: regions, words, global
 
@@ -77,6 +78,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         encode_images=lambda inputs: whole(features(inputs)),
         encode_texts=encode_texts,
         features=features,
+        size=SIDE,
         scale=SCALE,
         device=device,
         local_scores=local_scores,
@@ -86,11 +88,11 @@ def load(folder: Path, device: torch.device) -> Embedder:
 def prepare(picture: np.ndarray) -> np.ndarray:
     """Grey uint8 [H, W] -> uint8 [224, 224]: long side to 256 by area, black to a square, centre."""
     height, width = picture.shape
-    factor = 256 / max(height, width)
-    height, width = (256, max(1, int(width * factor))) if height >= width else (max(1, int(height * factor)), 256)
+    factor = SIDE / max(height, width)
+    height, width = (SIDE, max(1, int(width * factor))) if height >= width else (max(1, int(height * factor)), SIDE)
     resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
-    square = np.zeros((256, 256), dtype=np.uint8)
-    y, x = (256 - height) // 2, (256 - width) // 2
+    square = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    y, x = (SIDE - height) // 2, (SIDE - width) // 2
     square[y : y + height, x : x + width] = resized
     return np.ascontiguousarray(square[16:240, 16:240])
 

@@ -53,6 +53,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         encode_images=encode_images,
         encode_texts=encode_texts,
         features=encode_images,
+        size=_side(processor, folder),
         scale=float(model.logit_scale.exp()) if hasattr(model, "logit_scale") else 1.0,
         device=device,
     )
@@ -61,6 +62,15 @@ def load(folder: Path, device: torch.device) -> Embedder:
 def _rows(found: Any) -> Tensor:
     """[B, D]; transformers gives the tensor itself before version 5, an output with ``pooler_output`` since."""
     return found if isinstance(found, Tensor) else found.pooler_output
+
+
+def _side(processor: Any, folder: Path) -> int:
+    """What the processor resizes the short side of a picture to, or both sides."""
+    stated = dict(processor.size)
+    for name in ("shortest_edge", "height"):
+        if stated.get(name):
+            return int(stated[name])
+    raise ValueError(f"{folder}/preprocessor_config.json: size: neither shortest_edge nor height and width")
 
 
 def _context(model: Any, tokenizer: Any) -> int:

@@ -14,6 +14,7 @@ from pipeline.adapters.towers import Bert, Swin, linear, normalise, resnet50, wo
 from pipeline.embedder import Embedder
 
 MAX_TOKENS = 77
+SIDE = 224  # of a picture, in pixels
 MEAN, STD = 0.5862785803043838, 0.27950088968644304
 MAX_LOG_SCALE = 4.6052
 
@@ -61,6 +62,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         encode_images=lambda inputs: image_projection(features(inputs)),
         encode_texts=encode_texts,
         features=features,
+        size=SIDE,
         scale=scale,
         device=device,
     )
@@ -69,7 +71,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
 def prepare(picture: np.ndarray) -> np.ndarray:
     """Grey uint8 [H, W] -> uint8 [224, 224]: black to a square of at least 224, then bicubic."""
     height, width = picture.shape
-    side = max(224, height, width)
+    side = max(SIDE, height, width)
     square = Image.new("L", (side, side))
     square.paste(Image.fromarray(picture), ((side - width) // 2, (side - height) // 2))
-    return np.asarray(square.resize((224, 224), Image.Resampling.BICUBIC))
+    return np.asarray(square.resize((SIDE, SIDE), Image.Resampling.BICUBIC))

@@ -39,7 +39,8 @@ def load(folder: Path, device: torch.device) -> Embedder:
         model = open_clip.create_model(
             f"local-dir:{folder}", load_weights=False, pretrained_text=False, text_cfg=text_cfg
         )
-        prepare = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+        pictures = PreprocessCfg(**model.visual.preprocess_cfg)
+        prepare = image_transform_v2(pictures, is_train=False)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:  # of any class, and with texts that advise to ask a hub
         raise ValueError(f"{path}: open_clip cannot build this model ({type(error).__name__})") from None
@@ -56,6 +57,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         encode_images=encode_images,
         encode_texts=lambda texts: model.encode_text(tokenizer(texts).to(device)),
         features=encode_images,
+        size=pictures.size if isinstance(pictures.size, int) else min(pictures.size),
         scale=float(model.logit_scale.exp()),
         device=device,
     )

@@ -1,0 +1,51 @@
+"""Stage ``few_shot_other@name``: somebody else's weights, labelled sets, audit -> data/results/few_shot/<name>."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline import adapters, evaluation, few_shot, protocols, tracking
+from pipeline import params as config
+from pipeline.adapters.checkpoint import MissingWeights
+from pipeline.clean import load_seen
+
+
+def main(name: str) -> None:
+    params = config.load()
+    try:
+        other = params.others[name]
+    except KeyError:
+        raise config.ParamsError(f"others.{name}: no such model in params.yaml") from None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tracking.stage_run("few_shot_other", name, params.evaluate, params.tracking.enabled) as record:
+        try:
+            found = few_shot.evaluate(
+                adapters.load(other, device, params.evaluate.batch_size),
+                None,
+                other.trained_on,
+                params.augment,
+                Path("data/index"),
+                protocols.load(params.evaluate.protocols[0]),
+                list(params.sources),
+                load_seen(Path("data/audit")),
+                params.evaluate.few_shot,
+                params.evaluate.bootstrap,
+                params.seed,
+                params.train.workers,
+                Path("data/work/few_shot"),
+            )
+        except MissingWeights as error:  # no failure: its cells show —
+            found = few_shot.nothing(str(error))
+        evaluation.write(Path("data/results/few_shot") / f"{name}.json", name, found)
+        record.metrics(evaluation.values(found))
+    evaluation.show("few_shot_other", name, found)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1])
+    except (ValueError, OSError) as error:
+        sys.exit(f"few_shot_other {sys.argv[1]}: {error}")

@@ -34,7 +34,8 @@ from pipeline.translations import Translations
 
 
 class Sample(NamedTuple):
-    """One draw of one study: its n images (uint8 [S, S]) and m texts, n and m 1 or 2; its place in its set; the key
+    """One draw of one study: its n images (uint8 [S, S]) and m texts, n and m 1 or 2 (0 of what a mixed run's study has
+    not); its place in its set; the key
     from which all that is random about it is drawn, dropout included (see ``draw_key``); and that of its labels (see
     ``label_key``), 0 where no term of the loss asks."""
 
@@ -190,14 +191,18 @@ class TrainingSet(Dataset[Sample]):
         other = study if partner == index else self.studies[partner]
         key = draw_key(self.config.seed, epoch, study)
         rng = generator(key)
-        if self.config.sampling.unit == "image":
+        if not study.views:
+            views = []
+        elif self.config.sampling.unit == "image":
             views = draw_views(study, 1, rng) * self.counts[0]
         else:
             views = draw_views(study, self.counts[0], rng)
         load = load_view if len(set(map(id, views))) == len(views) else cache(load_view)  # one drawn twice is read once
         images = [augment_view(v, self.config.image_size, self.config.augment, rng, load) for v in views]
         prompts = self.prompts.get(other.dataset)
-        texts = draw_texts(other, self.counts[1], prompts, self.config, rng, self.translations)
+        texts = []
+        if speaks(other):
+            texts = draw_texts(other, self.counts[1], prompts, self.config, rng, self.translations)
         return Sample(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
 
 
@@ -218,16 +223,26 @@ class ValidationSet(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """The first frontal view and another position's first view, the findings and the impression, as they exist
         (with ``sampling.unit: image`` one view and the whole report, twice); nothing is dropped out in validation, so
-        the key is 0."""
+        the key is 0; in a mixed run it says what is hidden, the same every time."""
         study, other = self.studies[index], self.studies[self.texts_of[index]]
-        first = study.first_frontal
-        second = next((v for v in study.views if v.position != first.position), first)
-        if self.config.sampling.unit == "image":
-            second = first
-        views = [first, second][: self.counts[0]]
+        views = []
+        if study.views:
+            first = study.first_frontal
+            second = next((v for v in study.views if v.position != first.position), first)
+            if self.config.sampling.unit == "image":
+                second = first
+            views = [first, second][: self.counts[0]]
         images = [evaluation_image(load_view(v), self.config.image_size) for v in views]
-        texts = validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
-        return Sample(images, texts, index, 0, label_key(study) if self.config.loss.label_positives else 0)
+        texts = []
+        if speaks(other):
+            texts = validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
+        key = draw_key(0, 0, study) if self.config.mixed else 0
+        return Sample(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
+
+
+def speaks(study: Study) -> bool:
+    """Whether a study has something to say; a lone image has not."""
+    return bool(study.labels or study.findings or study.impression)
 
 
 def validation_texts(study: Study, prompts: Prompts | None, config: RunConfig) -> list[str]:
@@ -329,11 +344,11 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, groups: int) -> Bat
     ids = tokenizer.encode(texts)
     by_length = np.argsort([len(row) for row in ids], kind="stable")
     parts = np.array_split(by_length, min(groups, len(ids)))
-    padded = [_padded([ids[i] for i in part]) for part in parts]
+    grouped = [padded([ids[i] for i in part]) for part in parts]
     return Batch(
         images=torch.from_numpy(np.stack(images)),
-        tokens=tuple(tokens for tokens, _ in padded),
-        mask=tuple(mask for _, mask in padded),
+        tokens=tuple(tokens for tokens, _ in grouped),
+        mask=tuple(mask for _, mask in grouped),
         order=torch.from_numpy(np.argsort(by_length)),
         places=torch.tensor([s.place for s in samples]),
         keys=torch.tensor([s.key for s in samples]),
@@ -342,7 +357,7 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, groups: int) -> Bat
     )
 
 
-def _padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Ids and mask, int64 [B, L], L the longest row's length. The pad is 0, whatever the vocabulary calls it: the mask
     keeps it from having any effect."""
     lengths = np.array([len(row) for row in rows])
@@ -352,21 +367,37 @@ def _padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(tokens), torch.from_numpy(there.astype(np.int64))
 
 
+Pack = Callable[[Sequence[Sample]], Any]  # draws to a batch; unlike a lambda a partial reaches spawned workers
+
+
+def packed(data: TrainingSet | ValidationSet, tokenizer: Tokenizer) -> Pack:
+    """``collate`` as the run has it."""
+    return partial(collate, tokenizer=tokenizer, groups=data.config.train.length_groups)
+
+
 def training_batches(
-    data: TrainingSet, tokenizer: Tokenizer, epoch: int, rank: int, world: int, workers: int, start: int = 0
-) -> Iterator[Batch]:
+    data: TrainingSet,
+    tokenizer: Tokenizer,
+    epoch: int,
+    rank: int,
+    world: int,
+    workers: int,
+    start: int = 0,
+    pack: Pack | None = None,
+) -> Iterator[Any]:
     """This rank's share of every step of an epoch from ``start`` on: rank r of w takes studies r, r + w, ... of the
-    global batch. From now on this process keeps the memory it frees (see ``keep_memory``), and so do its workers."""
+    global batch. From now on this process keeps the memory it frees (see ``keep_memory``), and so do its workers.
+
+    A batch is a ``Batch``, or what ``pack`` makes of the draws.
+    """
     keep_memory()
     steps = epoch_draws(len(data), data.config.train.batch_size, data.config.seed, epoch)[start:]
     mine = [step[rank::world] for step in steps]
-    loader: DataLoader[Batch] = DataLoader(
-        data,  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(
+        data,
         batch_sampler=mine,
         num_workers=workers,
-        collate_fn=partial(
-            collate, tokenizer=tokenizer, groups=data.config.train.length_groups
-        ),  # unlike a lambda it reaches spawned workers
+        collate_fn=pack or packed(data, tokenizer),
         prefetch_factor=4 if workers else None,
         pin_memory=data.config.train.device != "cpu" and torch.cuda.is_available(),
         worker_init_fn=_serve_to_the_end,
@@ -381,7 +412,7 @@ def _serve_to_the_end(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def validation_batches(data: ValidationSet, tokenizer: Tokenizer) -> Iterator[Batch]:
+def validation_batches(data: ValidationSet, tokenizer: Tokenizer, pack: Pack | None = None) -> Iterator[Any]:
     """Fixed batches in a fixed order, mixed over studies by one permutation; a last one of a single study is left out,
     since it has nothing to be told apart from."""
     order = np.random.default_rng(0).permutation(len(data))
@@ -389,4 +420,4 @@ def validation_batches(data: ValidationSet, tokenizer: Tokenizer) -> Iterator[Ba
     for start in range(0, len(order), size):
         part = order[start : start + size]
         if len(part) > 1:
-            yield collate([data[int(i)] for i in part], tokenizer, data.config.train.length_groups)
+            yield (pack or packed(data, tokenizer))([data[int(i)] for i in part])

@@ -5,7 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from pipeline.params import ADAPTERS, DATASETS, MANIFEST, PRETRAIN_DATASETS, Params, RunConfig, run_config
+from pipeline.params import (
+    ADAPTERS,
+    DATASETS,
+    MANIFEST,
+    NOT_MIXED,
+    PRETRAIN_DATASETS,
+    REPORT_DATASETS,
+    MixedModel,
+    Params,
+    Run,
+    RunConfig,
+    run_config,
+)
 from pipeline.records import ParamsError, hint
 
 
@@ -33,14 +45,23 @@ def check(params: Params) -> None:
         if "-" in name:
             raise ParamsError(f"runs.{name}: no '-' in a run's name (DVC joins stage names with it)")
         own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
-        _known(f"runs.{name}.datasets", run.datasets, (*PRETRAIN_DATASETS, *own))
-        for dataset in run.datasets:
-            if dataset not in params.sources:
-                raise ParamsError(
-                    f"runs.{name}.datasets: {dataset} is not among sources; add it there or leave out the run"
-                )
-        _check_warmup(f"runs.{name}.", run_config(params, name))
-        _check_loss(name, run_config(params, name))
+        _check_kind(name, run)
+        reports = (*REPORT_DATASETS, *own)
+        everything = tuple(dict.fromkeys((*PRETRAIN_DATASETS, *DATASETS, *own)))
+        accept = {"paired": reports, "images": everything, "texts": reports}
+        for key, accepted in (accept if run.mixed else {"datasets": (*PRETRAIN_DATASETS, *own)}).items():
+            _known(f"runs.{name}.{key}", getattr(run, key), accepted)
+            for dataset in getattr(run, key):
+                if dataset not in params.sources:
+                    raise ParamsError(
+                        f"runs.{name}.{key}: {dataset} is not among sources; add it there or leave out the run"
+                    )
+        config = run_config(params, name)
+        _check_warmup(f"runs.{name}.", config)
+        if config.mixed:
+            _check_mixed(name, run, config, config.mixed)
+        else:
+            _check_loss(name, config)
     for name, other in params.others.items():
         if name in params.runs:
             raise ParamsError(f"others.{name}: a run has this name, too")
@@ -93,8 +114,60 @@ def _check_warmup(where: str, config: Params | RunConfig) -> None:
         )
 
 
+def _check_kind(name: str, run: Run) -> None:
+    """A run names sources by role, or data sets and an image encoder."""
+    at = f"runs.{name}"
+    if not run.mixed:
+        if not (run.image_encoder or run.datasets):
+            raise ParamsError(f"{at}: no source in any role; name paired, images or texts, or datasets")
+        for key in ("image_encoder", "datasets"):
+            if not getattr(run, key):
+                raise ParamsError(f"{at}.{key}: missing")
+        return
+    sources = (*run.paired, *run.images, *run.texts)
+    if run.image_encoder or run.datasets != sources:
+        raise ParamsError(
+            f"{at}: a mixed run (paired, images, texts) has no image_encoder and no datasets of its own; leave them out"
+        )
+    if twice := [d for d in sources if sources.count(d) > 1]:
+        raise ParamsError(f"{at}: {twice[0]} stands in two roles; paired_fraction 0 parts images from texts")
+
+
+def _check_mixed(name: str, run: Run, config: RunConfig, shape: MixedModel) -> None:
+    at, loss, train = f"runs.{name}", config.loss, config.train
+    cell = shape.patch * 2 ** (shape.scales - 1)
+    if not 0 < shape.mask_ratio < 1:
+        raise ParamsError(f"model.mixed.mask_ratio: {shape.mask_ratio} is outside (0, 1)")
+    if config.image_size % cell or config.image_size < 2 * cell:
+        raise ParamsError(
+            f"model.mixed: model.image_size {config.image_size} is not two or more cells of patch * 2^(scales-1) = "
+            f"{cell} pixels; change patch or scales"
+        )
+    if shape.width % shape.heads or shape.width % 4:
+        raise ParamsError(f"model.mixed.width: {shape.width} does not divide by heads ({shape.heads}) and by 4")
+    if unused := sorted(run.loss.keys() & NOT_MIXED.keys()):
+        raise ParamsError(f"{at}.loss.{unused[0]}: no term of mixed runs; leave it out")
+    if not (loss.regeneration_weight or loss.mlm_weight or loss.alignment_weight):
+        raise ParamsError(f"{at}.loss: regeneration_weight, mlm_weight and alignment_weight are all 0")
+    if loss.alignment_weight and not config.aligned:
+        raise ParamsError(f"{at}.loss.alignment_weight: no pair is left (paired, paired_fraction); set 0")
+    for images, what, weight in (
+        (True, "regeneration_weight", loss.regeneration_weight),
+        (False, "mlm_weight", loss.mlm_weight),
+    ):
+        if weight and not (run.paired or (run.images if images else run.texts)):
+            raise ParamsError(f"{at}.loss.{what}: no source has {'images' if images else 'texts'}; set 0")
+    if train.micro_batch:
+        raise ParamsError(f"{at}.train.micro_batch: {train.micro_batch}; a mixed run is trained in one pass, set 0")
+    if train.shuffle_pairs:
+        raise ParamsError(f"{at}.train.shuffle_pairs: not for mixed runs; set false")
+
+
 def _check_loss(name: str, config: RunConfig) -> None:
     loss, at = config.loss, f"runs.{name}.loss"
+    for key in ("regeneration_weight", "alignment_weight"):
+        if getattr(loss, key):
+            raise ParamsError(f"{at}.{key}: a term of mixed runs alone; set 0")
     if not (loss.mvs_weight or loss.icl_weight or loss.tcl_weight):
         raise ParamsError(f"{at}: mvs_weight, icl_weight and tcl_weight are all 0; validation needs one of them")
     if not loss.scale_limits[0] < loss.scale_limits[1]:

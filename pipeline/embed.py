@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline import model
 from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
-from pipeline.model import CxrClip
+from pipeline.model import CxrClip, Net
 from pipeline.params import BINARY_DATASETS
 from pipeline.protocols import TEST_SETS, RetrievalSet
 from pipeline.retrieval import candidates
@@ -23,6 +23,7 @@ from pipeline.study import POSITIVE, View, read_studies
 from pipeline.tokens import Tokenizer
 
 MAPS = 6  # examples of where an image agrees with a prompt
+NOT_ALIGNED = "not aligned: no pair in training"  # of a mixed run, which then has no zero-shot and no retrieval
 
 
 def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:
@@ -36,7 +37,7 @@ def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size
     return of_model(net, tokenizer, run.image_size, batch_size)
 
 
-def of_model(net: CxrClip, tokenizer: Tokenizer, image_size: int, batch_size: int = 256) -> Embedder:
+def of_model(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int = 256) -> Embedder:
     """A model in memory, in eval mode, as an ``Embedder`` on the device it is on."""
     device = net.log_scale.device
 
@@ -102,7 +103,7 @@ def embed(
 
 
 def write_maps(
-    net: CxrClip,
+    net: Net,
     embedder: Embedder,
     image_size: int,
     classes: Mapping[str, Mapping[str, str]],
@@ -144,13 +145,15 @@ def write_maps(
 
 
 @torch.inference_mode()
-def similarity_places(net: CxrClip, images: Tensor) -> Tensor | None:
+def similarity_places(net: Net, images: Tensor) -> Tensor | None:
     """Unit-norm embeddings of every place of the last feature map: uint8 [B, S, S] -> float32 [B, h, w, dim].
 
     The image projection is linear, so it commutes with the global average pool: the mean of the projected places is
     the image's embedding before it gets unit norm. Hence a place's cosine with a text says what it contributes. None
-    for an encoder that is not pooled by an average over a map.
+    for an encoder that is not pooled by an average over a map, such as a mixed run's.
     """
+    if not isinstance(net, CxrClip):
+        return None
     tower = net.image_tower
     found = tower.model.forward_features(tower.normalise(images))
     if found.dim() != 4:

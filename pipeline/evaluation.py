@@ -28,7 +28,8 @@ def rows(params: Params) -> dict[str, tuple[str, ...]]:
 
 
 def write_missing(embeddings: Path, why: str) -> None:
-    """The folder of a model whose weights are not there: missing.json alone, {"missing": which file goes where}."""
+    """The folder of a model whose weights are not there, or whose two modalities training never brought together:
+    missing.json alone, {"missing": which file goes where, or what was not trained}."""
     shutil.rmtree(embeddings, ignore_errors=True)
     embeddings.mkdir(parents=True)
     (embeddings / MISSING).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")

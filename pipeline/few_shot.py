@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from pipeline.clean import Seen, clean
 from pipeline.embedder import Embedder
-from pipeline.encoders import ImageTower
-from pipeline.fine_tune import fine_tune, pictures, scores
+from pipeline.fine_tune import Tower, fine_tune, pictures, scores
 from pipeline.labelled import AugmentedViews, Labelled, batches, read_labelled, subset
 from pipeline.metrics import classes_with_intervals, interval, resamples
 from pipeline.params import BINARY_DATASETS, Augment, Bootstrap, FewShot
@@ -181,7 +180,7 @@ def probe(
 
 
 def tuned(
-    tower: ImageTower,
+    tower: Tower,
     data: Labelled,
     size: int,
     augment: Augment,
@@ -212,7 +211,7 @@ def nothing(*notes: str) -> dict[str, Any]:
 
 def evaluate(
     embedder: Embedder,
-    tower: ImageTower | None,
+    tower: Tower | None,
     trained_on: Iterable[str],
     augment: Augment,
     index: Path,

@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from pipeline.augment import evaluation_image
 from pipeline.encoders import ImageTower
 from pipeline.labelled import AugmentedViews, Labelled, batches
+from pipeline.mixed_model import ImagePart
 from pipeline.params import Augment, FineTune
 from pipeline.schedule import warmup_cosine
 from pipeline.shards import load_view
+
+Tower = ImageTower | ImagePart
 
 
 class Classifier(nn.Module):
     """An image encoder with a linear layer on its pooled features."""
 
-    def __init__(self, tower: ImageTower, classes: int) -> None:
+    def __init__(self, tower: Tower, classes: int) -> None:
         """The encoder is copied: the one given stays as it is."""
         super().__init__()
         self.tower = copy.deepcopy(tower)
@@ -41,7 +44,7 @@ def pictures(data: Labelled, split: str, size: int) -> Tensor:
 
 
 def fine_tune(
-    tower: ImageTower,
+    tower: Tower,
     data: Labelled,
     chosen: np.ndarray,
     valid: Tensor,

@@ -42,6 +42,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, in single precision where autocast left half."""
+    return F.normalize(at_least_float32(x), dim=-1)
+
+
 def info_nce(a: Tensor, candidates: Tensor, scale: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean over the rows of ``a`` of -log softmax(scale * cosines) at the target.
 

@@ -1,4 +1,4 @@
-"""CXR-CLIP: two encoders, two projections into one space, one learnable scale; and its checkpoint on disk."""
+"""CXR-CLIP: two encoders, two projections into one space, one learnable scale; and a model's checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.atomic import replacing
 from pipeline.encoders import ImageTower, TextTower
-from pipeline.params import RunConfig, read_run_config, write_run_config
+from pipeline.losses import unit
+from pipeline.mixed_model import MixedNet, build_mixed
+from pipeline.params import ParamsError, RunConfig, read_run_config, write_run_config
 from pipeline.tokens import Tokenizer
 
 
@@ -24,6 +25,8 @@ class CxrClip(nn.Module):
     def __init__(self, config: RunConfig, vocabulary: int, load_weights: bool = True) -> None:
         """Build the architecture of a run; ``load_weights`` fetches pretrained encoders where the run names them."""
         super().__init__()
+        if config.image_encoder is None:
+            raise ParamsError(f"runs.{config.name}.image_encoder: missing")
         self.image_tower = ImageTower(config.image_encoder, config.image_size, load_weights)
         self.text_tower = TextTower(config.text_encoder, vocabulary, load_weights)
         self.image_projection = nn.Linear(self.image_tower.width, config.dim)
@@ -79,12 +82,15 @@ class CxrClip(nn.Module):
         return self.encode_image(images, image_keys), torch.cat(texts), self.scale
 
 
-def unit(x: Tensor) -> Tensor:
-    """Rows of length 1, in single precision where autocast left half."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+Net = CxrClip | MixedNet  # what a run trains
 
 
-def save(model: CxrClip, tokenizer: Tokenizer, config: RunConfig, folder: Path) -> None:
+def build(config: RunConfig, tokenizer: Tokenizer, load_weights: bool = True) -> Net:
+    """The untrained model of a run; ``load_weights`` as in ``CxrClip``."""
+    return build_mixed(config, tokenizer) if config.mixed else CxrClip(config, len(tokenizer), load_weights)
+
+
+def save(model: Net, tokenizer: Tokenizer, config: RunConfig, folder: Path) -> None:
     """Write model.safetensors, run.json, the tokenizer's files and a named BERT's config.json: all anyone needs."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -92,15 +98,15 @@ def save(model: CxrClip, tokenizer: Tokenizer, config: RunConfig, folder: Path) 
         save_file(weights, partial)
     write_run_config(folder / "run.json", config)
     tokenizer.save(folder)
-    if config.text_encoder.name:
+    if config.text_encoder.name and isinstance(model, CxrClip):
         model.text_tower.model.config.save_pretrained(folder)  # so that loading needs no hub
 
 
-def load(folder: Path, device: torch.device | str = "cpu") -> tuple[CxrClip, Tokenizer, RunConfig]:
+def load(folder: Path, device: torch.device | str = "cpu") -> tuple[Net, Tokenizer, RunConfig]:
     """Read what ``save`` wrote, in eval mode; every key must match."""
     config = read_run_config(folder / "run.json")
     tokenizer = Tokenizer.load(folder, config.text_encoder.max_tokens)
     text = replace(config.text_encoder, name=str(folder)) if config.text_encoder.name else config.text_encoder
-    model = CxrClip(replace(config, text_encoder=text), len(tokenizer), load_weights=False)
+    model = build(replace(config, text_encoder=text), tokenizer, load_weights=False)
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return model.to(device).eval(), tokenizer, config

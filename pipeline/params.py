@@ -14,6 +14,7 @@ from pipeline.records import ParamsError, Within, hint, read_record
 
 LABEL_DATASETS = ("chexpert", "chestxray14")  # captions come from their labels through prompts
 PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
+REPORT_DATASETS = ("mimic_cxr", "openi")
 BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
 DATASETS = (*PRETRAIN_DATASETS, *BINARY_DATASETS, "openi")
 ADAPTERS = (
@@ -152,22 +153,38 @@ class TextEncoder:
 
 
 @dataclass(frozen=True)
+class MixedModel:
+    """The one transformer of mixed runs (``pipeline.mixed_model``): image tokens of ``scales`` scales and words.
+
+    A token of scale k covers patch * 2**k pixels a side. ``mask_ratio`` of the coarsest scale's cells are hidden.
+    """
+
+    patch: Annotated[int, Within(2, 1024)] = 14
+    scales: Annotated[int, Within(1, 8)] = 3
+    width: Annotated[int, Within(4, MANY)] = 768
+    layers: Annotated[int, Within(1, 1000)] = 12
+    heads: Annotated[int, Within(1, 1000)] = 12
+    mask_ratio: float = 0.5
+
+
+@dataclass(frozen=True)
 class Model:
-    """Both encoders and the shared space."""
+    """Both encoders and the shared space; ``mixed``: what takes the encoders' place in mixed runs."""
 
     image_encoders: dict[str, ImageEncoder]
     text_encoder: TextEncoder
     dim: int = 512
     scale: float = 1 / 0.07
     image_size: int = 224
+    mixed: MixedModel = MixedModel()
 
 
 @dataclass(frozen=True)
 class Loss:
     """A method: the weight of each term, and what the terms look at. The defaults are CXR-CLIP (paper section 3.3).
 
-    ``pipeline.losses`` computes the contrastive terms, ``pipeline.declip`` those of DeCLIP; a table of methods is in
-    docs/training.md.
+    ``pipeline.losses`` computes the contrastive terms, ``pipeline.declip`` those of DeCLIP, ``pipeline.mixed_losses``
+    those of mixed runs; a table of methods is in docs/training.md.
     """
 
     mvs: bool = True  # image-text term over all four pairs, else over the first alone
@@ -182,6 +199,15 @@ class Loss:
     scale_limits: tuple[Weight, Weight] = (0.0, 100.0)  # of the factor on the cosines; the upper one is CLIP's
     queue: Positive = 65536  # texts among which nn looks for the nearest
     mlm_rate: Annotated[float, Within(0.01, 0.99)] = 0.15  # of the tokens
+    regeneration_weight: Weight = 0.0  # hidden regions of an image, at every scale (mixed runs)
+    alignment_weight: Weight = 0.0  # image and text of a pair, each by itself (mixed runs)
+
+
+# What of ``Loss`` a mixed run has no use for, as it then stands in its run.json.
+NOT_MIXED: dict[str, Any] = {
+    **{"mvs": False, "mvs_weight": 0.0, "icl_weight": 0.0, "tcl_weight": 0.0, "nn_weight": 0.0},
+    **{"simsiam_weight": 0.0, "label_positives": False},
+}
 
 
 @dataclass(frozen=True)
@@ -214,16 +240,42 @@ class Run:
     """One training: what it uses, and the keys it sets otherwise than the sections do.
 
     In params.yaml a run may be ``like`` another one and name its differences alone; ``load`` fills in the rest.
+
+    A run of CXR-CLIP names ``image_encoder`` and ``datasets``; a mixed run its sources by role instead, and
+    ``datasets`` is then all of them.
     """
 
-    image_encoder: str
-    datasets: tuple[str, ...]
+    image_encoder: str = ""
+    datasets: tuple[str, ...] = ()
+    paired: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    paired_fraction: Share = 1.0  # of the pairs that stay whole; of another one image and text are used apart
     like: str = ""
     prompts: Literal["file", "ablation"] = "file"  # which one of Prompts its captions are made with
     sampling: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
     loss: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.mixed and not self.datasets:
+            object.__setattr__(self, "datasets", (*self.paired, *self.images, *self.texts))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it names sources by role."""
+        return bool(self.paired or self.images or self.texts)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What a mixed run takes from its sources: pairs, images alone, texts alone."""
+
+    paired: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    paired_fraction: Share = 1.0
 
 
 @dataclass(frozen=True)
@@ -335,12 +387,15 @@ class Params:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A run with every override applied: all that its training depends on, and nothing else."""
+    """A run with every override applied: all that its training depends on, and nothing else.
+
+    A mixed run has ``roles`` and ``mixed``, any other one an ``image_encoder``.
+    """
 
     name: str
     seed: int
     datasets: tuple[str, ...]
-    image_encoder: ImageEncoder
+    image_encoder: ImageEncoder | None
     text_encoder: TextEncoder
     dim: int
     scale: float
@@ -349,6 +404,15 @@ class RunConfig:
     augment: Augment
     loss: Loss
     train: Train
+    roles: Roles | None = None
+    mixed: MixedModel | None = None
+
+    @property
+    def aligned(self) -> bool:
+        """Whether training brings images and texts together, without which there is no zero-shot and no retrieval."""
+        return self.roles is None or bool(
+            self.loss.alignment_weight and self.roles.paired and self.roles.paired_fraction
+        )
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -404,20 +468,23 @@ def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
     run = params.runs[name]
     overlaid: dict[str, Any] = {}
     for section, cls in (("sampling", Sampling), ("augment", Augment), ("loss", Loss), ("train", Train)):
-        values = {**asdict(getattr(params, section)), **getattr(run, section)}
+        unused = NOT_MIXED if run.mixed and section == "loss" else {}
+        values = {**asdict(getattr(params, section)), **unused, **getattr(run, section)}
         overlaid[section] = read_record(cls, values, f"runs.{name}.{section}")
-    if run.image_encoder not in params.model.image_encoders:
+    if not run.mixed and run.image_encoder not in params.model.image_encoders:
         known = ", ".join(params.model.image_encoders)
         raise ParamsError(f"runs.{name}.image_encoder: {run.image_encoder!r} is none of model.image_encoders ({known})")
     return RunConfig(
         name=name,
         seed=params.seed + seed,
         datasets=run.datasets,
-        image_encoder=params.model.image_encoders[run.image_encoder],
+        image_encoder=None if run.mixed else params.model.image_encoders[run.image_encoder],
         text_encoder=params.model.text_encoder,
         dim=params.model.dim,
         scale=params.model.scale,
         image_size=params.model.image_size,
+        roles=Roles(run.paired, run.images, run.texts, run.paired_fraction) if run.mixed else None,
+        mixed=params.model.mixed if run.mixed else None,
         **overlaid,
     )
 

@@ -1,4 +1,4 @@
-"""Contrastive pre-training of one run (paper section 4.2): AdamW, warm-up, cosine, AMP, DDP, best by validation.
+"""Pre-training of one run (paper section 4.2): AdamW, warm-up, cosine, AMP, DDP, best by validation.
 
 Whatever ends a training, a later one of the same parameters goes on from its saved state (``pipeline.resume``).
 """
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from pipeline.atomic import replacing
 from pipeline.batch_norm import synchronise_batch_norm
 from pipeline.batches import (
     Batch,
+    Pack,
     TrainingSet,
     ValidationSet,
     epoch_draws,
@@ -37,12 +39,13 @@ from pipeline.batches import (
     validation_batches,
 )
 from pipeline.declip import Learner, learner
-from pipeline.model import CxrClip
+from pipeline.mixed_batches import MixedBatch, collate_mixed
+from pipeline.model import CxrClip, Net
 from pipeline.params import ParamsError, RunConfig, read_run_config
 from pipeline.prompts import Prompts, read_pools
 from pipeline.ranks import any_of, device_of, gather, join, of_first
 from pipeline.schedule import warmup_cosine
-from pipeline.step import compute_gradients, embeddings, training_loss
+from pipeline.step import compute_gradients, finite, training_loss
 from pipeline.study import Study, read_studies
 from pipeline.throughput import Waiting, Work, epoch_line, peak
 from pipeline.tokens import Tokenizer
@@ -52,7 +55,8 @@ HISTORY = (
     *("epoch", "step", "lr", "train_loss", "valid_loss", "mvs", "icl", "tcl"),
     *("scale", "studies_per_second", "seconds", "waiting", "mfu"),
 )
-DECLIP = ("nn", "simsiam", "mlm")  # columns after these, where a run has such terms
+# Columns after these, where a run has such terms: DeCLIP's and those of mixed runs.
+FURTHER = ("nn", "simsiam", "mlm", "regeneration", "alignment")
 CURVE = 50  # steps between two points of the training curve
 NAMED = 8  # studies that an error names at most
 
@@ -67,8 +71,8 @@ class _Training:
     tokenizer: Tokenizer
     data: TrainingSet
     valid: list[ValidationSet]
-    net: CxrClip
-    module: nn.Module  # the net, the learner around it, or the DDP of either
+    net: Net
+    module: nn.Module  # the net, the learner around it, or the DDP of either (of a mixed run the net itself)
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
@@ -147,8 +151,8 @@ def _build(
     training = read_studies(corpus / "studies.parquet", ("train",))
     validation = read_studies(corpus / "studies.parquet", ("valid",))
     tokenizer = Tokenizer.build(config.text_encoder, _texts(training, prompts))
-    net = CxrClip(config, len(tokenizer))
-    whole = learner(net, config, tokenizer).to(device)
+    net = checkpoint.build(config, tokenizer)
+    whole = (learner(net, config, tokenizer) if isinstance(net, CxrClip) else net).to(device)
     if world > 1:
         synchronise_batch_norm(whole, device)
     if config.train.compile:
@@ -169,7 +173,7 @@ def _build(
     parts: dict[str, resume.Stateful] = {"model": net, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     if isinstance(whole, Learner):
         parts["heads"] = whole.heads
-    if world > 1:
+    if world > 1 and config.mixed is None:
         # A learner's buffers are alike everywhere, and its queue is large: they need not be sent round every step.
         module: nn.Module = DistributedDataParallel(whole, broadcast_buffers=whole is net)
     else:
@@ -207,7 +211,9 @@ def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -
     for step, loss in progress.curve:
         t.tell({"step_loss": loss}, step)
     flops = peak(t.device, options.precision)
-    meter = Work(t.net, t.config.image_size, t.config.text_encoder.max_tokens, t.device) if flops else None
+    meter = None  # of a mixed run we do not count what a step costs
+    if flops and isinstance(t.net, CxrClip):
+        meter = Work(t.net, t.config.image_size, t.config.text_encoder.max_tokens, t.device)
     bar = tqdm(
         total=t.steps_before(options.epochs) * options.batch_size,
         initial=(t.steps_before(progress.epoch) + progress.step) * options.batch_size,
@@ -230,7 +236,7 @@ def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -
             "seconds": progress.seconds,
             "waiting": progress.waited / progress.seconds,
         }
-        if flops:
+        if flops and meter:
             row["mfu"] = progress.flops / progress.seconds / flops
         if t.rank == 0:
             bar.write(f"{t.config.name}: {epoch_line(row)}")
@@ -247,9 +253,9 @@ def _epoch(t: _Training, progress: resume.Progress, signals: resume.StopSignals,
     options = t.config.train
     t.module.train()
     with torch.random.fork_rng(devices=[]):  # a new loader draws a number that nothing needs
-        batches: Waiting[Batch] = Waiting(
-            training_batches(t.data, t.tokenizer, progress.epoch, t.rank, t.world, options.workers, progress.step),
-            progress.waited,
+        at = progress.epoch, t.rank, t.world, options.workers, progress.step
+        batches: Waiting[Batch | MixedBatch] = Waiting(
+            training_batches(t.data, t.tokenizer, *at, pack=pack_of(t.config, t.tokenizer)), progress.waited
         )
     begun = time.perf_counter() - progress.seconds
     saved_at = time.perf_counter()
@@ -288,11 +294,10 @@ def _epoch(t: _Training, progress: resume.Progress, signals: resume.StopSignals,
 
 
 @torch.no_grad()
-def _not_finite(t: _Training, batch: Batch, progress: resume.Progress, loss: float) -> str:
+def _not_finite(t: _Training, batch: Batch | MixedBatch, progress: resume.Progress, loss: float) -> str:
     """What to say of a loss that is not finite: the studies whose embeddings are not, on whatever rank, or all of the
     step where none stands out. Their ids, never their text."""
-    finite = embeddings(t.net, batch, t.config, t.device).isfinite().flatten(2).all(2).all(0)
-    bad = gather((~finite).to(torch.uint8), t.device).bool()
+    bad = gather((~finite(t.net, batch, t.config, t.device)).to(torch.uint8), t.device).bool()
     places = gather(batch.places, t.device)
     places = places[bad] if bad.any() else places.flatten()
     studies = [t.data.studies[i] for i in sorted(places.tolist())]
@@ -320,21 +325,27 @@ def _finish(t: _Training, progress: resume.Progress, out: Path, history: Path) -
 
 @torch.no_grad()
 def validation_loss(
-    net: CxrClip, sets: list[ValidationSet], tokenizer: Tokenizer, config: RunConfig, device: torch.device
+    net: Net, sets: list[ValidationSet], tokenizer: Tokenizer, config: RunConfig, device: torch.device
 ) -> float:
-    """The training objective's contrastive terms on the fixed validation draws: mean over batches, then over the data
-    sets that have any. Every rank computes all of it, so that all agree on the best epoch."""
+    """The training objective's contrastive terms, or all terms of a mixed run, on the fixed validation draws: mean over
+    batches, then over the data sets that have any. Every rank computes all of it, so that all agree on the best epoch.
+    """
     net.eval()
     means = []
     for data in sets:
         losses = []
-        for batch in validation_batches(data, tokenizer):
+        for batch in validation_batches(data, tokenizer, pack_of(config, tokenizer)):
             losses.append(training_loss(net, batch, config, device, world=1)[0].item())
         if losses:
             means.append(sum(losses) / len(losses))
     if not means:
         raise ParamsError(f"runs.{config.name}.datasets: none has a validation split of two studies or more")
     return sum(means) / len(means)
+
+
+def pack_of(config: RunConfig, tokenizer: Tokenizer) -> Pack | None:
+    """What makes batches of draws in a mixed run; None: what any other run has."""
+    return partial(collate_mixed, tokenizer=tokenizer, size=config.image_size) if config.mixed else None
 
 
 def _texts(studies: Sequence[Study], prompts: dict[str, Prompts]) -> list[str]:
@@ -358,7 +369,7 @@ def _seed(config: RunConfig, device: torch.device) -> None:
 def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
-        columns = (*HISTORY, *(name for name in DECLIP if any(name in row for row in rows)))
+        columns = (*HISTORY, *(name for name in FURTHER if any(name in row for row in rows)))
         writer = csv.DictWriter(handle, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -81,6 +81,8 @@ def _convert(kind: Any, raw: Any, at: str) -> Any:
             raise ParamsError(f"{at}: expected {len(kinds)} values, got {len(raw)}")
         return tuple(_convert(k, v, f"{at}[{i}]") for i, (k, v) in enumerate(zip(kinds, raw, strict=True)))
     if origin in (typing.Union, types.UnionType):
+        if len(args) == 2 and args[1] is types.NoneType:
+            return None if raw is None else _convert(args[0], raw, at)
         raise TypeError(f"{at}: unions are not supported in params records")
     if kind is float:
         if isinstance(raw, str):  # YAML 1.1 reads 1e-4 as text, YAML 1.2 and people read it as a number

@@ -36,6 +36,7 @@ STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # pre-emption; and what SLURM can b
 # All modules that compute the training: those of the stage's dependencies in dvc.yaml.
 CODE = (
     *("augment", "batch_norm", "batches", "collectives", "declip", "eda", "encoders", "files", "grey", "losses"),
+    *("masked_words", "mixed_batches", "mixed_losses", "mixed_model"),
     "model",
     "pretrain",
     *(

@@ -15,8 +15,11 @@ from pipeline.batch_norm import has_batch_norm, statistics_kept
 from pipeline.batches import Batch
 from pipeline.collectives import gathered
 from pipeline.declip import Learner
-from pipeline.losses import Embeddings, cxr_clip_loss
-from pipeline.model import CxrClip, unit
+from pipeline.losses import Embeddings, cxr_clip_loss, unit
+from pipeline.mixed_batches import MixedBatch
+from pipeline.mixed_losses import mixed_objective
+from pipeline.mixed_model import MixedNet
+from pipeline.model import CxrClip, Net
 from pipeline.params import ParamsError, RunConfig, Train
 from pipeline.study_dropout import row_keys
 
@@ -24,18 +27,23 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def training_loss(
-    module: nn.Module, batch: Batch, config: RunConfig, device: torch.device, world: int
+    module: nn.Module, batch: Batch | MixedBatch, config: RunConfig, device: torch.device, world: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Embed a batch in one pass and compare it with the batches of all ``world`` processes.
 
     Args:
-        module: a ``CxrClip``, a ``Learner`` around it where terms of DeCLIP are wanted, or the DDP of either.
+        module: a ``CxrClip``, a ``Learner`` around it where terms of DeCLIP are wanted, or the DDP of either; with a
+            ``MixedBatch`` a ``MixedNet``.
         batch: this process's share, on any device.
 
     Returns:
-        The total loss and its parts (see ``cxr_clip_loss`` and ``Heads.terms``) over this process's studies: their mean
-        over processes is that of the whole batch, and so are the gradients that DDP averages.
+        The total loss and its parts (see ``cxr_clip_loss``, ``Heads.terms`` and ``mixed_objective``) over this
+        process's studies: their mean over processes is that of the whole batch, and so are the gradients that DDP
+        averages.
     """
+    if isinstance(batch, MixedBatch):
+        with _autocast(config.train, device):
+            return mixed_objective(_mixed(module), batch, config.loss, device, world)
     batch, words = _words_out(batch.to(device), _inner(module))
     with _autocast(config.train, device):
         images, texts, scale = module(batch.images, batch.tokens, batch.mask, *_row_keys(batch), *words)
@@ -43,17 +51,24 @@ def training_loss(
 
 
 @torch.no_grad()
-def embeddings(net: CxrClip, batch: Batch, config: RunConfig, device: torch.device) -> Tensor:
-    """What a step compares: the embeddings of this process's images, then texts, [n + m, B, D]."""
+def finite(net: Net, batch: Batch | MixedBatch, config: RunConfig, device: torch.device) -> Tensor:
+    """Whether all embeddings of each of this process's studies are finite, bool [B]."""
     batch = batch.to(device)
     with _autocast(config.train, device):
+        if isinstance(batch, MixedBatch):
+            found = torch.ones_like(batch.keys, dtype=torch.bool)
+            if len(batch.images):
+                found[batch.image_of] &= net.encode_image(batch.images).isfinite().all(1)
+            if len(batch.tokens):
+                found[batch.text_of] &= net.encode_text(batch.tokens, batch.mask).isfinite().all(1)
+            return found
         images, texts, _ = net(batch.images, batch.tokens, batch.mask, *_row_keys(batch))
-    return _stacked(images, texts, batch)
+    return _stacked(images, texts, batch).isfinite().flatten(2).all(2).all(0)
 
 
 def compute_gradients(
     module: nn.Module,
-    batch: Batch,
+    batch: Batch | MixedBatch,
     config: RunConfig,
     device: torch.device,
     world: int,
@@ -71,7 +86,15 @@ def compute_gradients(
         Loss and parts as numbers of the whole batch, alike on all processes and without a graph.
     """
     scaled: Callable[[Tensor], Tensor] = scaler.scale if scaler is not None else lambda loss: loss
-    if 0 < config.train.micro_batch < batch.studies:
+    if isinstance(batch, MixedBatch):
+        loss, parts = training_loss(module, batch, config, device, world)
+        if loss.requires_grad:
+            scaled(loss).backward()
+        for p in module.parameters():  # without a part in this step; the optimizer's moments decay all the same
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        if world > 1:
+            _average_gradients(module, world)
+    elif 0 < config.train.micro_batch < batch.studies:
         loss, parts = _in_pieces(_inner(module), batch.to(device), config, world, scaled)
     else:
         loss, parts = training_loss(module, batch, config, device, world)
@@ -168,6 +191,11 @@ def _inner(module: nn.Module) -> CxrClip | Learner:
     inner = module.module if isinstance(module, DistributedDataParallel) else module
     assert isinstance(inner, CxrClip | Learner)
     return inner
+
+
+def _mixed(module: nn.Module) -> MixedNet:
+    assert isinstance(module, MixedNet)
+    return module
 
 
 def _words_out(batch: Batch, model: CxrClip | Learner) -> tuple[Batch, tuple[tuple[Tensor, ...], ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import embed, model, protocols, tracking
+from pipeline import embed, evaluation, model, protocols, tracking
 from pipeline import params as config
 
 
@@ -17,6 +17,10 @@ def main(name: str) -> None:
     names, index, out = params.evaluate.protocols, Path("data/index"), Path("data/embeddings") / name
     with tracking.stage_run("embed", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = model.load(Path("data/models") / name, device)
+        if not run.aligned:  # no failure: its cells show —
+            evaluation.write_missing(out, embed.NOT_ALIGNED)
+            print(f"embed {name}: skipped: {embed.NOT_ALIGNED}")
+            return
         embedder = embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size)
         first = protocols.load(names[0])
         sets = protocols.retrieval_sets(first, params.sources).values()

@@ -8,7 +8,18 @@ import pytest
 from pipeline import files
 from pipeline.corpus import gather
 from pipeline.grey import encode
-from pipeline.params import Augment, ImageEncoder, Loss, RunConfig, Sampling, TextEncoder, Train
+from pipeline.params import (
+    NOT_MIXED,
+    Augment,
+    ImageEncoder,
+    Loss,
+    MixedModel,
+    Roles,
+    RunConfig,
+    Sampling,
+    TextEncoder,
+    Train,
+)
 from pipeline.prompts import Prompts
 from pipeline.shards import Picture, ShardWriter
 from pipeline.study import Study, View, write_studies
@@ -63,6 +74,20 @@ def make_config(**changes) -> RunConfig:
     for key, value in changes.items():
         values[key] = replace(values[key], **value) if isinstance(value, dict) else value
     return RunConfig(**values)
+
+
+def make_mixed(**changes) -> RunConfig:
+    """The tiny run, mixed: all kinds of studies, 8 x 8 and 4 x 4 tokens an image, all terms."""
+    roles = changes.pop("roles", Roles(("mimic_cxr",), ("chestxray14",), (), 0.5))
+    mixed = MixedModel(patch=4, scales=2, width=16, layers=2, heads=2, mask_ratio=0.5)
+    loss = {**NOT_MIXED, "regeneration_weight": 1.0, "mlm_weight": 0.3, "alignment_weight": 0.5}
+    values = {
+        **{"image_encoder": None, "roles": roles, "mixed": mixed, "loss": Loss(**loss)},
+        "datasets": (*roles.paired, *roles.images, *roles.texts),
+    }
+    for key, value in changes.items():
+        values[key] = replace(values.get(key, PLAIN.get(key)), **value) if isinstance(value, dict) else value
+    return make_config(**values)
 
 
 def make_study(number: int, dataset: str = "mimic_cxr", split: str = "train") -> Study:

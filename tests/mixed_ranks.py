@@ -1,0 +1,80 @@
+"""One step of a tiny mixed model by several processes: python -m tests.mixed_ranks FOLDER WORLD PORT."""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from pipeline.batches import Sample
+from pipeline.mixed_batches import MixedBatch, collate_mixed
+from pipeline.mixed_model import MixedNet
+from pipeline.step import compute_gradients
+from tests.conftest import make_mixed
+from tests.step_ranks import Ids
+
+WORDS = 50
+SPECIAL = [0, 1, 2, 3, 4]
+# Kinds of the studies of a batch: p a pair, i an image, t a text. Of two processes the second one has, for example, no
+# pair in "one side", no image in "texts there", and nobody has a pair in "lone".
+CASES = {
+    "even": "ppppiitt",
+    "one side": "pipipipi",
+    "texts there": "ptptptpt",
+    "three to one": "pipppiti",
+    "lone": "iitititi",
+    "one pair": "iiptiiti",
+}
+
+
+def samples(kinds: str, size: int = 32) -> list[Sample]:
+    """Draws of an image, a text of 3 to 12 tokens between 2 and 3, or both."""
+    made = []
+    for place, kind in enumerate(kinds):
+        rng = np.random.default_rng([9, place])
+        image, words = rng.integers(0, 256, (size, size), dtype=np.uint8), rng.integers(5, WORDS, rng.integers(3, 13))
+        text = " ".join(map(str, [2, *words, 3]))
+        key = int(rng.integers(2**62))
+        made.append(Sample([image] if kind != "t" else [], [text] if kind != "i" else [], place, key))
+    return made
+
+
+def batch_of(drawn: list[Sample], rank: int = 0, world: int = 1) -> MixedBatch:
+    return collate_mixed(drawn[rank::world], Ids(), 32)
+
+
+def model(**changes) -> MixedNet:
+    torch.manual_seed(3)
+    return MixedNet(make_mixed(**changes), WORDS, SPECIAL, 4).double().train()
+
+
+def step(batch: MixedBatch, world: int = 1, **loss) -> dict[str, torch.Tensor]:
+    """Loss, parts and gradients of one step, by name."""
+    config = make_mixed(loss={"label_smoothing": 0.1, "mlm_rate": 0.4, **loss})
+    net = model(loss={"mlm_rate": 0.4})
+    total, parts = compute_gradients(net, batch, config, torch.device("cpu"), world)
+    got = {f"loss.{name}": value for name, value in {"total": total, **parts}.items()}
+    return got | {f"grad.{name}": p.grad for name, p in net.named_parameters()}
+
+
+def rank_of(folder: Path, rank: int, world: int, port: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    for case, kinds in CASES.items():
+        torch.save(step(batch_of(samples(kinds), rank, world), world), folder / f"{case}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    folder, world, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=rank_of, args=(folder, rank, world, port)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    sys.exit(max(abs(process.exitcode or 0) for process in ranks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from pipeline.params import ADAPTERS, DATASETS, MANIFEST, PRETRAIN_DATASETS, Params, RunConfig, run_config
+from pipeline.params import ADAPTERS, DATASETS, MANIFEST, OFFICIAL, PRETRAIN_DATASETS, Params, RunConfig, run_config
 from pipeline.records import ParamsError, hint
 
 
@@ -22,11 +22,16 @@ def check(params: Params) -> None:
             if not source.manifest:
                 raise ParamsError(f"sources.{name}.manifest: missing; the CSV or Parquet file that lists the images")
             continue
-        _known("sources", [name], DATASETS)
-        if source.reader != name:
-            raise ParamsError(f"sources.{name}.reader: {source.reader!r} is neither {name} nor {MANIFEST}")
-        if source.split != "paper" and name not in ("chestxray14", "rsna"):
+        _known("sources", [name], (*DATASETS, OFFICIAL))
+        reader = "chestxray14" if name == OFFICIAL else name
+        if source.reader != reader:
+            raise ParamsError(f"sources.{name}.reader: {source.reader!r} is neither {reader} nor {MANIFEST}")
+        if source.split != "paper" and reader not in ("chestxray14", "rsna"):
             raise ParamsError(f"sources.{name}.split: only chestxray14 and rsna can be split by patient")
+        if source.split == "official" and reader != "chestxray14":
+            raise ParamsError(f"sources.{name}.split: only chestxray14 has official lists")
+        if name == OFFICIAL and source.split != "official":
+            raise ParamsError(f"sources.{name}.split: {source.split}, but it is the data set of split: official")
     _known("phantom.archives", params.phantom.archives, DATASETS)
     _check_warmup("", params)
     for name, run in params.runs.items():
@@ -52,7 +57,7 @@ def check(params: Params) -> None:
                 f"others.{name}.adapter: {other.adapter!r} is none of {known}{hint(other.adapter, ADAPTERS)}"
             )
         own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
-        _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, *own))
+        _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, OFFICIAL, *own))
     for key, names in (
         ("main", params.main),
         ("ablations", params.ablations),

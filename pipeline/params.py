@@ -12,10 +12,11 @@ import yaml
 
 from pipeline.records import ParamsError, Within, hint, read_record
 
-LABEL_DATASETS = ("chexpert", "chestxray14")  # captions come from their labels through prompts
+OFFICIAL = "chestxray14_official"  # the archive chestxray14 read once more, with its owner's lists as the split
+LABEL_DATASETS = ("chexpert", "chestxray14", OFFICIAL)  # captions come from their labels through prompts
 PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
 BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
-DATASETS = (*PRETRAIN_DATASETS, *BINARY_DATASETS, "openi")
+DATASETS = ("mimic_cxr", "chexpert", "chestxray14", *BINARY_DATASETS, "openi")  # an archive and a reader each
 ADAPTERS = (
     "cxr_clip",
     "gloria",
@@ -45,7 +46,7 @@ class Source:
     reader: str
     path: str
     stamp: str
-    split: Literal["paper", "patient"] = "paper"  # patient: for chestxray14 and rsna
+    split: Literal["paper", "patient", "official"] = "paper"  # patient: for chestxray14 and rsna; official: the former
     reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
     list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
     manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path

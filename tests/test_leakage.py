@@ -97,6 +97,27 @@ def test_a_data_set_of_ones_own_is_a_training_and_a_test_set():
     assert head in leakage.markdown(frame, {"images": 1}, {})
 
 
+def test_the_official_test_list_is_seen_by_who_trained_on_the_papers_split():
+    """NIH_A1 is in training and NIH_A2 in validation there; B is another patient, whom only the official split has."""
+    official = "chestxray14_official"
+    tests = [image(official, "A", "test", "1"), image(official, "A", "test", "3"), image(official, "B", "test")]
+    own = [image(official, "C", "train")]
+    pairs = [*PAIRS, (identity(NIH_A1), identity(tests[0]))]
+    images = [*IMAGES, *tests, *own]
+    rows = leakage.seen(images, leakage.groups(images, pairs))
+    found = {(r["study"], r["view"], r["training_set"], r["training_split"]): r["how"] for r in rows}
+    shown = {
+        (t.study, t.view.id): [found.get((t.study, t.view.id, d, "train")) for d in ("chestxray14", official)]
+        for t in tests
+    }
+    assert shown[tests[0].study, tests[0].view.id] == ["duplicate", None]
+    assert shown[tests[2].study, tests[2].view.id] == [None, None]
+    frame = leakage.table(images, rows).set_index(["test_set", "training_set", "training_split"])
+    line = frame.loc[(official, "chestxray14", "train")]
+    assert (line["images"], line["duplicates"]) == (3, 1)
+    assert frame.loc[(official, official, "train")]["patients_known"] == "yes"
+
+
 def test_nothing_to_tell_of():
     frame = leakage.table([], [])
     assert isinstance(frame, pd.DataFrame) and frame.empty

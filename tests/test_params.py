@@ -99,6 +99,21 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("sources.mimic", {"reader": "mimic", "path": "a", "stamp": "b"}, "sources.mimic: unknown data set"),
         ("sources.mimic_cxr.reader", "siim", "sources.mimic_cxr.reader: 'siim' is neither mimic_cxr nor manifest"),
         ("sources.mimic_cxr.split", "patient", "sources.mimic_cxr.split: only chestxray14 and rsna"),
+        (
+            "sources.rsna",
+            {"reader": "rsna", "path": "a", "stamp": "b", "split": "official"},
+            "sources.rsna.split: only chestxray14 has official lists",
+        ),
+        (
+            "sources.chestxray14_official",
+            {"reader": "chestxray14", "path": "a", "stamp": "b"},
+            "sources.chestxray14_official.split: paper, but it is the data set of split: official",
+        ),
+        (
+            "sources.chestxray14_official",
+            {"reader": "chestxray14_official", "path": "a", "stamp": "b"},
+            "sources.chestxray14_official.reader: 'chestxray14_official' is neither chestxray14 nor manifest",
+        ),
         ("sources.mine", {"reader": "manifest", "path": "a", "stamp": "b"}, "sources.mine.manifest: missing"),
         ("phantom.archives.open_i", 3, "phantom.archives.open_i: unknown data set"),
         # missing

@@ -86,6 +86,17 @@ def check(params: Params) -> None:
     for key, seeds in (("seeds", params.seeds), ("evaluate.few_shot.seeds", few_shot.seeds)):
         if not seeds or len(set(seeds)) < len(seeds):
             raise ParamsError(f"{key}: expected at least one, each once")
+    official = params.evaluate.official
+    for name in official.runs:
+        if name not in params.runs:
+            raise ParamsError(f"evaluate.official.runs: {name!r} is not among runs")
+    if official.runs and OFFICIAL not in params.sources:
+        raise ParamsError(f"evaluate.official.runs: {OFFICIAL} is not among sources; add it there or name no run")
+    for share in official.shares:
+        if share not in (known_shares := (*few_shot.shares, *tune.shares)):
+            raise ParamsError(
+                f"evaluate.official.shares: {share!r} is none of evaluate.few_shot's ({', '.join(known_shares)})"
+            )
     for name in tune.runs:
         if name not in params.main:
             raise ParamsError(f"evaluate.few_shot.fine_tune.runs: {name!r} is not in main")

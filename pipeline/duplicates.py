@@ -295,9 +295,9 @@ def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, worke
     """Find the pairs of images that are copies of one exposure and write them as Parquet (``PAIR_SCHEMA``).
 
     Images of two data sets that are the same bytes (one archive read twice) are copies without a look; only the first
-    is compared with others. Each unordered pair is there once, the image first whose (dataset, patient, study, view) is smaller, and the
-    rows in that order. ``same_patient`` is null where the two data sets have no patient ids in common. The bytes depend
-    on the images and their order, not on ``workers``.
+    is compared with others. Each unordered pair is there once, the image first whose (dataset, patient, study, view) is
+    smaller, and the rows in that order. ``same_patient`` is null where the two data sets have no patient ids in common.
+    The bytes depend on the images and their order, not on ``workers``.
 
     Args:
         images: views in shards, addressed relative to the working directory.

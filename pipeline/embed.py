@@ -16,13 +16,13 @@ from pipeline import model
 from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
 from pipeline.model import CxrClip
-from pipeline.params import BINARY_DATASETS
+from pipeline.params import BINARY_DATASETS, OFFICIAL
 from pipeline.retrieval import RETRIEVAL_SETS, candidates
 from pipeline.shards import load_view
 from pipeline.study import POSITIVE, View, read_studies
 from pipeline.tokens import Tokenizer
 
-EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS)
+EVALUATED = (*RETRIEVAL_SETS, *BINARY_DATASETS, OFFICIAL)
 MAPS = 6  # examples of where an image agrees with a prompt
 MISSING = "missing.json"
 

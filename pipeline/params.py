@@ -267,6 +267,15 @@ class FewShot:
 
 
 @dataclass(frozen=True)
+class Official:
+    """Classification on ChestX-ray14's official test list: of which runs, and at which shares of ``FewShot``, linear or
+    fine-tuned."""
+
+    runs: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Bootstrap:
     """Resamples of the test set and the confidence of the interval."""
 
@@ -287,6 +296,7 @@ class Evaluate:
 
     few_shot: FewShot
     protocols: tuple[str, ...] = ("paper", "paper_prompts")  # names, or paths of files; tables show the first
+    official: Official = Official()
     bootstrap: Bootstrap = Bootstrap()
     retrieval: Retrieval = Retrieval()
     batch_size: Positive = 256

@@ -97,6 +97,16 @@ def check(params: Params) -> None:
             raise ParamsError(
                 f"evaluate.official.shares: {share!r} is none of evaluate.few_shot's ({', '.join(known_shares)})"
             )
+    for name in params.evaluate.regeneration.runs:
+        if name not in params.runs:
+            raise ParamsError(f"evaluate.regeneration.runs: {name!r} is not among runs")
+        if params.runs[name].image_encoder:
+            raise ParamsError(f"evaluate.regeneration.runs: {name} is no mixed run and regenerates nothing")
+    for ratio in params.evaluate.regeneration.ratios:
+        if not 0 < ratio < 1 or abs(100 * ratio - round(100 * ratio)) > 1e-6:
+            raise ParamsError(f"evaluate.regeneration.ratios: {ratio} is no whole percentage within (0, 1)")
+    if len(set(params.evaluate.regeneration.ratios)) < len(params.evaluate.regeneration.ratios):
+        raise ParamsError("evaluate.regeneration.ratios: expected each once")
     for name in tune.runs:
         if name not in params.main:
             raise ParamsError(f"evaluate.few_shot.fine_tune.runs: {name!r} is not in main")

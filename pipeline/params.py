@@ -291,12 +291,22 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
+class Regeneration:
+    """Hidden regions of test images guessed again: by which mixed runs, and at which shares of hidden cells."""
+
+    runs: tuple[str, ...] = ()
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    images: Count = 0  # at most so many of a test set; 0 = all
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Everything after training."""
 
     few_shot: FewShot
     protocols: tuple[str, ...] = ("paper", "paper_prompts")  # names, or paths of files; tables show the first
     official: Official = Official()
+    regeneration: Regeneration = Regeneration()
     bootstrap: Bootstrap = Bootstrap()
     retrieval: Retrieval = Retrieval()
     batch_size: Positive = 256

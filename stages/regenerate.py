@@ -1,0 +1,51 @@
+"""Stage ``regenerate@run-seed``: data/models/<run>/<seed>, test images and reports -> data/results/regeneration/."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import evaluation, model, regenerate, tracking
+from pipeline import params as config
+from pipeline.clean import clean, load_seen
+
+
+def main(name: str) -> None:
+    params = config.load()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"
+    ratios, most = params.evaluate.regeneration.ratios, params.evaluate.regeneration.images
+    sources = list(params.sources)
+    with tracking.stage_run("regenerate", name, params.evaluate, params.tracking.enabled) as record:
+        net, tokenizer, run = model.load(Path("data/models") / name, device)
+        filler = regenerate.of_network(net, tokenizer, device)
+        found = regenerate.evaluate(
+            filler,
+            run.image_size,
+            params.evaluate.batch_size,
+            index,
+            sources,
+            ratios,
+            most,
+            params.evaluate.bootstrap,
+            params.seed,
+            partial(clean, load_seen(Path("data/audit")), trained_on=run.datasets),
+        )
+        evaluation.write(out, name, found)
+        shown = regenerate.may_be_shown(index, sources, params.report.show_patient_data)
+        examples = regenerate.pictures(filler, run.image_size, index, shown, ratios, most, params.seed)
+        np.savez_compressed(out.with_suffix(".pictures.npz"), allow_pickle=False, **examples)
+        record.metrics(evaluation.values(found))
+    for line in regenerate.account(found):
+        print(f"regenerate {name}: {line}")
+
+
+if __name__ == "__main__":
+    try:
+        main("/".join(sys.argv[1:3]))
+    except ValueError as error:
+        sys.exit(f"regenerate {'/'.join(sys.argv[1:3])}: {error}")

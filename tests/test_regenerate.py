@@ -241,8 +241,11 @@ def test_clean_images_and_what_is_missing(index):
     assert {m["n"] for m in found["clean"].values()} == {int(kept.sum())}
     truth = np.stack([known[s.findings] for s in studies]) / 255
     hidden = regenerate.pixels_of(regenerate.masks(studies, GRID, 0.5, 0), SIZE)
-    by_hand = psnr(truth, np.full(truth.shape, 0.5), hidden)[kept].mean()
-    assert found["clean"]["openi.psnr50_none"]["value"] == pytest.approx(by_hand, abs=1e-4)
+    by_hand = psnr(truth, np.full(truth.shape, 0.5), hidden)[kept]
+    assert found["clean"]["openi.psnr50_none"]["value"] == pytest.approx(by_hand.mean(), abs=1e-4)
+    weights = resamples([s.patient for s in studies], BOOTSTRAP, 0)[:, kept]  # the same draws as of all images
+    samples = (weights * by_hand).sum(axis=1) / weights.sum(axis=1)
+    assert found["samples"]["clean/openi.psnr50_none"] == pytest.approx(samples, abs=1e-4)
     none = evaluated(index, Reader(known), ratios=(0.5,), clean=lambda d, some: np.zeros(len(some), dtype=bool))
     assert none["clean"] == {} and none["notes"] == ["openi: no test image is clean"]
 

@@ -12,9 +12,11 @@ import torch
 from pipeline import evaluation, model, regenerate, tracking
 from pipeline import params as config
 from pipeline.clean import clean, load_seen
+from pipeline.grey import keep_memory
 
 
 def main(name: str) -> None:
+    keep_memory()
     params = config.load()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"

@@ -25,7 +25,7 @@ from pipeline import eda
 from pipeline.augment import augment_view, evaluation_image, swap_sentences
 from pipeline.grey import keep_memory
 from pipeline.losses import samples_needed
-from pipeline.params import RunConfig
+from pipeline.params import OFFICIAL, RunConfig
 from pipeline.prompts import Prompts, caption, validation_caption
 from pipeline.shards import load_view
 from pipeline.study import Study, View
@@ -124,7 +124,7 @@ def draw_texts(
     """
     method, alone = config.augment.text and config.augment.text_method, config.sampling.unit == "image"
     if study.labels and prompts is not None:
-        negatives = config.sampling.negatives if study.dataset == "chestxray14" else None
+        negatives = config.sampling.negatives if study.dataset in ("chestxray14", OFFICIAL) else None
         drawn = [_said(caption(study.labels, prompts, rng, negatives), study) for _ in range(1 if alone else count)]
         if len(drawn) < count:
             drawn.append(swap_sentences(drawn[0], rng) if method == "swap" else drawn[0])

@@ -10,6 +10,7 @@ from pipeline.params import (
     DATASETS,
     MANIFEST,
     NOT_MIXED,
+    OFFICIAL,
     PRETRAIN_DATASETS,
     REPORT_DATASETS,
     MixedModel,
@@ -34,11 +35,16 @@ def check(params: Params) -> None:
             if not source.manifest:
                 raise ParamsError(f"sources.{name}.manifest: missing; the CSV or Parquet file that lists the images")
             continue
-        _known("sources", [name], DATASETS)
-        if source.reader != name:
-            raise ParamsError(f"sources.{name}.reader: {source.reader!r} is neither {name} nor {MANIFEST}")
-        if source.split != "paper" and name not in ("chestxray14", "rsna"):
+        _known("sources", [name], (*DATASETS, OFFICIAL))
+        reader = "chestxray14" if name == OFFICIAL else name
+        if source.reader != reader:
+            raise ParamsError(f"sources.{name}.reader: {source.reader!r} is neither {reader} nor {MANIFEST}")
+        if source.split != "paper" and reader not in ("chestxray14", "rsna"):
             raise ParamsError(f"sources.{name}.split: only chestxray14 and rsna can be split by patient")
+        if source.split == "official" and reader != "chestxray14":
+            raise ParamsError(f"sources.{name}.split: only chestxray14 has official lists")
+        if name == OFFICIAL and source.split != "official":
+            raise ParamsError(f"sources.{name}.split: {source.split}, but it is the data set of split: official")
     _known("phantom.archives", params.phantom.archives, DATASETS)
     _check_warmup("", params)
     for name, run in params.runs.items():
@@ -73,7 +79,7 @@ def check(params: Params) -> None:
                 f"others.{name}.adapter: {other.adapter!r} is none of {known}{hint(other.adapter, ADAPTERS)}"
             )
         own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
-        _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, *own))
+        _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, OFFICIAL, *own))
     for key, names in (
         ("main", params.main),
         ("ablations", params.ablations),
@@ -102,6 +108,27 @@ def check(params: Params) -> None:
     for key, seeds in (("seeds", params.seeds), ("evaluate.few_shot.seeds", few_shot.seeds)):
         if not seeds or len(set(seeds)) < len(seeds):
             raise ParamsError(f"{key}: expected at least one, each once")
+    official = params.evaluate.official
+    for name in official.runs:
+        if name not in params.runs:
+            raise ParamsError(f"evaluate.official.runs: {name!r} is not among runs")
+    if official.runs and OFFICIAL not in params.sources:
+        raise ParamsError(f"evaluate.official.runs: {OFFICIAL} is not among sources; add it there or name no run")
+    for share in official.shares:
+        if share not in (known_shares := (*few_shot.shares, *tune.shares)):
+            raise ParamsError(
+                f"evaluate.official.shares: {share!r} is none of evaluate.few_shot's ({', '.join(known_shares)})"
+            )
+    for name in params.evaluate.regeneration.runs:
+        if name not in params.runs:
+            raise ParamsError(f"evaluate.regeneration.runs: {name!r} is not among runs")
+        if params.runs[name].image_encoder:
+            raise ParamsError(f"evaluate.regeneration.runs: {name} is no mixed run and regenerates nothing")
+    for ratio in params.evaluate.regeneration.ratios:
+        if not 0 < ratio < 1 or abs(100 * ratio - round(100 * ratio)) > 1e-6:
+            raise ParamsError(f"evaluate.regeneration.ratios: {ratio} is no whole percentage within (0, 1)")
+    if len(set(params.evaluate.regeneration.ratios)) < len(params.evaluate.regeneration.ratios):
+        raise ParamsError("evaluate.regeneration.ratios: expected each once")
     for name in tune.runs:
         if name not in params.main:
             raise ParamsError(f"evaluate.few_shot.fine_tune.runs: {name!r} is not in main")

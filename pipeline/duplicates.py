@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from pipeline.grey import Grey
 from pipeline.neighbours import MAX_CROP, NEIGHBOURS, NONE, SCALE, SIDE, Candidates, Floats, candidates, frames
+from pipeline.params import OFFICIAL
 from pipeline.shards import load_view
 from pipeline.study import Study, View
 
@@ -43,7 +44,12 @@ MIN_COARSE = 0.82  # correlation of the finest detail of two thumbnails below wh
 MIN_TEXTURE = 0.1  # share of a thumbnail that must not be flat
 
 
-PATIENT_IDS = ("mimic_cxr", "chexpert", "chestxray14")  # elsewhere an id names an image or a study, not a person
+PATIENT_IDS = (
+    "mimic_cxr",
+    "chexpert",
+    "chestxray14",
+    OFFICIAL,
+)  # elsewhere an id names an image or a study, not a person
 LINEAR = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 CUBIC = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
 
@@ -288,9 +294,10 @@ PAIR_SCHEMA = pa.schema(
 def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, workers: int = 0) -> dict[str, int]:
     """Find the pairs of images that are copies of one exposure and write them as Parquet (``PAIR_SCHEMA``).
 
-    Each unordered pair is there once, the image first whose (dataset, patient, study, view) is smaller, and the rows in
-    that order. ``same_patient`` is null where the two data sets have no patient ids in common. The bytes depend on the
-    images and their order, not on ``workers``.
+    Images of two data sets that are the same bytes (one archive read twice) are copies without a look; only the first
+    is compared with others. Each unordered pair is there once, the image first whose (dataset, patient, study, view) is
+    smaller, and the rows in that order. ``same_patient`` is null where the two data sets have no patient ids in common.
+    The bytes depend on the images and their order, not on ``workers``.
 
     Args:
         images: views in shards, addressed relative to the working directory.
@@ -298,13 +305,19 @@ def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, worke
         workers: processes; 0 = one a core.
 
     Returns:
-        Counts: ``images``; ``flat``, too little texture to tell; ``identical``, whose thumbnail equals that of an image
-        before, compared with that one only; ``crowded``, in lists too long to compare all; ``candidates``; ``pairs``;
-        ``full``, images with as many copies as candidates are kept of one, so that there may be more.
+        Counts: ``images``; ``flat``, too little texture to tell; ``identical``, whose bytes or thumbnail equal those of
+        an image before, in the latter case compared with that one only; ``crowded``, in lists too long to compare all;
+        ``candidates``; ``pairs``; ``full``, images with as many copies as candidates are kept of one, so that there may
+        be more.
 
     Raises:
         ShardError: a shard is missing or shorter than its index says.
     """
+    total, by_digest = len(images), dict[str, int]()
+    twins = [(by_digest.setdefault(image.view.digest or str(n), n), n) for n, image in enumerate(images)]
+    rows = [_row(images[f], images[n], 1.0, False) for f, n in twins if images[f].dataset != images[n].dataset]
+    twinned = len(rows)
+    images = [images[n] for f, n in twins if images[f].dataset == images[n].dataset]
     thumbs, texture = thumbnails(images, workers)
     usable = np.flatnonzero(texture >= MIN_TEXTURE)
     first: dict[bytes, int] = {}
@@ -327,7 +340,7 @@ def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, worke
     results = in_order(_compare_task, tasks, -(-len(looks.outer) // CHUNK), workers, "pairs")
     values, sides = np.array([v for part in results for v in part]).reshape(-1, 2).T
     copies = np.flatnonzero(values >= threshold(min_correlation, sides))
-    rows = [
+    rows += [
         _row(images[looks.outer[c]], images[looks.inner[c]], float(values[c]), bool(looks.sign[c] < 0)) for c in copies
     ]
     rows.sort(key=lambda row: tuple(row.values())[:10])
@@ -335,9 +348,9 @@ def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, worke
     pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), out, compression="zstd")
     ends = np.concatenate([looks.outer[copies], looks.inner[copies]])
     return {
-        "images": len(images),
+        "images": total,
         "flat": len(images) - len(usable),
-        "identical": len(again),
+        "identical": twinned + len(again),
         "crowded": crowded,
         "candidates": len(looks.outer),
         "pairs": len(rows),

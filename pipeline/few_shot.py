@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,8 +224,9 @@ def evaluate(
     seed: int,
     workers: int,
     work: Path,
+    datasets: Sequence[str] = BINARY_DATASETS,
 ) -> dict[str, Any]:
-    """Probe VinDr-CXR, RSNA and SIIM at every share; metrics "<dataset>.<share>" (form: docs/results.md).
+    """Probe data sets at every share; metrics "<dataset>.<share>" (form: docs/results.md).
 
     Args:
         tower: fine-tuned, too, at the shares of ``options.fine_tune``; None: not. It takes crops of the
@@ -236,7 +238,7 @@ def evaluate(
         work: folder for features that are too many for memory.
     """
     result = nothing()
-    for dataset in (d for d in BINARY_DATASETS if d in sources):
+    for dataset in (d for d in datasets if d in sources):
         data = read_labelled(index, protocol, dataset)
         if data is None:
             result["notes"].append(f"{dataset}: a split has no study")
@@ -266,6 +268,17 @@ def evaluate(
         if not unseen.any():
             result["notes"].append(f"{dataset}: no test image is clean")
     return result
+
+
+def with_shares(options: FewShot, names: Iterable[str]) -> FewShot:
+    """The recipe with some of its shares alone, linear and fine-tuned ones."""
+    chosen = set(names)
+    tune = options.fine_tune
+    return replace(
+        options,
+        shares={name: share for name, share in options.shares.items() if name in chosen},
+        fine_tune=replace(tune, shares={name: share for name, share in tune.shares.items() if name in chosen}),
+    )
 
 
 def _measured(

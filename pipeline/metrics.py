@@ -116,7 +116,8 @@ def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
 
 
 def mean_with_interval(hits: np.ndarray, weights: np.ndarray, options: Bootstrap) -> tuple[dict[str, Any], np.ndarray]:
-    """The share of hits (accuracy, recall), bool [N] with N >= 1, and its values over the resamples, float64 [B].
+    """The share of hits (accuracy, recall), bool [N] with N >= 1, or the mean of float [N], and its values over the
+    resamples, float64 [B].
 
     A resample that draws none of the items (possible on a part of the test set only) is NaN.
 

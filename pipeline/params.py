@@ -12,11 +12,12 @@ import yaml
 
 from pipeline.records import ParamsError, Within, hint, read_record
 
-LABEL_DATASETS = ("chexpert", "chestxray14")  # captions come from their labels through prompts
+OFFICIAL = "chestxray14_official"  # the archive chestxray14 read once more, with its owner's lists as the split
+LABEL_DATASETS = ("chexpert", "chestxray14", OFFICIAL)  # captions come from their labels through prompts
 PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
 REPORT_DATASETS = ("mimic_cxr", "openi")
 BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
-DATASETS = (*PRETRAIN_DATASETS, *BINARY_DATASETS, "openi")
+DATASETS = ("mimic_cxr", "chexpert", "chestxray14", *BINARY_DATASETS, "openi")  # an archive and a reader each
 ADAPTERS = (
     "cxr_clip",
     "gloria",
@@ -48,7 +49,7 @@ class Source:
     reader: str
     path: str
     stamp: str
-    split: Literal["paper", "patient"] = "paper"  # patient: for chestxray14 and rsna
+    split: Literal["paper", "patient", "official"] = "paper"  # patient: for chestxray14 and rsna; official: the former
     reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
     list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
     manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path
@@ -318,6 +319,15 @@ class FewShot:
 
 
 @dataclass(frozen=True)
+class Official:
+    """Classification on ChestX-ray14's official test list: of which runs, and at which shares of ``FewShot``, linear or
+    fine-tuned."""
+
+    runs: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Bootstrap:
     """Resamples of the test set and the confidence of the interval."""
 
@@ -333,11 +343,22 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
+class Regeneration:
+    """Hidden regions of test images guessed again: by which mixed runs, and at which shares of hidden cells."""
+
+    runs: tuple[str, ...] = ()
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    images: Count = 0  # at most so many of a test set; 0 = all
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """Everything after training."""
 
     few_shot: FewShot
     protocols: tuple[str, ...] = ("paper", "paper_prompts")  # names, or paths of files; tables show the first
+    official: Official = Official()
+    regeneration: Regeneration = Regeneration()
     bootstrap: Bootstrap = Bootstrap()
     retrieval: Retrieval = Retrieval()
     batch_size: Positive = 256

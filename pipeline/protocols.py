@@ -19,11 +19,11 @@ import numpy as np
 import yaml
 
 from pipeline import prompts as templates
-from pipeline.params import DATASETS, Count
+from pipeline.params import DATASETS, OFFICIAL, Count
 from pipeline.records import ParamsError, hint, read_record
 
 FOLDER = Path(__file__).parent / "protocols"
-TEST_SETS = tuple(d for d in DATASETS if d != "chestxray14")  # archives whose test images are embedded
+TEST_SETS = (*(d for d in DATASETS if d != "chestxray14"), OFFICIAL)  # archives whose test images are embedded
 REPORT_SETS = ("chexpert", "mimic_cxr", "openi")  # those of them with reports
 NAME = re.compile(r"[A-Za-z0-9_]+")  # both stand in the names of metrics
 WAYS = ("positive", "grid", "lists", "file", "as_in")
@@ -195,6 +195,18 @@ def retrieval_sets(protocol: Protocol, sources: Collection[str]) -> dict[str, Re
             "searched; give it a key retrieval (docs/protocols.md)"
         )
     return protocol.retrieval
+
+
+def measuring(names: Sequence[str], dataset: str) -> Protocol:
+    """The first of these protocols that measures an AUC on a data set.
+
+    Raises:
+        ProtocolError: none does, or one cannot be used.
+    """
+    for protocol in load_all(names):
+        if any(t.rule.dataset == dataset and t.rule.metric == "auc" for t in protocol.tasks.values()):
+            return protocol
+    raise ProtocolError(f"evaluate.protocols: none measures an AUC on {dataset}; add the protocol chestxray14")
 
 
 def _path(name: str) -> Path:

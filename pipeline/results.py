@@ -21,8 +21,10 @@ from pipeline.metrics import percentiles
 from pipeline.params import BINARY_DATASETS
 
 PAPER = Path(__file__).with_name("paper.yaml")
+STAGES = {"few_shot": "few_shot", "official": "few_shot_official", "regeneration": "regenerate"}  # one a training
 RECALL = re.compile(r"_r\d+$")
-UNBOUNDED = ("rsum", "_over_chance")  # metrics that are no share
+UNBOUNDED = re.compile(r"(rsum|_over_chance)$|[._]psnr\d")  # metrics that are no share
+SIGNED = re.compile(r"[._](psnr|ssim)\d")  # and those that may be below 0
 
 
 class ResultsError(ValueError):
@@ -68,7 +70,8 @@ class RunResult:
     curves, examples, history and so on) is the first training's.
 
     ``clean``: the same on test images that training has not seen; a key that is missing there has the same value.
-    ``removed``: test images that are not clean, by evaluation (zero_shot, few_shot, retrieval) and test set.
+    ``removed``: test images that are not clean, by evaluation (zero_shot, few_shot, official, regeneration, retrieval)
+    and test set. ``differences``: of regeneration with and without the report, as ``comparison.paired`` gives them.
     ``samples``: a metric's values over the resamples, float64 [B], in the order of the draws, which two runs share.
     ``classes``, ``curves``, ``precision_recall`` and ``calibration``: of zero-shot classification, by data set and
     class.
@@ -79,6 +82,7 @@ class RunResult:
     measures: dict[str, Measure] = field(default_factory=dict)
     clean: dict[str, Measure] = field(default_factory=dict)
     removed: dict[str, dict[str, int]] = field(default_factory=dict)
+    differences: dict[str, dict[str, float]] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict)
     classes: dict[str, dict[str, Measure]] = field(default_factory=dict)
     curves: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
@@ -144,6 +148,8 @@ def load_results(
     others: Iterable[str] = (),
     seeds: Sequence[int] = (0,),
     confidence: float = 0.95,
+    official: Iterable[str] = (),
+    regeneration: Iterable[str] = (),
 ) -> tuple[dict[str, RunResult], list[str]]:
     """Read what evaluation wrote for the runs and the other models named, and nothing else that lies in the folder.
 
@@ -154,32 +160,34 @@ def load_results(
         others: other people's models, which have one, too, and no training history.
         seeds: of the trainings of each run.
         confidence: of intervals.
+        official: runs that are probed on ChestX-ray14's official lists; ``regeneration``: those that regenerate.
 
     Returns:
         The results by name, and the files that are not there (their figures are missing from the tables).
 
     Raises:
-        ResultsError: a file is not JSON, belongs to another run, or holds a value outside 0..1.
+        ResultsError: a file is not JSON, belongs to another run, or holds a value outside its range.
     """
     loaded: dict[str, RunResult] = {}
     missing: list[str] = []
-    probed = set(few_shot)
+    optional = {"few_shot": set(few_shot), "official": set(official), "regeneration": set(regeneration)}
     for name in runs:
-        trainings = [_read_run(results, f"{name}/{seed}", name in probed, missing, confidence) for seed in seeds]
+        kinds = ["zero_shot", "retrieval", *(kind for kind, names in optional.items() if name in names)]
+        trainings = [_read_run(results, f"{name}/{seed}", kinds, missing, confidence) for seed in seeds]
         loaded[name] = _over_trainings(name, tuple(seeds), trainings, confidence)
     for name in others:
-        loaded[name] = _read_run(results, name, True, missing, confidence)
+        loaded[name] = _read_run(results, name, ["zero_shot", "retrieval", "few_shot"], missing, confidence)
     return loaded, missing
 
 
-def _read_run(results: Path, name: str, probed: bool, missing: list[str], confidence: float) -> RunResult:
+def _read_run(results: Path, name: str, kinds: Sequence[str], missing: list[str], confidence: float) -> RunResult:
     """One training of a run (``<run>/<seed>``) or another model; ``missing`` grows by the files that are not there."""
     run = RunResult(name)
-    for kind in ("zero_shot", "few_shot", "retrieval"):
+    for kind in kinds:
         path = results / kind / f"{name}.json"
         if path.exists():
             _read_evaluation(path, kind, run)
-        elif kind != "few_shot" or probed:
+        else:
             missing.append(str(path))
     if "/" in name:
         history = results / "pretrain" / f"{name}.csv"
@@ -218,17 +226,19 @@ def _mean(
     """A figure over trainings; the interval of a share ends where shares do."""
     values = [m.value for m in measures]
     mean, low, high = over_trainings(values, samples, confidence)
-    if not key.endswith(UNBOUNDED):
+    if not UNBOUNDED.search(key):
         high = min(high, 1.0)
+    if not SIGNED.search(key):
+        low = max(low, 0.0)
     by_seed = {str(seed): value for seed, value in zip(seeds, values, strict=True)}
-    return Measure(mean, max(low, 0.0), high, measures[0].n, by_seed)
+    return Measure(mean, low, high, measures[0].n, by_seed)
 
 
 def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
     """Add one result file, and the samples beside it, to a run."""
-    stage = kind
-    if kind == "few_shot":
-        stage = f"few_shot@{run.name.replace('/', '-')}" if "/" in run.name else f"few_shot_other@{run.name}"
+    stage = STAGES.get(kind, kind)
+    if kind in STAGES:
+        stage = f"{stage}@{run.name.replace('/', '-')}" if "/" in run.name else f"few_shot_other@{run.name}"
     raw = _read_json(path, f"run: dvc repro {stage}")
     if raw.get("run") != run.name:
         raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {stage}")
@@ -242,6 +252,7 @@ def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
             run.classes[dataset] = {c: _measure(path, f"{where}.{c}", m) for c, m in classes.items()}
         for part in ("curves", "precision_recall", "calibration"):
             getattr(run, part).update(raw.get(part, {}))
+    run.differences.update(raw.get("differences", {}))
     run.pools.update(raw.get("pools", {}))
     run.examples.update(raw.get("examples", {}))
     run.notes = list(dict.fromkeys([*run.notes, *raw.get("notes", [])]))
@@ -260,13 +271,17 @@ def headline_metrics(results: Mapping[str, RunResult]) -> dict[str, dict[str, fl
     Keys: ``<data set>_zs_auc``, ``_zs_accuracy``, ``_p10_auc``, ``_p100_auc``, ``_r1`` …; ``macro_zs_auc`` (mean of
     VinDr-CXR, RSNA and SIIM), ``rsum`` (Table 3's nine recalls), ``<data set>_r10_over_chance`` (a ratio);
     ``<data set>_ft10_auc`` … (fine-tuned), ``<data set>_t2i_r1`` … (text to image), ``<protocol>/<key>`` (another
-    protocol's). ``<key>_clean`` is there where the clean test images give another value.
+    protocol's); ``<data set>_psnr50_matching`` … (regeneration, finest scale; PSNR in dB). ``<key>_clean`` is
+    there where the clean test images give another value.
     """
     rows = {}
     for name, run in results.items():
-        values = {key: round(m.value, 6) for key, m in run.measures.items()}
-        clean = {f"{k}_clean": round(m.value, 6) for k, m in run.clean.items() if round(m.value, 6) != values.get(k)}
-        rows[name] = dict(sorted({**values, **clean}.items(), key=lambda item: _natural(item[0])))
+        values, clean = (
+            {key: round(m.value, 6) for key, m in part.items() if "_scale" not in key}
+            for part in (run.measures, run.clean)
+        )
+        other = {f"{key}_clean": value for key, value in clean.items() if value != values.get(key)}
+        rows[name] = dict(sorted({**values, **other}.items(), key=lambda item: _natural(item[0])))
     return rows
 
 
@@ -330,19 +345,20 @@ def _metric_name(kind: str, key: str) -> str:
     dataset, _, metric = name.partition(".")
     if dataset == "total":
         return before + slash + metric
-    form = {"zero_shot": "{}_zs_{}", "few_shot": "{}_{}_auc", "retrieval": "{}_{}"}[kind]
+    form = {"zero_shot": "{}_zs_{}", "few_shot": "{}_{}_auc", "official": "{}_{}_auc"}.get(kind, "{}_{}")
     return before + slash + form.format(dataset, metric)
 
 
 def _measure(path: Path, key: str, raw: Mapping[str, Any]) -> Measure:
-    most = math.inf if key.endswith("rsum") else 1.0
+    most = math.inf if UNBOUNDED.search(key) else 1.0
+    least = -math.inf if SIGNED.search(key) else 0.0
     seeds = raw.get("seeds", {})
     for part, value in (
         *((p, raw.get(p)) for p in ("value", "low", "high")),
         *((f"seeds.{k}", v) for k, v in seeds.items()),
     ):
-        if not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= most:
-            raise ResultsError(f"{path}: {key}.{part} is {value!r}, expected a number from 0 to {most:g}")
+        if not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= most:
+            raise ResultsError(f"{path}: {key}.{part} is {value!r}, expected a number from {least:g} to {most:g}")
     return Measure(raw["value"], raw["low"], raw["high"], raw.get("n"), seeds)
 
 

@@ -21,8 +21,11 @@ def main() -> None:
     params = config.load()
     with tracking.stage_run("tables", "all", params=params, enabled=params.tracking.enabled, send=True) as run:
         summaries = load_summaries(INDEX, params.sources)
+        evaluate = params.evaluate
         results, missing = load_results(
-            RESULTS, params.runs, params.main, params.others, params.seeds, params.evaluate.bootstrap.confidence
+            *(RESULTS, params.runs, params.main, params.others, params.seeds, evaluate.bootstrap.confidence),
+            official=evaluate.official.runs,
+            regeneration=evaluate.regeneration.runs,
         )
         for path in missing:
             print(f"tables: {path}: not found, its figures are missing from the tables", file=sys.stderr)

@@ -55,6 +55,20 @@ def test_planted_copies_are_found_and_other_pictures_of_a_patient_are_not(plante
     assert counts["pairs"] * (1 - result["precision"]) <= 1
 
 
+def test_one_archive_read_twice_is_copies_without_a_look(coarse, tmp_path, monkeypatch):
+    pictures = [noise(n) for n in range(4)] + [np.full((64, 64), 90, np.uint8)]  # the last too flat to be compared
+    pictures[4][0, 0] = 0
+    once, again = (place(tmp_path / f"{d}.tar", pictures, d) for d in ("chestxray14", "chestxray14_official"))
+    monkeypatch.setattr(duplicates, "_compare", None)
+    counts = find_pairs(images_of([*once, *again]), tmp_path / "pairs.parquet", 0.99, 1)
+    assert (counts["images"], counts["identical"], counts["pairs"]) == (10, 5, 5)
+    rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    assert [(r["dataset_a"], r["dataset_b"], r["study_a"], r["study_b"]) for r in rows] == [
+        ("chestxray14", "chestxray14_official", f"s{n}", f"s{n}") for n in range(5)
+    ]
+    assert {(r["correlation"], r["inverted"], r["same_patient"]) for r in rows} == {(1.0, False, None)}
+
+
 @pytest.mark.drill
 def test_recall_and_precision_among_thousands(tmp_path):
     placed = list(audit.write_studies(tmp_path / "shard.tar", 3000, 256, 11, True))

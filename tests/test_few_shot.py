@@ -257,6 +257,19 @@ def test_every_metric_is_the_mean_of_its_seeds(labelled, found):
         assert [m["positives"] for m in per_class.values()] == truth.sum(axis=0).tolist()
 
 
+def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
+    options = few_shot.with_shares(OPTIONS, ["p100", "ft100"])
+    assert options.shares == {"p100": 1.0} and options.fine_tune == TUNE
+    assert not few_shot.with_shares(OPTIONS, ["p10"]).fine_tune.shares
+    folder, model = labelled
+    alone = evaluate(
+        *(of_model(model, None, 32, 5), model.image_tower, 32, ["mimic_cxr"], Augment(), folder, PROTOCOL),
+        *(["rsna", "vindr_cxr"], {}, options, BOOTSTRAP, 3, 0, folder, ("vindr_cxr",)),
+    )
+    assert alone["metrics"].keys() == {"vindr_cxr.p100", "vindr_cxr.ft100"}
+    assert alone["metrics"] == {key: found["metrics"][key] for key in alone["metrics"]}
+
+
 def resampled(truth, logits, row):
     again = np.repeat(np.arange(len(truth)), row)
     aucs = [

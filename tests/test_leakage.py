@@ -1,10 +1,18 @@
+import cv2
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import leakage
+from pipeline import duplicates, leakage, neighbours
+from pipeline.clean import clean, load_seen
 from pipeline.duplicates import Image
+from pipeline.grey import encode
 from pipeline.leakage import identity
+from pipeline.params import Source
+from pipeline.phantom.archives import write
+from pipeline.shards import Picture, ShardWriter
+from pipeline.sources import open_archive, read
 from pipeline.study import View
 
 
@@ -95,6 +103,52 @@ def test_a_data_set_of_ones_own_is_a_training_and_a_test_set():
     assert lines.loc[("ours", "mimic_cxr", "train")]["images"] == 1
     head = "| test set (images) | mimic_cxr | chestxray14 | ours | own |"
     assert head in leakage.markdown(frame, {"images": 1}, {})
+
+
+def test_the_official_test_list_is_seen_by_who_trained_on_the_papers_split():
+    """NIH_A1 is in training and NIH_A2 in validation there; B is another patient, whom only the official split has."""
+    official = "chestxray14_official"
+    tests = [image(official, "A", "test", "1"), image(official, "A", "test", "3"), image(official, "B", "test")]
+    own = [image(official, "C", "train")]
+    pairs = [*PAIRS, (identity(NIH_A1), identity(tests[0]))]
+    images = [*IMAGES, *tests, *own]
+    rows = leakage.seen(images, leakage.groups(images, pairs))
+    found = {(r["study"], r["view"], r["training_set"], r["training_split"]): r["how"] for r in rows}
+    shown = {
+        (t.study, t.view.id): [found.get((t.study, t.view.id, d, "train")) for d in ("chestxray14", official)]
+        for t in tests
+    }
+    assert shown[tests[0].study, tests[0].view.id] == ["duplicate", None]
+    assert shown[tests[2].study, tests[2].view.id] == [None, None]
+    frame = leakage.table(images, rows).set_index(["test_set", "training_set", "training_split"])
+    line = frame.loc[(official, "chestxray14", "train")]
+    assert (line["images"], line["duplicates"]) == (3, 1)
+    assert frame.loc[(official, official, "train")]["patients_known"] == "yes"
+
+
+def test_an_archive_by_two_splits_from_its_files_to_clean_images(tmp_path, monkeypatch):
+    """A phantom of 40 images: the paper's split has shown every image of the official test list, as itself."""
+    monkeypatch.setattr(neighbours, "GRID", 16)
+    monkeypatch.chdir(tmp_path)
+    write("chestxray14", tmp_path / "phantom", 40, 64, 0, 1)
+    images, tests = [], []
+    for dataset, split in (("chestxray14", "paper"), ("chestxray14_official", "official")):
+        source = Source("chestxray14", "phantom", "", split=split)
+        with ShardWriter(tmp_path / f"{dataset}.tar") as writer:
+            for study in read(open_archive(dataset, "phantom", tmp_path / "cache"), source, 0):
+                data = (tmp_path / "phantom" / study.views[0].path).read_bytes()
+                placed = writer.write(study, [Picture(encode(cv2.imdecode(np.frombuffer(data, "u1"), 0), 95), 0, 0)])
+                images += duplicates.images_of([placed])
+                tests += [placed] * (placed.split == "test")
+    counts = duplicates.find_pairs(images, tmp_path / "audit/pairs.parquet", 0.8, 1)
+    assert (counts["identical"], counts["pairs"]) == (40, 40)
+    group = leakage.groups(images, leakage.read_pairs(tmp_path / "audit/pairs.parquet"))
+    leakage.write_seen(tmp_path / "audit/seen.parquet", leakage.seen(images, group))
+    known = load_seen(tmp_path / "audit")
+    listed = (tmp_path / "phantom/test_list.txt").read_text().split()
+    assert sorted(f"{s.study}.png" for s in tests) == sorted(listed) and len(listed) == 8
+    for trained_on, unseen in ((["chestxray14"], 0), (["chestxray14_official"], 8), (["mimic_cxr"], 8)):
+        assert clean(known, "chestxray14_official", tests, trained_on).sum() == unseen
 
 
 def test_nothing_to_tell_of():

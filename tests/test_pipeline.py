@@ -98,6 +98,8 @@ def test_the_graph_has_every_stage_of_every_axis():
     per_run = ("pretrain", "embed")
     assert not record.others  # else there would be stages of OTHERS
     pairs = [*product(per_run, record.runs), *product(("few_shot",), record.main)]
+    pairs += product(("few_shot_official",), record.evaluate.official.runs)
+    pairs += product(("regenerate",), record.evaluate.regeneration.runs)
     wanted = {f"{stage}@{run}-{seed}" for (stage, run), seed in product(pairs, record.seeds)}
     wanted |= {f"phantom@{a}" for a in record.phantom.archives} | {f"ingest@{d}" for d in record.sources}
     names = subprocess.run(

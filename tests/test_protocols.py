@@ -7,6 +7,7 @@ import yaml
 
 from pipeline import prompts, protocols
 from pipeline.protocols import FOLDER, ProtocolError
+from pipeline.sources.chestxray14 import CLASSES as CHESTXRAY14
 
 NAMES = sorted(p.stem for p in FOLDER.glob("*.yaml"))
 OWN = {
@@ -213,6 +214,17 @@ def test_one_line_names_what_cannot_be_used(tmp_path, raw, says):
     with pytest.raises(ProtocolError) as error:
         protocols.load(path)
     assert str(error.value).startswith(f"{path}: {says}") and "\n" not in str(error.value)
+
+
+def test_chestxray14_asks_for_each_of_its_classes(tmp_path):
+    protocol = protocols.load("chestxray14")
+    (task,) = protocol.tasks.values()
+    assert tuple(task.positive) == CHESTXRAY14 and task.rule.dataset == "chestxray14_official"
+    assert (task.positive["Hernia"], task.negative["Hernia"]) == (["Hernia"], ["No Hernia"])
+    assert protocols.measuring(["paper", "chestxray14"], "chestxray14_official") == protocol
+    assert protocols.measuring(["medclip", "paper"], "rsna").name == "medclip"  # the first that does
+    with pytest.raises(ProtocolError, match=r"none measures an AUC on chestxray14_official"):
+        protocols.measuring(["paper", "paper_prompts"], "chestxray14_official")
 
 
 def test_a_name_that_is_no_protocol(tmp_path):

@@ -268,6 +268,56 @@ def test_chestxray14(tmp_path, folder):
     assert [(r.item, r.kind) for r in rejects] == [("00000002_000.png", "row")]
 
 
+def test_chestxray14_by_its_official_lists(tmp_path):
+    """60 patients with three images each; those whose number ends in 3 or 7 are the test list."""
+    header = ["Image Index", "Finding Labels", "Follow-up #", "Patient ID", "View Position"]
+    rows = [[f"{n // 3:08}_{n % 3:03}.png", "Mass", n % 3, n // 3, "AP"] for n in range(180)]
+    put(tmp_path, "Data_Entry_2017.csv", [header, *rows, ["00000099_000.png", "Mass", 0, 99, "AP"]])
+    lists = {"train_val_list.txt": [], "test_list.txt": []}
+    for name, _, _, patient, _ in rows:
+        lists["test_list.txt" if patient % 10 in (3, 7) else "train_val_list.txt"].append(name)
+    put(tmp_path, "lists/test_list.txt", "\r\n".join(lists["test_list.txt"]))
+    with pytest.raises(SourceError, match=r"official list train_val_list\.txt not found"):
+        read_all("chestxray14", tmp_path, split="official")
+    put(tmp_path, "lists/train_val_list.txt", "\n".join(lists["train_val_list.txt"]) + "\n")
+    studies, rejects = read_all("chestxray14", tmp_path, split="official")
+    of = {part: {s.patient for s in studies if s.split == part} for part in ("train", "valid", "test")}
+    assert of["test"] == {str(n) for n in range(60) if n % 10 in (3, 7)}
+    assert splits(studies)["test"] == 36 and len(of["valid"]) == 5 and len(of["train"]) == 43  # a tenth of 48
+    assert not of["train"] & of["valid"] and not of["test"] & (of["train"] | of["valid"])
+    assert [(r.item, r.kind) for r in rejects] == [("00000099_000.png", "row")]  # in neither list
+    put(tmp_path, "lists/test_list.txt", "00000000_000.png")
+    with pytest.raises(SourceError, match=r"1 of its images are in train_val_list\.txt, too"):
+        read_all("chestxray14", tmp_path, split="official")
+
+
+def test_an_archive_read_twice_has_two_names(tmp_path):
+    header = ["Image Index", "Finding Labels", "Patient ID", "View Position"]
+    put(tmp_path, "Data_Entry_2017.csv", [header, ["1.png", "Mass", 1, "AP"], ["2.png", "Flu", 2, "AP"]])
+    put(tmp_path, "train_val_list.txt", "1.png\n2.png")
+    put(tmp_path, "test_list.txt", "")
+    source = Source("chestxray14", str(tmp_path), "", split="official")
+    opened = open_archive("chestxray14_official", source.path, tmp_path / "cache")
+    assert {item.dataset for item in read(opened, source, 0)} == {"chestxray14_official"}
+
+
+@real
+def test_real_chestxray14_by_lists(tmp_path):
+    """Lists drawn by patient beside the real labels, which are not to be copied: 25,596 / 86,524 are the owner's."""
+    (tmp_path / "Data_Entry_2017_v2020.csv.gz").symlink_to(REAL / "Data_Entry_2017_v2020.csv.gz")
+    with gzip.open(REAL / "Data_Entry_2017_v2020.csv.gz", "rt") as file:
+        patients = {row["Image Index"]: int(row["Patient ID"]) for row in csv.DictReader(file)}
+    for name, tested in (("test_list.txt", True), ("train_val_list.txt", False)):
+        put(tmp_path, name, "\n".join(image for image, p in patients.items() if (p % 5 == 0) == tested))
+    studies, rejects = read_all("chestxray14", tmp_path, split="official")
+    assert rejects == [] and len(studies) == 112120
+    of = {part: {int(s.patient) for s in studies if s.split == part} for part in ("train", "valid", "test")}
+    assert of["test"] == {p for p in patients.values() if p % 5 == 0}
+    rest = {p for p in patients.values() if p % 5}
+    assert of["train"] | of["valid"] == rest and not of["train"] & of["valid"]
+    assert len(of["valid"]) == -(-len(rest) // 10)
+
+
 def test_vindr_any_reader_makes_it_positive(tmp_path):
     header = ["image_id", "rad_id", "Aortic enlargement", " Pneumonia "]
     rows = [[i, f"R{r}", 0, int(i == "b" and r == 2)] for i in "cab" for r in (1, 2, 3)]

@@ -470,6 +470,56 @@ def test_trainings_with_several_seeds_become_one_row(here):
     assert missing == ["data/results/zero_shot/clip/1.json"] and "rsna_zs_auc" not in results["clip"].measures
 
 
+def test_what_runs_were_probed_and_what_they_regenerate_is_read(tmp_path):
+    """PSNR is no share and SSIM may be negative; both are read for the runs that are named, and only for them."""
+    m = {"value": 0.75, "low": 0.7, "high": 0.8, "n": 160}
+    db, below = {"value": 21.5, "low": 20, "high": 23, "n": 50}, {"value": -0.1, "low": -0.2, "high": 0, "n": 50}
+    difference = {"difference": 1.5, "low": 1, "high": 2, "p": 0.01}
+    files = {
+        "zero_shot": {"metrics": {"chestxray14/chestxray14_official.auc": m}},
+        "retrieval": {"metrics": {}},
+        "official": {"metrics": {"chestxray14_official.p10": m}, "removed": {"chestxray14_official": 160}},
+        "regeneration": {
+            "metrics": {
+                **{"openi.psnr50_matching": db, "openi.ssim50_matching": below},
+                "openi.psnr50_matching_scale1": db,
+            },
+            "differences": {"openi.psnr50_matching-none": difference},
+        },
+    }
+    for kind, content in files.items():
+        for seed in (0, 1):
+            path = tmp_path / kind / f"mixed/{seed}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"run": f"mixed/{seed}", "notes": [], **content}))
+    (tmp_path / "pretrain" / "mixed").mkdir(parents=True)
+    for seed in (0, 1):
+        (tmp_path / "pretrain" / "mixed" / f"{seed}.csv").write_text("epoch\n0\n")
+    named = {"official": ["mixed"], "regeneration": ["mixed"]}
+    for seeds in ((0,), (0, 1)):
+        found, missing = load_results(tmp_path, ["mixed"], [], (), seeds, **named)
+        assert missing == []
+        mixed = found["mixed"]
+        assert mixed.measures["chestxray14_official_p10_auc"].value == 0.75
+        assert mixed.measures["openi_psnr50_matching"].value == 21.5
+        assert mixed.measures["openi_ssim50_matching"].value == pytest.approx(-0.1)
+        assert mixed.measures["openi_ssim50_matching"].low < 0 and mixed.measures["openi_psnr50_matching"].high > 1
+        assert mixed.removed["official"] == {"chestxray14_official": 160}
+        assert mixed.differences == {"openi.psnr50_matching-none": difference}
+        assert set(headline_metrics(found)["mixed"]) == {
+            *("chestxray14/chestxray14_official_zs_auc", "chestxray14_official_p10_auc"),
+            *("openi_psnr50_matching", "openi_ssim50_matching"),
+        }
+    unnamed, _ = load_results(tmp_path, ["mixed"], [])
+    assert set(unnamed["mixed"].measures) == {"chestxray14/chestxray14_official_zs_auc"}
+    (tmp_path / "regeneration/mixed/0.json").unlink()
+    assert load_results(tmp_path, ["mixed"], [], **named)[1] == [str(tmp_path / "regeneration/mixed/0.json")]
+    bad = {"run": "mixed/0", "metrics": {"openi.ssim50_matching": {**m, "value": 1.5}}}
+    (tmp_path / "regeneration/mixed/0.json").write_text(json.dumps(bad))
+    with pytest.raises(ResultsError, match=r"dvc repro|ssim50_matching\.value is 1\.5"):
+        load_results(tmp_path, ["mixed"], [], **named)
+
+
 def test_an_ablation_of_prompts_stands_below_the_run_it_is_like(here):
     """Its own row in S1 alone, compared with the run whose prompts it changes, and in no row of the paper's."""
     runs = {

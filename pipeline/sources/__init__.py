@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.files import PACK_SUFFIXES, Files, FilesError
-from pipeline.params import Source
+from pipeline.params import OFFICIAL, Source
 from pipeline.sources.archive import WHERE, Archive, SourceError, open_archive
 from pipeline.study import Reject, Study
 
@@ -103,8 +103,11 @@ def fingerprint(dataset: str, source: Source) -> dict[str, str]:
 
 def notes(archive: Archive, source: Source) -> list[str]:
     """What a reader of the tables must know about how this archive was read; one sentence each."""
+    if archive.dataset == OFFICIAL:
+        return []
     if source.split != "paper":
-        return ["Split by patient, not as the paper does: the counts and metrics are not the paper's"]
+        how = "as the owner's lists say" if source.split == "official" else "by patient"
+        return [f"Split {how}, not as the paper does: the counts and metrics are not the paper's"]
     if source.reader == "chexpert":
         from pipeline.sources.chexpert import find_list
 

@@ -193,10 +193,10 @@ def split_two(n: int, share: float, seed: int = 0) -> tuple[list[int], list[int]
     return order[held:], order[:held]
 
 
-def train_valid(n: int) -> list[str]:
-    """Split of each of ``n`` items, 80 / 20 (ChestX-ray14 and VinDr-CXR; paper Table 1)."""
+def train_valid(n: int, share: float = 0.2) -> list[str]:
+    """Split of each of ``n`` items, by default 80 / 20 (ChestX-ray14 and VinDr-CXR; paper Table 1)."""
     splits = ["train"] * n
-    for i in split_two(n, 0.2)[1]:
+    for i in split_two(n, share)[1]:
         splits[i] = "valid"
     return splits
 

@@ -1,0 +1,48 @@
+"""Stage ``few_shot_official@run-seed``: as ``few_shot``, on ChestX-ray14's official lists -> data/results/official/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from pipeline import embed, evaluation, few_shot, model, protocols, tracking
+from pipeline import params as config
+from pipeline.clean import load_seen
+
+
+def main(name: str) -> None:
+    params = config.load()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tracking.stage_run("few_shot_official", name, params.evaluate, params.tracking.enabled) as record:
+        net, tokenizer, run = model.load(Path("data/models") / name, device)
+        options = few_shot.with_shares(params.evaluate.few_shot, params.evaluate.official.shares)
+        found = few_shot.evaluate(
+            embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size),
+            net.image_tower if options.fine_tune.shares else None,
+            run.datasets,
+            params.augment,
+            Path("data/index"),
+            protocols.measuring(params.evaluate.protocols, config.OFFICIAL),
+            list(params.sources),
+            load_seen(Path("data/audit")),
+            options,
+            params.evaluate.bootstrap,
+            params.seed,
+            params.train.workers,
+            Path("data/work/few_shot"),
+            (config.OFFICIAL,),
+        )
+        evaluation.write(Path("data/results/official") / f"{name}.json", name, found)
+        record.metrics(evaluation.values(found))
+    evaluation.show("few_shot_official", name, found)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m stages.few_shot_official RUN SEED")
+    try:
+        main("/".join(sys.argv[1:3]))
+    except (ValueError, OSError) as error:
+        sys.exit(f"few_shot_official {'/'.join(sys.argv[1:3])}: {error}")

@@ -1,0 +1,56 @@
+"""Stage ``regenerate@run-seed``: data/models/<run>/<seed>, test images and reports -> data/results/regeneration/."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline import evaluation, model, protocols, regenerate, tracking
+from pipeline import params as config
+from pipeline.clean import clean, load_seen
+from pipeline.grey import keep_memory
+
+
+def main(name: str) -> None:
+    keep_memory()
+    params = config.load()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"
+    ratios, most = params.evaluate.regeneration.ratios, params.evaluate.regeneration.images
+    first = protocols.load(params.evaluate.protocols[0])
+    sets = regenerate.rules(protocols.retrieval_sets(first, params.sources), params.sources)
+    with tracking.stage_run("regenerate", name, params.evaluate, params.tracking.enabled) as record:
+        net, tokenizer, run = model.load(Path("data/models") / name, device)
+        filler = regenerate.of_network(net, tokenizer, device)
+        found = regenerate.evaluate(
+            filler,
+            run.image_size,
+            params.evaluate.batch_size,
+            index,
+            sets,
+            ratios,
+            most,
+            params.evaluate.bootstrap,
+            params.seed,
+            partial(clean, load_seen(Path("data/audit")), trained_on=run.datasets),
+        )
+        evaluation.write(out, name, found)
+        shown = regenerate.may_be_shown(index, sets, params.report.show_patient_data)
+        examples = regenerate.pictures(filler, run.image_size, index, shown, ratios, most, params.seed)
+        np.savez_compressed(out.with_suffix(".pictures.npz"), allow_pickle=False, **examples)
+        record.metrics(evaluation.values(found))
+    for line in regenerate.account(found):
+        print(f"regenerate {name}: {line}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m stages.regenerate RUN SEED")
+    try:
+        main("/".join(sys.argv[1:3]))
+    except (ValueError, OSError) as error:
+        sys.exit(f"regenerate {'/'.join(sys.argv[1:3])}: {error}")

@@ -263,7 +263,7 @@ def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
     assert not few_shot.with_shares(OPTIONS, ["p10"]).fine_tune.shares
     folder, model = labelled
     alone = evaluate(
-        *(of_model(model, None, 32, 5), model.image_tower, 32, ["mimic_cxr"], Augment(), folder, PROTOCOL),
+        *(of_model(model, None, 32, 5), model.image_tower, ["mimic_cxr"], Augment(), folder, PROTOCOL),
         *(["rsna", "vindr_cxr"], {}, options, BOOTSTRAP, 3, 0, folder, ("vindr_cxr",)),
     )
     assert alone["metrics"].keys() == {"vindr_cxr.p100", "vindr_cxr.ft100"}

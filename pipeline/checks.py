@@ -84,6 +84,7 @@ def check(params: Params) -> None:
         ("main", params.main),
         ("ablations", params.ablations),
         ("prompt_ablations", params.prompt_ablations),
+        ("compositions", params.compositions),
         ("control", (params.control,)),
     ):
         for name in names:

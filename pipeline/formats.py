@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pipeline.tables import Cell, Row, Table
+from pipeline.table_form import Cell, Row, Table
 
 DASH = "—"
 BOLD = "Bold: our figure, as printed, is above the paper's, on real test images (figures on phantoms are never bold)."
@@ -166,34 +166,35 @@ def phantom_line(phantom: Sequence[str]) -> str:
 def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
     """A row's figures as text, one line a kind: ours, its interval, the paper's, the difference, that to another row
     ("against <run>"), ours on clean images, by seed; what is — in every column is left out."""
-    d = table.decimals
+    cells = [(c, column.decimals(table.decimals)) for column, c in zip(table.columns, row.cells, strict=True)]
     if table.number == "1":
         lines = [("ours, listed", [show(c.ours, 0) for c in row.cells])]
         lines.append(("ours, ingested", [show(c.written, 0) for c in row.cells]))
     else:
-        lines = [("ours", [show(c.ours, d) for c in row.cells])]
-        lines.append((f"{100 * table.confidence:g} % interval", [show_interval(c, d) for c in row.cells]))
-    lines.append(("paper", [show(c.paper, d) for c in row.cells]))
-    lines.append(("difference", [show_difference(c, d) for c in row.cells]))
+        lines = [("ours", [show(c.ours, d) for c, d in cells])]
+        lines.append((f"{100 * table.confidence:g} % interval", [show_interval(c, d) for c, d in cells]))
+    lines.append(("paper", [show(c.paper, d) for c, d in cells]))
+    lines.append(("difference", [show_difference(c, d) for c, d in cells]))
     if row.against:
-        lines.append((f"against {row.against}", [show_against(c, d) for c in row.cells]))
+        lines.append((f"against {row.against}", [show_against(c, d) for c, d in cells]))
     if any(c.removed or c.clean is not None for c in row.cells):
-        lines.append(("on clean images", [show_clean(c, d) for c in row.cells]))
-    lines.append(("by seed", [", ".join(show(v, d) for v in c.seeds) if len(c.seeds) > 1 else DASH for c in row.cells]))
+        lines.append(("on clean images", [show_clean(c, d) for c, d in cells]))
+    lines.append(("by seed", [", ".join(show(v, d) for v in c.seeds) if len(c.seeds) > 1 else DASH for c, d in cells]))
     always = {lines[0][0], "paper"} if all(c.ours is None for c in row.cells) else {lines[0][0]}
     return [(k, v) for k, v in lines if k in always or any(t != DASH for t in v)]
 
 
 def show(value: float | None, decimals: int) -> str:
     """A figure in print, or —."""
-    return DASH if value is None else f"{value:,.{decimals}f}"
+    return DASH if value is None else f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def show_interval(cell: Cell, decimals: int) -> str:
     """An interval in print, or —, as where all resamples are alike and so say nothing."""
     if cell.low is None or cell.high is None or cell.low == cell.high:
         return DASH
-    return f"{cell.low:.{decimals}f}–{cell.high:.{decimals}f}"
+    between = "–" if cell.low >= 0 else " to "
+    return f"{cell.low:.{decimals}f}{between}{cell.high:.{decimals}f}".replace("-", "−")
 
 
 def show_difference(cell: Cell, decimals: int) -> str:

@@ -85,8 +85,11 @@ class MixedNet(nn.Module):
         keep("scale_of", torch.repeat_interleave(torch.arange(self.scales), torch.tensor([g * g for g in self.grids])))
         side = self.patch * 2 ** (self.scales - 1)
         keep("cell_of", torch.cat([(p[:, 0] // side) * self.grid + p[:, 1] // side for p in places]).long())
-        keep("image_positions", torch.cat([_waves(p / self.patch, wide) for p in places]))
-        keep("text_positions", _waves(torch.arange(config.text_encoder.max_tokens).unsqueeze(1).double(), wide))
+        # From one patch to the next up to twice the picture: slower waves would be alike at all places.
+        lengths = 2.0, 4.0 * self.grids[0]
+        keep("image_positions", torch.cat([_waves(p / self.patch, wide, *lengths) for p in places]))
+        words = torch.arange(config.text_encoder.max_tokens).unsqueeze(1).double()
+        keep("text_positions", _waves(words, wide, 2 * math.pi, 2 * math.pi * 10000))
 
     @property
     def scale(self) -> Tensor:
@@ -254,10 +257,11 @@ def _centres(side: int, count: int) -> Tensor:
     return torch.cartesian_prod(middle, middle)
 
 
-def _waves(places: Tensor, width: int) -> Tensor:
-    """Sines and cosines of geometric frequencies from 1 to 1/10000 (Vaswani et al., NeurIPS 2017) of each coordinate of
-    ``places``, float64 [N, 1 or 2], side by side: float32 [N, width]."""
+def _waves(places: Tensor, width: int, shortest: float, longest: float) -> Tensor:
+    """Sines and cosines (Vaswani et al., NeurIPS 2017) of each coordinate of ``places``, float64 [N, 1 or 2], side by
+    side: float32 [N, width]. Wavelengths are a geometric series from ``shortest``; ``longest`` would be its next one.
+    """
     each = width // (2 * places.shape[1])
-    rates = 10000 ** -(torch.arange(each, dtype=torch.float64) / each)
+    rates = 2 * math.pi / shortest * (shortest / longest) ** (torch.arange(each, dtype=torch.float64) / each)
     angles = places.unsqueeze(2) * rates
     return torch.cat([angles.sin(), angles.cos()], dim=2).flatten(1).float()

@@ -18,12 +18,14 @@ import numpy as np
 import yaml
 
 from pipeline import charts, figures
+from pipeline.control import ControlRow, control_rows
 from pipeline.formats import all_notes, bold, figure_lines, phantom_line
 from pipeline.params import Params
 from pipeline.provenance import interval, origins
 from pipeline.results import RunResult, Summary, load_paper
 from pipeline.study import Study, View, read_studies
-from pipeline.tables import ControlRow, Row, Table, control_rows, phantoms
+from pipeline.table_form import Row, Table
+from pipeline.tables import phantoms
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PER_DATASET = 3  # pictures of a data set on the contact sheet

@@ -401,6 +401,7 @@ class Params:
     back_translation: BackTranslation = BackTranslation()
     seeds: tuple[Count, ...] = (0,)
     prompt_ablations: tuple[str, ...] = ()
+    compositions: tuple[str, ...] = ()
     others: dict[str, Other] = field(default_factory=dict)
     report: Report = Report()
     tracking: Tracking = Tracking()

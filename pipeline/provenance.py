@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from pipeline.params import Params
-from pipeline.tables import Column, Table
+from pipeline.table_form import Column, Table
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def _kind(column: Column) -> str:
         return f"zs {protocol}" if slash else "zs"
     if key.endswith("rsum"):
         return "sum"
+    if "_psnr" in key or "_ssim" in key:
+        return "regeneration"
     if "_t2i_" in key:
         return "t2i"
     if "_ft" in key:
@@ -79,6 +81,11 @@ def _rule(params: Params, kind: str, columns: list[Column]) -> str:
         )
         shares = ", ".join(f"{k}: {100 * v:g} %" for k, v in evaluate.few_shot.shares.items())
         return f"{way}, on a share of the training split drawn with the seed ({shares}); AUC, mean over classes"
+    if kind == "regeneration":
+        return (
+            "hidden cells of the coarsest scale filled by the model, measured over hidden pixels; with the image's "
+            "report, with none or with another patient's (docs/results.md)"
+        )
     if kind == "sum":
         return "sum of the row's R@K; — where one is missing"
     query, found = ("text", "image") if kind == "t2i" else ("image", "text")

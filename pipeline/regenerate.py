@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from pipeline.augment import evaluation_image
-from pipeline.comparison import paired
 from pipeline.image_quality import averaged, psnr, ssim, without_model
 from pipeline.metrics import mean_with_interval, resamples
 from pipeline.params import REPORT_DATASETS, Bootstrap
@@ -197,7 +196,8 @@ def measure(
     """Every measure of each image at one mask ratio: name -> float64 [N].
 
     Names: ``psnr<ratio in percent>_<way>`` and ``ssim..``, the ways being ``WITH_TEXT`` and ``BASELINES``; of the
-    coarser scales ``psnr.._<way>_scale1`` .., against the picture averaged as they are.
+    coarser scales ``psnr.._<way>_scale1`` .., against the picture averaged as they are; and what the matching report
+    adds to none and to another's, ``psnr.._gain_none``, ``.._gain_shuffled`` and ``ssim..``.
 
     Raises:
         ValueError: a guess is not finite.
@@ -221,7 +221,11 @@ def measure(
             for k, guess in enumerate(scales[1:], 1):
                 values = psnr(averaged(truth, k), guess, averaged(hidden, k) > 0.5)
                 parts.setdefault(f"psnr{percent}_{way}_scale{k}", []).append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    found = {name: np.concatenate(values) for name, values in parts.items()}
+    for name in (f"psnr{percent}", f"ssim{percent}"):
+        for way in ("none", "shuffled"):
+            found[f"{name}_gain_{way}"] = found[f"{name}_matching"] - found[f"{name}_{way}"]
+    return found
 
 
 def evaluate(
@@ -236,7 +240,7 @@ def evaluate(
     seed: int,
     clean_of: Callable[[str, Sequence[Study]], np.ndarray],
 ) -> dict[str, Any]:
-    """All measures as means with intervals over patients, and how much the matching report helps (docs/results.md).
+    """All measures as means with intervals over patients (docs/results.md).
 
     Args:
         size: side of the model's images in pixels.
@@ -244,7 +248,7 @@ def evaluate(
         ratios: shares of the cells to hide; ``most``: images of a test set, 0 = all.
         clean_of: data set, studies -> bool [N], which images training has not shown.
     """
-    result: dict[str, Any] = {name: {} for name in ("metrics", "clean", "removed", "differences", "samples")}
+    result: dict[str, Any] = {name: {} for name in ("metrics", "clean", "removed", "samples")}
     result["notes"] = []
     for rule in sets:
         dataset, sample = rule.dataset, read_sample(index, rule, most, seed)
@@ -264,14 +268,6 @@ def evaluate(
                 if unseen.any() and not unseen.all():
                     result["clean"][key], result["samples"][f"clean/{key}"] = mean_with_interval(
                         rows[unseen], weights[:, unseen], bootstrap
-                    )
-            for name in (n for n in values if "_matching" in n):
-                for way in ("none", "shuffled"):
-                    one, other = f"{dataset}.{name}", f"{dataset}.{name.replace('_matching', f'_{way}')}"
-                    result["differences"][f"{one}-{way}"] = paired(
-                        *(result["metrics"][one], result["samples"][one]),
-                        *(result["metrics"][other], result["samples"][other]),
-                        bootstrap.confidence,
                     )
     return result
 
@@ -335,15 +331,11 @@ def may_be_shown(index: Path, sets: Sequence[RetrievalSet], patients: bool) -> l
 
 def account(found: dict[str, Any]) -> list[str]:
     """What ``evaluate`` found in a few lines: the finest scale's means and what the report adds; the notes."""
-    lines = []
-    for key, m in found["metrics"].items():
-        if key.endswith("_matching"):
-            added = [found["differences"][f"{key}-{way}"] for way in ("none", "shuffled")]
-            against = ", ".join(
-                f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] against {way}"
-                for way, d in zip(("none", "shuffled"), added, strict=True)
-            )
-            lines.append(f"{key} {m['value']:.3f} ({against})")
+    metrics, lines = found["metrics"], []
+    for key in (k for k in metrics if k.endswith("_matching")):
+        gains = [(way, metrics[key.replace("_matching", f"_gain_{way}")]) for way in ("none", "shuffled")]
+        against = ", ".join(f"{m['value']:+.3f} [{m['low']:+.3f}, {m['high']:+.3f}] against {way}" for way, m in gains)
+        lines.append(f"{key} {metrics[key]['value']:.3f} ({against})")
     return [*lines, *(f"note: {note}" for note in found["notes"])]
 
 

@@ -71,7 +71,7 @@ class RunResult:
 
     ``clean``: the same on test images that training has not seen; a key that is missing there has the same value.
     ``removed``: test images that are not clean, by evaluation (zero_shot, few_shot, official, regeneration, retrieval)
-    and test set. ``differences``: of regeneration with and without the report, as ``comparison.paired`` gives them.
+    and test set.
     ``samples``: a metric's values over the resamples, float64 [B], in the order of the draws, which two runs share.
     ``classes``, ``curves``, ``precision_recall`` and ``calibration``: of zero-shot classification, by data set and
     class.
@@ -82,7 +82,6 @@ class RunResult:
     measures: dict[str, Measure] = field(default_factory=dict)
     clean: dict[str, Measure] = field(default_factory=dict)
     removed: dict[str, dict[str, int]] = field(default_factory=dict)
-    differences: dict[str, dict[str, float]] = field(default_factory=dict)
     samples: dict[str, np.ndarray] = field(default_factory=dict)
     classes: dict[str, dict[str, Measure]] = field(default_factory=dict)
     curves: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
@@ -252,7 +251,6 @@ def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
             run.classes[dataset] = {c: _measure(path, f"{where}.{c}", m) for c, m in classes.items()}
         for part in ("curves", "precision_recall", "calibration"):
             getattr(run, part).update(raw.get(part, {}))
-    run.differences.update(raw.get("differences", {}))
     run.pools.update(raw.get("pools", {}))
     run.examples.update(raw.get("examples", {}))
     run.notes = list(dict.fromkeys([*run.notes, *raw.get("notes", [])]))

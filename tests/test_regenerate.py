@@ -206,8 +206,10 @@ def test_a_model_that_reads_is_found_to_read(index):
     )
     for way in ("none", "shuffled"):
         for name in ("psnr25", "psnr75", "ssim25", "ssim75"):
-            difference = found["differences"][f"openi.{name}_matching-{way}"]
-            assert difference["low"] > 0 and difference["p"] < 0.05
+            gain, own, other = (metrics[f"openi.{name}_{m}"] for m in (f"gain_{way}", "matching", way))
+            assert gain["low"] > 0 and gain["value"] == pytest.approx(own["value"] - other["value"])
+            samples = [found["samples"][f"openi.{name}_{m}"] for m in (f"gain_{way}", "matching", way)]
+            assert samples[0] == pytest.approx(samples[1] - samples[2])  # paired: the same resamples
     shown = [text for _, _, texts in model.calls if texts for text in texts]
     assert Counter(shown) == dict.fromkeys(known, 4)  # two ratios, its own and somebody else's
     assert regenerate.account(found)[0].startswith("openi.psnr25_matching 100.000 (+")
@@ -231,7 +233,8 @@ def test_a_model_that_does_not_read_gains_nothing(index):
             return super().regenerate_scales(images, mask, None)
 
     found = evaluated(index, Deaf({}), ratios=(0.5,))
-    assert {(d["difference"], d["low"], d["high"], d["p"]) for d in found["differences"].values()} == {(0, 0, 0, 1)}
+    gains = {key: m for key, m in found["metrics"].items() if "_gain_" in key}
+    assert len(gains) == 4 and {(m["value"], m["low"], m["high"]) for m in gains.values()} == {(0, 0, 0)}
 
 
 def test_clean_images_and_what_is_missing(index):

@@ -11,7 +11,7 @@ import fake_results as fake
 import numpy as np
 import pytest
 
-from pipeline import formats, tables
+from pipeline import control, formats, table_form, tables
 from pipeline.results import Measure, ResultsError, headline_metrics, load_paper, load_results, load_summaries
 
 SEEDS = Path(__file__).parents[2] / "shared" / "seeds"
@@ -128,7 +128,7 @@ def test_a_run_the_paper_does_not_have_is_appended(here):
     ],
 )
 def test_printed_difference_is_that_of_the_printed_figures(ours, paper, shown):
-    assert formats.show_difference(tables.Cell(ours, paper), 1) == shown
+    assert formats.show_difference(table_form.Cell(ours, paper), 1) == shown
 
 
 def test_nothing_computed_prints_dashes_only(here):
@@ -179,14 +179,14 @@ def test_table_1_of_real_and_phantom_archives(here):
 def test_control_run_against_chance(here):
     p = fake.make(here)
     _, _, results = built(here, p)
-    full, rows = tables.control_rows(p, results)
+    full, rows = control.control_rows(p, results)
     assert full == "resnet_mcc" and len(rows) == 8
     assert {r.at_chance for r in rows} == {True, None}
     results["shuffled"].measures["openi_r10"] = results["resnet_mcc"].measures["openi_r10"]
-    assert [r.name for r in tables.control_rows(p, results)[1] if r.at_chance is False] == [
+    assert [r.name for r in control.control_rows(p, results)[1] if r.at_chance is False] == [
         "Open-I R@10",
     ]
-    assert tables.control_rows(fake.params(control=""), results) == ("", [])
+    assert control.control_rows(fake.params(control=""), results) == ("", [])
 
 
 def test_metrics_are_flat_rounded_and_of_enabled_runs_only(here):
@@ -267,7 +267,7 @@ def test_same_results_same_bytes(here):
     assert texts[0] == texts[1] and sorted(texts[0]) == sorted(
         [
             "metrics.json",
-            *(f"table{n}.{end}" for n in (1, 2, 3, 4, "S1", "S2", "S3", "S4") for end in ("md", "csv", "tex")),
+            *(f"table{n}.{end}" for n in (1, 2, 3, 4, "S1", "S2", "S3", "S4", "S5", "S6") for end in ("md", "csv", "tex")),
         ]
     )
 
@@ -331,9 +331,9 @@ def test_a_line_of_paper_figures_only_where_the_paper_has_some(here):
     [(78.86, 78.8, False, True), (78.84, 78.8, False, False), (90.0, 78.8, True, False), (None, 78.8, False, False)],
 )
 def test_bold_is_above_the_paper_as_printed_on_real_images(ours, paper, phantom, bold):
-    table = tables.Table("2", "T", "", (), (tables.Column("rsna_zs_auc", "RSNA", "ZS"),), ())
-    cell = tables.Cell(ours, paper, phantom=phantom)
-    assert formats.bold(table, tables.Row("k", "m", (cell,))) == [bold]
+    table = table_form.Table("2", "T", "", (), (table_form.Column("rsna_zs_auc", "RSNA", "ZS"),), ())
+    cell = table_form.Cell(ours, paper, phantom=phantom)
+    assert formats.bold(table, table_form.Row("k", "m", (cell,))) == [bold]
 
 
 def test_rows_are_compared_over_the_same_resamples(here):
@@ -474,7 +474,7 @@ def test_what_runs_were_probed_and_what_they_regenerate_is_read(tmp_path):
     """PSNR is no share and SSIM may be negative; both are read for the runs that are named, and only for them."""
     m = {"value": 0.75, "low": 0.7, "high": 0.8, "n": 160}
     db, below = {"value": 21.5, "low": 20, "high": 23, "n": 50}, {"value": -0.1, "low": -0.2, "high": 0, "n": 50}
-    difference = {"difference": 1.5, "low": 1, "high": 2, "p": 0.01}
+    gain = {"value": -0.05, "low": -0.2, "high": 0.1, "n": 50}
     files = {
         "zero_shot": {"metrics": {"chestxray14/chestxray14_official.auc": m}},
         "retrieval": {"metrics": {}},
@@ -482,9 +482,8 @@ def test_what_runs_were_probed_and_what_they_regenerate_is_read(tmp_path):
         "regeneration": {
             "metrics": {
                 **{"openi.psnr50_matching": db, "openi.ssim50_matching": below},
-                "openi.psnr50_matching_scale1": db,
+                **{"openi.psnr50_matching_scale1": db, "openi.psnr50_gain_none": gain},
             },
-            "differences": {"openi.psnr50_matching-none": difference},
         },
     }
     for kind, content in files.items():
@@ -505,10 +504,11 @@ def test_what_runs_were_probed_and_what_they_regenerate_is_read(tmp_path):
         assert mixed.measures["openi_ssim50_matching"].value == pytest.approx(-0.1)
         assert mixed.measures["openi_ssim50_matching"].low < 0 and mixed.measures["openi_psnr50_matching"].high > 1
         assert mixed.removed["official"] == {"chestxray14_official": 160}
-        assert mixed.differences == {"openi.psnr50_matching-none": difference}
+        assert mixed.measures["openi_psnr50_gain_none"].value == pytest.approx(-0.05)
+        assert mixed.measures["openi_psnr50_gain_none"].low < 0
         assert set(headline_metrics(found)["mixed"]) == {
             *("chestxray14/chestxray14_official_zs_auc", "chestxray14_official_p10_auc"),
-            *("openi_psnr50_matching", "openi_ssim50_matching"),
+            *("openi_psnr50_matching", "openi_ssim50_matching", "openi_psnr50_gain_none"),
         }
     unnamed, _ = load_results(tmp_path, ["mixed"], [])
     assert set(unnamed["mixed"].measures) == {"chestxray14/chestxray14_official_zs_auc"}

@@ -1,0 +1,105 @@
+"""What a table is: columns, rows, and cells that hold a figure with all that is said beside it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+TEST_SET = re.compile(r"(?:.+/)?(\w+?)_(?:zs|p|ft|t2i|r|psnr|ssim)\d*(?:_|$)")
+DECIBELS = re.compile(r"(?:^|_)psnr\d*_")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its metric and its two header lines."""
+
+    key: str
+    group: str
+    name: str
+
+    @property
+    def dataset(self) -> str:
+        """The test set it is measured on; "" for a sum over several."""
+        found = TEST_SET.match(self.key)
+        return found[1] if found else ""
+
+    @property
+    def factor(self) -> float:
+        """What turns its metric into printed units: 100 for a share, 1 for decibels."""
+        return 1.0 if DECIBELS.search(self.key) else 100.0
+
+    def decimals(self, usual: int) -> int:
+        """How many are printed; ``usual``: the table's, of figures that are no decibels."""
+        return 2 if DECIBELS.search(self.key) else usual
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure in printed units (points, i.e. fraction × 100; PSNR: dB; Table 1: a count). ``written`` is Table 1's
+    number of studies or images that passed ingest; ``comparable`` is False for counts of a phantom archive.
+
+    ``clean``: the same figure on the ``clean_n`` test images that training has not seen; None where nothing is known to
+    be seen, or no audit was made. ``removed``: how many images that leaves out (None = not audited). ``seeds``: the
+    figure by seed. ``against``: (difference, low, high) to the row that ``Row.against`` names, over the same resamples.
+    ``phantom``: measured on drawn images.
+    """
+
+    ours: float | None = None
+    paper: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    written: int | None = None
+    comparable: bool = True
+    clean: float | None = None
+    clean_low: float | None = None
+    clean_high: float | None = None
+    clean_n: int | None = None
+    removed: int | None = None
+    seeds: tuple[float, ...] = ()
+    against: tuple[float, float, float] | None = None
+    phantom: bool = False
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's, or None where one of them is missing."""
+        return None if self.ours is None or self.paper is None else self.ours - self.paper
+
+    def beats(self, decimals: int) -> bool:
+        """Whether our figure as printed is above the paper's, on a real test set: what bold says."""
+        if self.ours is None or self.paper is None or self.phantom:
+            return False
+        return round(self.ours, decimals) > self.paper
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model (Table 1: one split). ``key`` is the run's name, or the paper row's where no run fills it; ``against``
+    the run whose figures ``Cell.against`` is taken from."""
+
+    key: str
+    model: str
+    cells: tuple[Cell, ...]
+    backbone: str = ""
+    data: str = ""
+    run: str = ""
+    against: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: "1" … "4" of the paper, "S1" … "S6" beside it.
+
+    ``heads``: (title, attribute of ``Row``) of the columns left of the figures; ``command`` computes the figures.
+    """
+
+    number: str
+    title: str
+    measure: str
+    heads: tuple[tuple[str, str], ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    decimals: int = 1
+    confidence: float = 0.95
+    command: str = ""

@@ -45,8 +45,9 @@ from pipeline import grey
 from pipeline.augment import cut, draw_crop
 from pipeline.batches import TrainingSet, training_batches
 from pipeline.encoders import ImageTower
-from pipeline.params import Augment, ImageEncoder, Loss, RunConfig, Sampling, TextEncoder, Train
+from pipeline.params import Augment, ImageEncoder, Loss, Sampling, TextEncoder, Train
 from pipeline.prompts import load
+from pipeline.run_config import RunConfig
 from pipeline.shards import Picture, ShardWriter, load_view
 from pipeline.study import Studies, Study, View, read_studies, write_studies
 from pipeline.tokens import Tokenizer

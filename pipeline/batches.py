@@ -25,8 +25,9 @@ from pipeline import eda
 from pipeline.augment import augment_view, evaluation_image, swap_sentences
 from pipeline.grey import keep_memory
 from pipeline.losses import samples_needed
-from pipeline.params import OFFICIAL, RunConfig
+from pipeline.params import OFFICIAL
 from pipeline.prompts import Prompts, caption, validation_caption
+from pipeline.run_config import RunConfig
 from pipeline.shards import load_view
 from pipeline.study import Study, View
 from pipeline.tokens import Tokenizer

@@ -9,17 +9,15 @@ from pipeline.params import (
     ADAPTERS,
     DATASETS,
     MANIFEST,
-    NOT_MIXED,
     OFFICIAL,
     PRETRAIN_DATASETS,
     REPORT_DATASETS,
     MixedModel,
     Params,
     Run,
-    RunConfig,
-    run_config,
 )
 from pipeline.records import ParamsError, hint
+from pipeline.run_config import NOT_MIXED, RunConfig, run_config
 
 
 def check(params: Params) -> None:

@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.atomic import replacing
-from pipeline.params import SPEED, ParamsError, RunConfig
+from pipeline.params import ParamsError
 from pipeline.ranks import gather
+from pipeline.run_config import SPEED, RunConfig
 from pipeline.tokens import Tokenizer
 
 EXIT_STOPPED = 75  # of a training that a signal stopped: sysexits.h's "try again later"

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.comparison import paired
-from pipeline.params import BINARY_DATASETS, LABEL_DATASETS, Params, run_config
+from pipeline.params import BINARY_DATASETS, LABEL_DATASETS, Params
 from pipeline.results import RECALL, Measure, RunResult, Summary, load_paper, rsum, sample_sum
+from pipeline.run_config import run_config
 
 TABLES = ("2", "3", "4", "S1", "S2", "S3", "S4")  # those of models; Table 1 is counts
 TEST_SET = re.compile(r"(?:.+/)?(\w+?)_(?:zs|p|ft|t2i|r)\d*(?:_|$)")

@@ -8,19 +8,9 @@ import pytest
 from pipeline import files
 from pipeline.corpus import gather
 from pipeline.grey import encode
-from pipeline.params import (
-    NOT_MIXED,
-    Augment,
-    ImageEncoder,
-    Loss,
-    MixedModel,
-    Roles,
-    RunConfig,
-    Sampling,
-    TextEncoder,
-    Train,
-)
+from pipeline.params import Augment, ImageEncoder, Loss, MixedModel, Sampling, TextEncoder, Train
 from pipeline.prompts import Prompts
+from pipeline.run_config import NOT_MIXED, Roles, RunConfig
 from pipeline.shards import Picture, ShardWriter
 from pipeline.study import Study, View, write_studies
 

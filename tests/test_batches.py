@@ -24,7 +24,8 @@ from pipeline.batches import (
     validation_batches,
 )
 from pipeline.corpus import gather, usable
-from pipeline.params import Augment, read_run_config
+from pipeline.params import Augment
+from pipeline.run_config import read_run_config
 from pipeline.shards import load_view
 from pipeline.study import Study, View, read_studies, write_studies
 

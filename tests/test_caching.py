@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from pipeline import params as config
+from pipeline.run_config import SPEED
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -26,8 +27,8 @@ INDIFFERENT = {
     "ingest.workers",
     "ingest.scheduler",
     "audit.workers",
-    *(f"train.{key}" for key in config.SPEED if key != "launcher"),
-    "runs.*.train",  # of which ``params.speed`` hands on those alone, to the stage pretrain
+    *(f"train.{key}" for key in SPEED if key != "launcher"),
+    "runs.*.train",  # of which ``run_config.speed`` hands on those alone, to the stage pretrain
     "evaluate.batch_size",
 }
 SECTIONS = {field.name for field in fields(config.Params)}
@@ -190,8 +191,8 @@ def test_a_stage_depends_on_the_parameters_it_reads(stage):
 
 def test_the_whole_of_params_is_followed_to_where_it_is_read():
     """run_config hands on seven sections; a section under another name, a keyword and a method call are seen, too."""
-    head = "from pipeline import params as config\nfrom pipeline import tracking\n"
-    script = head + "def main(name):\n    p = config.load()\n    run = config.run_config(p, name)\n    use(run)\n"
+    head = "from pipeline import params as config\nfrom pipeline import run_config, tracking\n"
+    script = head + "def main(name):\n    p = config.load()\n    run = run_config.run_config(p, name)\n    use(run)\n"
     assert reads_of(script) >= {"seed", "runs.*", "sampling", "augment", "loss", "train", "model.text_encoder"}
     told = script.replace("use(run)", "tracking.stage_run('pretrain', name, run, p.tracking.enabled)")
     assert reads_of(told) == set()

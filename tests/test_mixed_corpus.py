@@ -12,8 +12,9 @@ from pipeline import params
 from pipeline.batches import TrainingSet, ValidationSet, epoch_draws, training_batches, validation_batches
 from pipeline.corpus import gather, whole
 from pipeline.mixed_batches import collate_mixed
-from pipeline.params import ParamsError, Roles
+from pipeline.params import ParamsError
 from pipeline.pretrain import pack_of
+from pipeline.run_config import Roles, read_run_config, run_config, write_run_config
 from pipeline.study import read_studies, write_studies
 from pipeline.tokens import Tokenizer
 from tests.conftest import make_mixed, make_study
@@ -43,17 +44,17 @@ def load(tmp_path, made):
 
 def test_a_mixed_run_has_roles_and_no_image_encoder(tmp_path):
     record = load(tmp_path, raw(texts=["openi"], paired_fraction=0.25))
-    config = params.run_config(record, "some")
+    config = run_config(record, "some")
     assert config.roles == Roles(("mimic_cxr",), ("chestxray14",), ("openi",), 0.25)
     assert config.datasets == record.runs["some"].datasets == ("mimic_cxr", "chestxray14", "openi")
     assert config.image_encoder is None and config.mixed.patch == 28
     assert (config.loss.mvs, config.loss.mvs_weight, config.loss.tcl_weight) == (False, 0.0, 0.0)
-    params.write_run_config(tmp_path / "run.json", config)
-    assert params.read_run_config(tmp_path / "run.json") == config
-    plain = params.run_config(record, "plain")
+    write_run_config(tmp_path / "run.json", config)
+    assert read_run_config(tmp_path / "run.json") == config
+    plain = run_config(record, "plain")
     assert plain.roles is None and plain.mixed is None and plain.aligned
-    params.write_run_config(tmp_path / "run.json", plain)
-    assert params.read_run_config(tmp_path / "run.json") == plain
+    write_run_config(tmp_path / "run.json", plain)
+    assert read_run_config(tmp_path / "run.json") == plain
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_mixed_run_has_roles_and_no_image_encoder(tmp_path):
     ],
 )
 def test_which_runs_are_aligned(tmp_path, run, aligned):
-    assert params.run_config(load(tmp_path, raw(**run)), "some").aligned is aligned
+    assert run_config(load(tmp_path, raw(**run)), "some").aligned is aligned
 
 
 ON = {"regeneration_weight": 1.0}

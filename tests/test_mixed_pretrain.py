@@ -17,7 +17,8 @@ from pipeline.batches import ValidationSet
 from pipeline.fine_tune import Classifier
 from pipeline.mixed_model import MixedNet
 from pipeline.model import load
-from pipeline.params import Bootstrap, ParamsError, Roles, read_run_config
+from pipeline.params import Bootstrap, ParamsError
+from pipeline.run_config import Roles, read_run_config
 from pipeline.shards import load_view
 from pipeline.study import write_studies
 from pipeline.tokens import Tokenizer

@@ -39,6 +39,7 @@ from pipeline.batches import (
     validation_batches,
 )
 from pipeline.declip import Learner, learner
+from pipeline.index import read_studies
 from pipeline.mixed_batches import MixedBatch, collate_mixed
 from pipeline.model import CxrClip, Net
 from pipeline.params import ParamsError
@@ -47,7 +48,7 @@ from pipeline.ranks import any_of, device_of, gather, join, of_first
 from pipeline.run_config import RunConfig, read_run_config
 from pipeline.schedule import warmup_cosine
 from pipeline.step import compute_gradients, finite, training_loss
-from pipeline.study import Study, read_studies
+from pipeline.study import Study
 from pipeline.throughput import Waiting, Work, epoch_line, peak
 from pipeline.tokens import Tokenizer
 from pipeline.translations import read_translations

@@ -24,10 +24,11 @@ from pipeline.batches import (
     validation_batches,
 )
 from pipeline.corpus import gather, usable
+from pipeline.index import read_studies, write_studies
 from pipeline.params import Augment
 from pipeline.run_config import read_run_config
 from pipeline.shards import load_view
-from pipeline.study import Study, View, read_studies, write_studies
+from pipeline.study import Study, View
 
 QUIET = Augment(image=False, text=False)
 MANY = 3000

@@ -11,11 +11,11 @@ import yaml
 from pipeline import params
 from pipeline.batches import TrainingSet, ValidationSet, epoch_draws, training_batches, validation_batches
 from pipeline.corpus import gather, whole
+from pipeline.index import read_studies, write_studies
 from pipeline.mixed_batches import collate_mixed
 from pipeline.params import ParamsError
 from pipeline.pretrain import pack_of
 from pipeline.run_config import Roles, read_run_config, run_config, write_run_config
-from pipeline.study import read_studies, write_studies
 from pipeline.tokens import Tokenizer
 from tests.conftest import make_mixed, make_study
 from tests.test_params import RAW

@@ -125,7 +125,7 @@ class Augment:
     brightness: float = 0.1
     contrast: float = 0.2
     text: bool = True
-    text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.batches.draw_texts``
+    text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.draws.draw_texts``
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,9 @@ EXIT_STOPPED = 75  # of a training that a signal stopped: sysexits.h's "try agai
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # pre-emption; and what SLURM can be told to send ahead of it
 # All modules that compute the training: those of the stage's dependencies in dvc.yaml.
 CODE = (
-    *("augment", "batch_norm", "batches", "collectives", "declip", "eda", "encoders", "files", "grey", "index"),
-    *("losses", "masked_words", "mixed_batches", "mixed_losses", "mixed_model", "model", "pretrain", "prompts"),
-    *("ranks", "resume", "schedule", "shards", "step", "study", "study_dropout", "throughput", "tokens"),
+    *("augment", "batch_norm", "batches", "collectives", "declip", "draws", "eda", "encoders", "files", "grey"),
+    *("index", "losses", "masked_words", "mixed_batches", "mixed_losses", "mixed_model", "model", "pretrain"),
+    *("prompts", "ranks", "resume", "schedule", "shards", "step", "study", "study_dropout", "throughput", "tokens"),
     "translations",
 )
 DATA = ("synonyms.yaml",)  # what they read beside them

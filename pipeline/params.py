@@ -12,9 +12,11 @@ import yaml
 from pipeline.records import ParamsError, Within, hint, read_record
 
 OFFICIAL = "chestxray14_official"  # the archive chestxray14 read once more, with its owner's lists as the split
+BY_PATIENT = "openi_by_patient"  # the archive openi read once more, which is all test otherwise
+READ_AGAIN = {OFFICIAL: ("chestxray14", "official"), BY_PATIENT: ("openi", "patient")}  # -> reader and split
 LABEL_DATASETS = ("chexpert", "chestxray14", OFFICIAL)  # captions come from their labels through prompts
-PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
-REPORT_DATASETS = ("mimic_cxr", "openi")
+PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS, BY_PATIENT)
+REPORT_DATASETS = ("mimic_cxr", "openi", BY_PATIENT)
 BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
 DATASETS = ("mimic_cxr", "chexpert", "chestxray14", *BINARY_DATASETS, "openi")  # an archive and a reader each
 ADAPTERS = (
@@ -46,7 +48,7 @@ class Source:
     reader: str
     path: str
     stamp: str
-    split: Literal["paper", "patient", "official"] = "paper"  # patient: for chestxray14 and rsna; official: the former
+    split: Literal["paper", "patient", "official"] = "paper"  # patient: chestxray14, rsna, openi; official: NIH's
     reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
     list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
     manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path

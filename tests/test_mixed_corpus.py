@@ -28,6 +28,8 @@ def raw(**run):
     made = json.loads(json.dumps(RAW))
     for name in ("chestxray14", "openi"):
         made["sources"][name] = {"reader": name, "path": "a", "stamp": "b"}
+    made["sources"]["openi_by_patient"] = {**made["sources"]["openi"], "split": "patient"}
+    made["sources"]["openi"].update(run.pop("openi", {}))
     made["model"].update(mixed={"patch": 28, "scales": 2, "width": 16, "heads": 2, **run.pop("shape", {})})
     made["train"].update(run.pop("section", {}))
     some = {"paired": ["mimic_cxr"], "images": ["chestxray14"], "loss": {"regeneration_weight": 1.0}}
@@ -43,10 +45,10 @@ def load(tmp_path, made):
 
 
 def test_a_mixed_run_has_roles_and_no_image_encoder(tmp_path):
-    record = load(tmp_path, raw(texts=["openi"], paired_fraction=0.25))
+    record = load(tmp_path, raw(texts=["openi_by_patient"], paired_fraction=0.25))
     config = run_config(record, "some")
-    assert config.roles == Roles(("mimic_cxr",), ("chestxray14",), ("openi",), 0.25)
-    assert config.datasets == record.runs["some"].datasets == ("mimic_cxr", "chestxray14", "openi")
+    assert config.roles == Roles(("mimic_cxr",), ("chestxray14",), ("openi_by_patient",), 0.25)
+    assert config.datasets == record.runs["some"].datasets == ("mimic_cxr", "chestxray14", "openi_by_patient")
     assert config.image_encoder is None and config.mixed.patch == 28
     assert (config.loss.mvs, config.loss.mvs_weight, config.loss.tcl_weight) == (False, 0.0, 0.0)
     write_run_config(tmp_path / "run.json", config)
@@ -75,7 +77,10 @@ BAD = [
     ({"datasets": ["mimic_cxr"]}, r"runs\.some: a mixed run \(paired, images, texts\) has no image_encoder and no"),
     ({"paired": None, "images": None}, r"runs\.some: no source in any role; name paired, images or texts, or datasets"),
     ({"texts": ["mimic_cxr"]}, r"runs\.some: mimic_cxr stands in two roles"),
-    ({"paired": ["chexpert"]}, r"runs\.some\.paired\.chexpert: unknown data set; known are mimic_cxr, openi"),
+    (
+        {"paired": ["chexpert"]},
+        r"runs\.some\.paired\.chexpert: unknown data set; known are mimic_cxr, openi, openi_by_patient",
+    ),
     ({"texts": ["chexpert"]}, r"runs\.some\.texts\.chexpert: unknown data set; known are mimic_cxr, openi"),
     ({"images": ["padchest"]}, r"runs\.some\.images\.padchest: unknown data set"),
     ({"images": ["siim"]}, r"runs\.some\.images: siim is not among sources"),
@@ -97,13 +102,24 @@ BAD = [
     ({"loss": {"alignment_weight": 1.0}, "paired_fraction": 0}, r"runs\.some\.loss\.alignment_weight: no pair is left"),
     ({"loss": {"mlm_weight": 1.0}, "paired": None}, r"runs\.some\.loss\.mlm_weight: no source has texts; set 0"),
     (
-        {"images": None, "paired": None, "texts": ["openi"]},
+        {"images": None, "paired": None, "texts": ["openi_by_patient"]},
         r"runs\.some\.loss\.regeneration_weight: no source has images",
     ),
     ({"train": {"micro_batch": 4}}, r"runs\.some\.train\.micro_batch: 4; a mixed run is trained in one pass, set 0"),
     ({"section": {"micro_batch": 4}}, r"runs\.some\.train\.micro_batch: 4; a mixed run is trained in one pass, set 0"),
     ({"train": {"shuffle_pairs": True}}, r"runs\.some\.train\.shuffle_pairs: not for mixed runs; set false"),
 ]
+
+
+@pytest.mark.parametrize("role", ["paired", "images", "texts"])
+def test_open_i_trains_where_it_has_a_training_split(tmp_path, role):
+    says = rf"runs\.some\.{role}: openi is a test set, it has no training split; take openi_by_patient or set "
+    with pytest.raises(ParamsError, match=says + r"sources\.openi\.split: patient") as error:
+        load(tmp_path, raw(**{role: ["openi"]}))
+    assert "\n" not in str(error.value)
+    for own in ({"split": "patient"}, {"reader": "manifest", "manifest": "images.csv"}):
+        assert "openi" in load(tmp_path, raw(**{role: ["openi"]}, openi=own)).runs["some"].datasets
+    assert "openi_by_patient" in load(tmp_path, raw(**{role: ["openi_by_patient"]})).runs["some"].datasets
 
 
 @pytest.mark.parametrize(("run", "says"), BAD)

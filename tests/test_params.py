@@ -101,7 +101,7 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("model.image_encoders.swin.weights", "x", "model.image_encoders.swin.weights: unknown key"),
         ("sources.mimic", {"reader": "mimic", "path": "a", "stamp": "b"}, "sources.mimic: unknown data set"),
         ("sources.mimic_cxr.reader", "siim", "sources.mimic_cxr.reader: 'siim' is neither mimic_cxr nor manifest"),
-        ("sources.mimic_cxr.split", "patient", "sources.mimic_cxr.split: only chestxray14 and rsna"),
+        ("sources.mimic_cxr.split", "patient", "sources.mimic_cxr.split: only chestxray14, rsna and openi"),
         (
             "sources.rsna",
             {"reader": "rsna", "path": "a", "stamp": "b", "split": "official"},
@@ -111,6 +111,16 @@ def test_a_whole_number_is_a_number(tmp_path):
             "sources.chestxray14_official",
             {"reader": "chestxray14", "path": "a", "stamp": "b"},
             "sources.chestxray14_official.split: paper, but it is the data set of split: official",
+        ),
+        (
+            "sources.openi_by_patient",
+            {"reader": "openi", "path": "a", "stamp": "b"},
+            "sources.openi_by_patient.split: paper, but it is the data set of split: patient",
+        ),
+        (
+            "sources.openi_by_patient",
+            {"reader": "openi", "path": "a", "stamp": "b", "split": "official"},
+            "sources.openi_by_patient.split: only chestxray14 has official lists",
         ),
         (
             "sources.chestxray14_official",

@@ -1,7 +1,7 @@
 """An experiment re-runs what it can influence and nothing else: the parameters that dvc.yaml lists for a stage are
 those that its script reads, and docs/experiments.md says the same.
 
-``python tests/test_caching.py`` writes the table of docs/experiments.md anew, after a change of dvc.yaml.
+``python -m tests.test_caching`` writes the table of docs/experiments.md anew, after a change of dvc.yaml.
 """
 
 import ast
@@ -20,7 +20,7 @@ from pipeline.run_config import SPEED
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DOC = ROOT / "docs" / "experiments.md"
-MARKS = ("<!-- from dvc.yaml: python tests/test_caching.py -->\n", "<!-- end -->\n")
+MARKS = ("<!-- from dvc.yaml: python -m tests.test_caching -->\n", "<!-- end -->\n")
 # How fast, not what: these change no output (other than by rounding), so no stage need depend on them.
 INDIFFERENT = {
     "tracking",
@@ -260,7 +260,7 @@ def table() -> str:
 
 def test_the_docs_say_what_re_runs():
     _, _, rest = DOC.read_text(encoding="utf-8").partition(MARKS[0])
-    assert rest.partition(MARKS[1])[0] == table(), "run: python tests/test_caching.py"
+    assert rest.partition(MARKS[1])[0] == table(), "run: python -m tests.test_caching"
 
 
 if __name__ == "__main__":

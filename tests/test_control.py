@@ -35,7 +35,7 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         ingest(name, source, p.ingest, folder / "shards" / name, index, folder / "work" / name, p.seed)
     some = next(iter(p.runs)) if not p.control else p.control
     run = replace(run_config(p, some), datasets=("mimic_cxr",))
-    run = replace(run, train=replace(run.train, shuffle_pairs=True))
+    run = replace(run, train=replace(run.train, shuffle_pairs=True, epochs=p.train.epochs))
     aucs, recalls = [], []
     for seed in seeds:
         out = folder / str(seed)

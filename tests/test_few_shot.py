@@ -308,6 +308,7 @@ def project(labelled, tmp_path, monkeypatch):
     raw["sources"] = {d: raw["sources"][d] for d in ("mimic_cxr", "rsna", "siim")}
     raw |= {"runs": {}, "main": [], "ablations": [], "tracking": {"enabled": False}}
     raw["evaluate"]["few_shot"]["fine_tune"]["runs"] = []
+    raw["evaluate"].update(official={"runs": []}, regeneration={"runs": []})
     theirs = {"adapter": "chexzero", "weights": "weights", "model": "CheXzero", "trained_on": ["mimic_cxr"]}
     raw["others"] = {"theirs": theirs}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.study import Study, View, read_studies, write_studies
+from pipeline.index import read_studies, write_studies
+from pipeline.study import Study, View
 
 WORDS = [
     *(

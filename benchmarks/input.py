@@ -45,10 +45,12 @@ from pipeline import grey
 from pipeline.augment import cut, draw_crop
 from pipeline.batches import TrainingSet, training_batches
 from pipeline.encoders import ImageTower
-from pipeline.params import Augment, ImageEncoder, Loss, RunConfig, Sampling, TextEncoder, Train
+from pipeline.index import Studies, read_studies, write_studies
+from pipeline.params import Augment, ImageEncoder, Loss, Sampling, TextEncoder, Train
 from pipeline.prompts import load
+from pipeline.run_config import RunConfig
 from pipeline.shards import Picture, ShardWriter, load_view
-from pipeline.study import Studies, Study, View, read_studies, write_studies
+from pipeline.study import Study, View
 from pipeline.tokens import Tokenizer
 
 WIDTH, HEIGHT, QUALITY, SIZE = 512, 624, 92, 224

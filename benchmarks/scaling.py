@@ -36,7 +36,8 @@ from pipeline.batch_norm import synchronise_batch_norm
 from pipeline.batches import Batch
 from pipeline.losses import Embeddings, cxr_clip_loss
 from pipeline.model import CxrClip
-from pipeline.params import ImageEncoder, RunConfig, TextEncoder, load, run_config
+from pipeline.params import ImageEncoder, TextEncoder, load
+from pipeline.run_config import RunConfig, run_config
 from pipeline.step import training_loss
 
 CPU = torch.device("cpu")

@@ -40,7 +40,8 @@ from pipeline.batches import Batch, TrainingSet, training_batches
 from pipeline.grey import encode
 from pipeline.losses import Embeddings, cxr_clip_loss
 from pipeline.model import CxrClip
-from pipeline.params import ImageEncoder, RunConfig, TextEncoder, load, run_config
+from pipeline.params import ImageEncoder, TextEncoder, load
+from pipeline.run_config import RunConfig, run_config
 from pipeline.shards import Picture, ShardWriter
 from pipeline.step import PRECISIONS, compute_gradients, training_loss
 from pipeline.study import Study, View

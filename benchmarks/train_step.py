@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from pipeline.batches import TrainingSet, collate, epoch_draws
+from pipeline.index import read_studies
 from pipeline.model import CxrClip
-from pipeline.params import read_run_config
 from pipeline.prompts import read_pools
+from pipeline.run_config import read_run_config
 from pipeline.step import training_loss
-from pipeline.study import read_studies
 from pipeline.tokens import Tokenizer
 
 

@@ -26,8 +26,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pipeline.atomic import replacing
+from pipeline.index import read_studies
 from pipeline.params import BackTranslation
-from pipeline.study import read_studies
 from pipeline.translations import FILE, SCHEMA, Translations, report_sections, text_hash
 
 if TYPE_CHECKING:

@@ -7,19 +7,19 @@ from collections.abc import Iterable
 
 from pipeline.params import (
     ADAPTERS,
+    BY_PATIENT,
     DATASETS,
     MANIFEST,
-    NOT_MIXED,
     OFFICIAL,
     PRETRAIN_DATASETS,
+    READ_AGAIN,
     REPORT_DATASETS,
     MixedModel,
     Params,
     Run,
-    RunConfig,
-    run_config,
 )
 from pipeline.records import ParamsError, hint
+from pipeline.run_config import NOT_MIXED, RunConfig, run_config
 
 
 def check(params: Params) -> None:
@@ -35,16 +35,16 @@ def check(params: Params) -> None:
             if not source.manifest:
                 raise ParamsError(f"sources.{name}.manifest: missing; the CSV or Parquet file that lists the images")
             continue
-        _known("sources", [name], (*DATASETS, OFFICIAL))
-        reader = "chestxray14" if name == OFFICIAL else name
+        _known("sources", [name], (*DATASETS, *READ_AGAIN))
+        reader, split = READ_AGAIN.get(name, (name, source.split))
         if source.reader != reader:
             raise ParamsError(f"sources.{name}.reader: {source.reader!r} is neither {reader} nor {MANIFEST}")
-        if source.split != "paper" and reader not in ("chestxray14", "rsna"):
-            raise ParamsError(f"sources.{name}.split: only chestxray14 and rsna can be split by patient")
+        if source.split != "paper" and reader not in ("chestxray14", "rsna", "openi"):
+            raise ParamsError(f"sources.{name}.split: only chestxray14, rsna and openi can be split by patient")
         if source.split == "official" and reader != "chestxray14":
             raise ParamsError(f"sources.{name}.split: only chestxray14 has official lists")
-        if name == OFFICIAL and source.split != "official":
-            raise ParamsError(f"sources.{name}.split: {source.split}, but it is the data set of split: official")
+        if source.split != split:
+            raise ParamsError(f"sources.{name}.split: {source.split}, but it is the data set of split: {split}")
     _known("phantom.archives", params.phantom.archives, DATASETS)
     _check_warmup("", params)
     for name, run in params.runs.items():
@@ -54,6 +54,7 @@ def check(params: Params) -> None:
         _check_kind(name, run)
         reports = (*REPORT_DATASETS, *own)
         everything = tuple(dict.fromkeys((*PRETRAIN_DATASETS, *DATASETS, *own)))
+        only_test = [d for d, source in params.sources.items() if source.reader == "openi" and source.split == "paper"]
         accept = {"paired": reports, "images": everything, "texts": reports}
         for key, accepted in (accept if run.mixed else {"datasets": (*PRETRAIN_DATASETS, *own)}).items():
             _known(f"runs.{name}.{key}", getattr(run, key), accepted)
@@ -61,6 +62,11 @@ def check(params: Params) -> None:
                 if dataset not in params.sources:
                     raise ParamsError(
                         f"runs.{name}.{key}: {dataset} is not among sources; add it there or leave out the run"
+                    )
+                if dataset in only_test:
+                    raise ParamsError(
+                        f"runs.{name}.{key}: {dataset} is a test set, it has no training split; take {BY_PATIENT} or "
+                        f"set sources.{dataset}.split: patient"
                     )
         config = run_config(params, name)
         _check_warmup(f"runs.{name}.", config)
@@ -79,7 +85,7 @@ def check(params: Params) -> None:
                 f"others.{name}.adapter: {other.adapter!r} is none of {known}{hint(other.adapter, ADAPTERS)}"
             )
         own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
-        _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, OFFICIAL, *own))
+        _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, *READ_AGAIN, *own))
     for key, names in (
         ("main", params.main),
         ("ablations", params.ablations),
@@ -200,7 +206,7 @@ def _check_loss(name: str, config: RunConfig) -> None:
         raise ParamsError(f"{at}: mvs_weight, icl_weight and tcl_weight are all 0; validation needs one of them")
     if not loss.scale_limits[0] < loss.scale_limits[1]:
         raise ParamsError(f"{at}.scale_limits: {list(loss.scale_limits)} is no lower and upper bound")
-    if loss.label_positives and set(config.datasets) == {"mimic_cxr"}:
+    if loss.label_positives and set(config.datasets) <= set(REPORT_DATASETS):
         raise ParamsError(f"{at}.label_positives: none of the run's data sets has labels; set false")
     if loss.label_positives and config.train.shuffle_pairs:
         raise ParamsError(f"{at}.label_positives: train.shuffle_pairs parts texts from labels; set one of them false")

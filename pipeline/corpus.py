@@ -7,9 +7,11 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
-from pipeline.params import LABEL_DATASETS, Roles, RunConfig, write_run_config
+from pipeline.index import read_studies, write_studies
+from pipeline.params import LABEL_DATASETS
 from pipeline.prompts import Prompts, read_pools
-from pipeline.study import SPLITS, Study, read_studies, write_studies
+from pipeline.run_config import Roles, RunConfig, write_run_config
+from pipeline.study import SPLITS, Study
 from pipeline.translations import FILE, read_translations, report_sections
 
 

@@ -19,7 +19,8 @@ from pipeline.collectives import gathered
 from pipeline.losses import Embeddings, at_least_float32, image_text_pairs, info_nce, unit
 from pipeline.masked_words import MaskedWords
 from pipeline.model import CxrClip
-from pipeline.params import Loss, ParamsError, RunConfig
+from pipeline.params import Loss, ParamsError
+from pipeline.run_config import RunConfig
 from pipeline.tokens import Tokenizer
 
 WIDTH, BOTTLENECK = 1024, 512  # of the projector, and within the predictor

@@ -14,12 +14,13 @@ from torch import Tensor
 from pipeline import model
 from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
+from pipeline.index import read_studies
 from pipeline.model import CxrClip, Net
 from pipeline.params import BINARY_DATASETS
 from pipeline.protocols import TEST_SETS, RetrievalSet
 from pipeline.retrieval import candidates
 from pipeline.shards import load_view
-from pipeline.study import POSITIVE, View, read_studies
+from pipeline.study import POSITIVE, View
 from pipeline.tokens import Tokenizer
 
 MAPS = 6  # examples of where an image agrees with a prompt

@@ -28,13 +28,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline import dicom, dicom_display, dicom_pixels, grey, images, pieces, shards, sources, study
+from pipeline import dicom, dicom_display, dicom_pixels, grey, images, index, pieces, shards, sources, study
 from pipeline.files import IN_PACK, Gone
+from pipeline.index import join_studies, read_studies, write_rejects, write_studies
 from pipeline.params import Ingest, Source
 from pipeline.pieces import Job, is_done, write_piece
 from pipeline.shards import key
 from pipeline.sources.archive import Archive
-from pipeline.study import SPLITS, Reject, Study, join_studies, read_studies, write_rejects, write_studies
+from pipeline.study import SPLITS, Reject, Study
 
 UNLISTED = "an image that no list of the archive names, or another copy of one"
 AHEAD = 2  # pieces of work a process that are handed out: what bounds memory
@@ -161,7 +162,7 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
         token.update(plan.read_bytes())
     settings = {**asdict(job), "files": job.files.root, "parent": 0, "fingerprint": fingerprint}
     token.update(json.dumps(settings, sort_keys=True).encode())
-    for module in (dicom, dicom_display, dicom_pixels, grey, images, pieces, shards, study):
+    for module in (dicom, dicom_display, dicom_pixels, grey, images, index, pieces, shards, study):
         token.update(Path(module.__file__ or "").read_bytes())
     state = work / "state.json"
     if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != token.hexdigest():

@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.augment import augment_view
+from pipeline.index import read_studies
 from pipeline.params import Augment
 from pipeline.protocols import Protocol, classes_of
-from pipeline.study import Study, View, read_studies
+from pipeline.study import Study, View
 from pipeline.zero_shot import positives
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.duplicates import PATIENT_IDS, Image
-from pipeline.params import DATASETS, OFFICIAL, PRETRAIN_DATASETS
+from pipeline.params import DATASETS, OFFICIAL, PRETRAIN_DATASETS, READ_AGAIN
 from pipeline.study import SPLITS
 
 TEST_SETS = ("vindr_cxr", "rsna", "siim", "openi", "mimic_cxr", "chexpert", OFFICIAL)
@@ -149,7 +149,7 @@ def table(images: Sequence[Image], rows: Sequence[dict[str, str]]) -> pd.DataFra
     for row in rows:
         counted[row["dataset"], row["training_set"], row["training_split"], row["how"]] += 1
     lines: list[dict[str, Any]] = []
-    own_sets = in_order(tests.keys() - {*DATASETS, OFFICIAL})
+    own_sets = in_order(tests.keys() - {*DATASETS, *READ_AGAIN})
     for test in (t for t in (*TEST_SETS, *own_sets) if tests[t]):
         for training in (*(d for d in (*PRETRAIN_DATASETS, *own_sets) if d != test), test):
             for split in (s for s in SEEN_SPLITS if (training, s) in there):

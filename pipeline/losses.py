@@ -26,7 +26,7 @@ from pipeline.params import Loss
 class Embeddings:
     """Unit-norm embeddings of B studies, each [B, D]; the second of a kind is None where not sampled.
 
-    ``labels``, int64 [B], are equal where two studies have the same labels (``pipeline.batches.label_key``); None where
+    ``labels``, int64 [B], are equal where two studies have the same labels (``pipeline.draws.label_key``); None where
     no term asks.
     """
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from pipeline.losses import at_least_float32, unit
 from pipeline.masked_words import MaskedWords
-from pipeline.params import ParamsError, RunConfig
+from pipeline.params import ParamsError
+from pipeline.run_config import RunConfig
 from pipeline.study_dropout import drawn, stream_seeds
 from pipeline.tokens import Tokenizer
 

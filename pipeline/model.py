@@ -15,7 +15,8 @@ from pipeline.atomic import replacing
 from pipeline.encoders import ImageTower, TextTower
 from pipeline.losses import unit
 from pipeline.mixed_model import MixedNet, build_mixed
-from pipeline.params import ParamsError, RunConfig, read_run_config, write_run_config
+from pipeline.params import ParamsError
+from pipeline.run_config import RunConfig, read_run_config, write_run_config
 from pipeline.tokens import Tokenizer
 
 

@@ -20,10 +20,11 @@ import yaml
 from pipeline import charts, figures
 from pipeline.control import ControlRow, control_rows
 from pipeline.formats import all_notes, bold, figure_lines, phantom_line
+from pipeline.index import read_studies
 from pipeline.params import Params
 from pipeline.provenance import interval, origins
 from pipeline.results import RunResult, Summary, load_paper
-from pipeline.study import Study, View, read_studies
+from pipeline.study import Study, View
 from pipeline.table_form import Row, Table
 from pipeline.tables import phantoms
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,9 +12,11 @@ import yaml
 from pipeline.records import ParamsError, Within, hint, read_record
 
 OFFICIAL = "chestxray14_official"  # the archive chestxray14 read once more, with its owner's lists as the split
+BY_PATIENT = "openi_by_patient"  # the archive openi read once more, which is all test otherwise
+READ_AGAIN = {OFFICIAL: ("chestxray14", "official"), BY_PATIENT: ("openi", "patient")}  # -> reader and split
 LABEL_DATASETS = ("chexpert", "chestxray14", OFFICIAL)  # captions come from their labels through prompts
-PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS)
-REPORT_DATASETS = ("mimic_cxr", "openi")
+PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS, BY_PATIENT)
+REPORT_DATASETS = ("mimic_cxr", "openi", BY_PATIENT)
 BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
 DATASETS = ("mimic_cxr", "chexpert", "chestxray14", *BINARY_DATASETS, "openi")  # an archive and a reader each
 ADAPTERS = (
@@ -28,8 +29,6 @@ ADAPTERS = (
     "hf_clip",
 )  # modules of pipeline/adapters
 MANIFEST = "manifest"  # the reader of archives that are nobody else's
-
-SPEED = ("launcher", "workers", "save_minutes", "timeout_minutes")  # of Train: they change no result
 
 MANY = 1 << 20  # upper bound of a number that has no other
 Count = Annotated[int, Within(0, MANY)]
@@ -49,7 +48,7 @@ class Source:
     reader: str
     path: str
     stamp: str
-    split: Literal["paper", "patient", "official"] = "paper"  # patient: for chestxray14 and rsna; official: the former
+    split: Literal["paper", "patient", "official"] = "paper"  # patient: chestxray14, rsna, openi; official: NIH's
     reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
     list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
     manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path
@@ -128,7 +127,7 @@ class Augment:
     brightness: float = 0.1
     contrast: float = 0.2
     text: bool = True
-    text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.batches.draw_texts``
+    text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.draws.draw_texts``
 
 
 @dataclass(frozen=True)
@@ -204,13 +203,6 @@ class Loss:
     alignment_weight: Weight = 0.0  # image and text of a pair, each by itself (mixed runs)
 
 
-# What of ``Loss`` a mixed run has no use for, as it then stands in its run.json.
-NOT_MIXED: dict[str, Any] = {
-    **{"mvs": False, "mvs_weight": 0.0, "icl_weight": 0.0, "tcl_weight": 0.0, "nn_weight": 0.0},
-    **{"simsiam_weight": 0.0, "label_positives": False},
-}
-
-
 @dataclass(frozen=True)
 class Train:
     """Optimisation (paper section 4.2)."""
@@ -267,16 +259,6 @@ class Run:
     def mixed(self) -> bool:
         """Whether it names sources by role."""
         return bool(self.paired or self.images or self.texts)
-
-
-@dataclass(frozen=True)
-class Roles:
-    """What a mixed run takes from its sources: pairs, images alone, texts alone."""
-
-    paired: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
-    paired_fraction: Share = 1.0
 
 
 @dataclass(frozen=True)
@@ -407,36 +389,6 @@ class Params:
     tracking: Tracking = Tracking()
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """A run with every override applied: all that its training depends on, and nothing else.
-
-    A mixed run has ``roles`` and ``mixed``, any other one an ``image_encoder``.
-    """
-
-    name: str
-    seed: int
-    datasets: tuple[str, ...]
-    image_encoder: ImageEncoder | None
-    text_encoder: TextEncoder
-    dim: int
-    scale: float
-    image_size: int
-    sampling: Sampling
-    augment: Augment
-    loss: Loss
-    train: Train
-    roles: Roles | None = None
-    mixed: MixedModel | None = None
-
-    @property
-    def aligned(self) -> bool:
-        """Whether training brings images and texts together, without which there is no zero-shot and no retrieval."""
-        return self.roles is None or bool(
-            self.loss.alignment_weight and self.roles.paired and self.roles.paired_fraction
-        )
-
-
 def load(path: Path = Path("params.yaml")) -> Params:
     """Read and validate params.yaml.
 
@@ -481,57 +433,3 @@ def _runs_filled_in(raw: Any) -> Any:
         return merged
 
     return {**raw, "runs": {name: whole(name, ()) for name in runs}}
-
-
-def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
-    """The effective parameters of one run: the sections, overlaid by the run's own keys; ``seed`` is one of seeds."""
-    if name not in params.runs:
-        raise ParamsError(f"runs.{name}: no such run; runs are {', '.join(params.runs) or 'none'}")
-    run = params.runs[name]
-    overlaid: dict[str, Any] = {}
-    for section, cls in (("sampling", Sampling), ("augment", Augment), ("loss", Loss), ("train", Train)):
-        unused = NOT_MIXED if run.mixed and section == "loss" else {}
-        values = {**asdict(getattr(params, section)), **unused, **getattr(run, section)}
-        overlaid[section] = read_record(cls, values, f"runs.{name}.{section}")
-    if not run.mixed and run.image_encoder not in params.model.image_encoders:
-        known = ", ".join(params.model.image_encoders)
-        raise ParamsError(f"runs.{name}.image_encoder: {run.image_encoder!r} is none of model.image_encoders ({known})")
-    return RunConfig(
-        name=name,
-        seed=params.seed + seed,
-        datasets=run.datasets,
-        image_encoder=None if run.mixed else params.model.image_encoders[run.image_encoder],
-        text_encoder=params.model.text_encoder,
-        dim=params.model.dim,
-        scale=params.model.scale,
-        image_size=params.model.image_size,
-        roles=Roles(run.paired, run.images, run.texts, run.paired_fraction) if run.mixed else None,
-        mixed=params.model.mixed if run.mixed else None,
-        **overlaid,
-    )
-
-
-def without_speed(config: RunConfig) -> RunConfig:
-    """A run with the keys of ``SPEED`` at their defaults, so that none of them makes anything train again."""
-    return replace(config, train=replace(config.train, **{key: getattr(Train(), key) for key in SPEED}))
-
-
-def speed(params: Params, name: str) -> dict[str, Any]:
-    """The keys of ``SPEED`` of one run."""
-    common = {
-        "launcher": params.train.launcher,
-        "workers": params.train.workers,
-        "save_minutes": params.train.save_minutes,
-        "timeout_minutes": params.train.timeout_minutes,
-    }
-    return common | {key: value for key, value in params.runs[name].train.items() if key in SPEED}
-
-
-def write_run_config(path: Path, config: RunConfig) -> None:
-    """Write a run's effective parameters as JSON, keys in a fixed order."""
-    path.write_text(json.dumps(asdict(config), indent=1) + "\n", encoding="utf-8")
-
-
-def read_run_config(path: Path) -> RunConfig:
-    """Inverse of ``write_run_config``."""
-    return read_record(RunConfig, json.loads(path.read_text(encoding="utf-8")))

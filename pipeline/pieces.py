@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from pipeline import images
 from pipeline.files import Files, Gone
 from pipeline.grey import ImageError, encode, keep_memory
+from pipeline.index import read_studies, write_rejects, write_studies
 from pipeline.shards import Picture, ShardWriter, publish
-from pipeline.study import Reject, Study, read_studies, write_rejects, write_studies
+from pipeline.study import Reject, Study
 
 MISSING = "file missing"
 CRASHED = "the decoder crashed on it"

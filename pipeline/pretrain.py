@@ -39,14 +39,16 @@ from pipeline.batches import (
     validation_batches,
 )
 from pipeline.declip import Learner, learner
+from pipeline.index import read_studies
 from pipeline.mixed_batches import MixedBatch, collate_mixed
 from pipeline.model import CxrClip, Net
-from pipeline.params import ParamsError, RunConfig, read_run_config
+from pipeline.params import ParamsError
 from pipeline.prompts import Prompts, read_pools
 from pipeline.ranks import any_of, device_of, gather, join, of_first
+from pipeline.run_config import RunConfig, read_run_config
 from pipeline.schedule import warmup_cosine
 from pipeline.step import compute_gradients, finite, training_loss
-from pipeline.study import Study, read_studies
+from pipeline.study import Study
 from pipeline.throughput import Waiting, Work, epoch_line, peak
 from pipeline.tokens import Tokenizer
 from pipeline.translations import read_translations

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from pipeline.augment import evaluation_image
 from pipeline.image_quality import averaged, psnr, ssim, without_model
+from pipeline.index import read_studies
 from pipeline.metrics import mean_with_interval, resamples
 from pipeline.params import REPORT_DATASETS, Bootstrap
 from pipeline.protocols import RetrievalSet
 from pipeline.retrieval import candidates
 from pipeline.shards import load_view
-from pipeline.study import Study, read_studies
+from pipeline.study import Study
 from pipeline.tokens import Tokenizer
 
 WITH_TEXT = ("matching", "none", "shuffled")  # ways of the model: the image's own report, none, another study's

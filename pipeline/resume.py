@@ -27,31 +27,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.atomic import replacing
-from pipeline.params import SPEED, ParamsError, RunConfig
+from pipeline.params import ParamsError
 from pipeline.ranks import gather
+from pipeline.run_config import SPEED, RunConfig
 from pipeline.tokens import Tokenizer
 
 EXIT_STOPPED = 75  # of a training that a signal stopped: sysexits.h's "try again later"
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # pre-emption; and what SLURM can be told to send ahead of it
 # All modules that compute the training: those of the stage's dependencies in dvc.yaml.
 CODE = (
-    *("augment", "batch_norm", "batches", "collectives", "declip", "eda", "encoders", "files", "grey", "losses"),
-    *("masked_words", "mixed_batches", "mixed_losses", "mixed_model"),
-    "model",
-    "pretrain",
-    *(
-        "prompts",
-        "ranks",
-        "resume",
-        "schedule",
-        "shards",
-        "step",
-        "study",
-        "study_dropout",
-        "throughput",
-        "tokens",
-        "translations",
-    ),
+    *("augment", "batch_norm", "batches", "collectives", "declip", "draws", "eda", "encoders", "files", "grey"),
+    *("index", "losses", "masked_words", "mixed_batches", "mixed_losses", "mixed_model", "model", "pretrain"),
+    *("prompts", "ranks", "resume", "schedule", "shards", "step", "study", "study_dropout", "throughput", "tokens"),
+    "translations",
 )
 DATA = ("synonyms.yaml",)  # what they read beside them
 LIBRARIES = ("torch", "transformers", "tokenizers", "timm", "numpy", "opencv-python-headless")

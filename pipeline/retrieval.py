@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation import load_arrays, missing
+from pipeline.index import read_studies
 from pipeline.metrics import interval, mean_with_interval, resamples
 from pipeline.params import Bootstrap
 from pipeline.protocols import RetrievalSet
-from pipeline.study import Study, read_studies
+from pipeline.study import Study
 
 QUERIES, ITEMS = 256, 4096  # of one block: its cosines and what is compared of them stay in the cache
 Clean = Callable[[str, Sequence[Study]], np.ndarray]  # data set, studies -> bool [N]

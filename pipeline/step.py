@@ -20,7 +20,8 @@ from pipeline.mixed_batches import MixedBatch
 from pipeline.mixed_losses import mixed_objective
 from pipeline.mixed_model import MixedNet
 from pipeline.model import CxrClip, Net
-from pipeline.params import ParamsError, RunConfig, Train
+from pipeline.params import ParamsError, Train
+from pipeline.run_config import RunConfig
 from pipeline.study_dropout import row_keys
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -15,9 +15,10 @@ from typing import Any
 
 from pipeline.compositions import composition_table, regeneration_table
 from pipeline.counts import counts
-from pipeline.params import LABEL_DATASETS, Params, run_config
+from pipeline.params import LABEL_DATASETS, Params
 from pipeline.results import RunResult, Summary, load_paper
 from pipeline.rows import compared, is_phantom, marked, notes_of, row_of, used_columns
+from pipeline.run_config import run_config
 from pipeline.table_form import Column, Table
 
 TABLES = ("2", "3", "4", "S1", "S2", "S3", "S4")  # those of the paper's models

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.clean import Seen, clean
 from pipeline.evaluation import load_arrays, missing
+from pipeline.index import read_studies
 from pipeline.metrics import (
     calibration,
     classes_with_intervals,
@@ -21,7 +22,7 @@ from pipeline.metrics import (
 )
 from pipeline.params import Bootstrap
 from pipeline.protocols import Protocol, Task, TestSet
-from pipeline.study import POSITIVE, Study, read_studies
+from pipeline.study import POSITIVE, Study
 
 Found = dict[str, Any]
 FORMS = ("metrics", "clean", "removed", "classes", "curves", "precision_recall", "calibration", "samples")

@@ -10,8 +10,8 @@ from pipeline import leakage, tracking
 from pipeline import params as config
 from pipeline.duplicates import find_pairs, images_of
 from pipeline.grey import ImageError
+from pipeline.index import read_studies
 from pipeline.shards import ShardError
-from pipeline.study import read_studies
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline import corpus, tracking
 from pipeline import params as config
+from pipeline.run_config import run_config, without_speed
 
 
 def main() -> None:
@@ -14,11 +15,11 @@ def main() -> None:
     out = Path("data/corpus")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
     for name in params.runs:
-        run = config.run_config(params, name)
+        run = run_config(params, name)
         with tracking.stage_run("corpus", name, run, params.tracking.enabled) as record:
             translations = Path("data/back_translation")
             prompts = Path("data/prompts") / params.runs[name].prompts
-            counts = corpus.gather(config.without_speed(run), Path("data/index"), prompts, out / name, translations)
+            counts = corpus.gather(without_speed(run), Path("data/index"), prompts, out / name, translations)
             record.metrics({key: float(value) for key, value in counts.items()})
         print(f"corpus {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 

@@ -11,17 +11,18 @@ from pathlib import Path
 
 from pipeline import params as config
 from pipeline import pretrain, resume, tracking
+from pipeline.run_config import run_config, speed
 
 
 def main(run_name: str, seed: int) -> None:
     params = config.load()
-    run = config.run_config(params, run_name, seed)
-    name, speed = f"{run_name}/{seed}", config.speed(params, run_name)
+    run = run_config(params, run_name, seed)
+    name, fast = f"{run_name}/{seed}", speed(params, run_name)
     first = os.environ.get("RANK", "0") == "0"
     with tracking.stage_run("pretrain", name, run, params.tracking.enabled and first) as record:
         history = Path("data/results/pretrain") / f"{name}.csv"
         corpus, out = Path("data/corpus") / run_name, Path("data/models") / name
-        best = pretrain.train(corpus, out, history, tracking.work(f"pretrain/{name}"), record.metrics, seed, speed)
+        best = pretrain.train(corpus, out, history, tracking.work(f"pretrain/{name}"), record.metrics, seed, fast)
         record.metrics({"best_valid_loss": best})
         if first:
             record.artifact(history)

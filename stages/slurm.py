@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pipeline import params as config
+from pipeline.run_config import read_run_config, run_config, without_speed
 
 TEMPLATE = """#!/bin/bash
 #SBATCH --job-name=pretrain-{run}-{seed}
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=29400, help="where the nodes meet, on the first one")
     asked = parser.parse_args()
     params = config.load()
-    run = config.run_config(params, asked.run)
+    run = run_config(params, asked.run)
     world = asked.nodes * asked.gpus
     if asked.nodes < 1 or asked.gpus < 1:
         raise config.ParamsError("--nodes and --gpus: one at least")
@@ -82,7 +83,7 @@ def main() -> None:
             f"({asked.nodes} nodes of {asked.gpus})"
         )
     made = Path("data/corpus") / asked.run / "run.json"
-    if not made.is_file() or config.read_run_config(made) != config.without_speed(run):
+    if not made.is_file() or read_run_config(made) != without_speed(run):
         raise config.ParamsError(f"{made}: not there, or of other parameters; run dvc repro corpus first")
     if asked.seed not in params.seeds:
         raise config.ParamsError(f"--seed: {asked.seed} is not among seeds of params.yaml")

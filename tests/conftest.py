@@ -8,21 +8,12 @@ import pytest
 from pipeline import files
 from pipeline.corpus import gather
 from pipeline.grey import encode
-from pipeline.params import (
-    NOT_MIXED,
-    Augment,
-    ImageEncoder,
-    Loss,
-    MixedModel,
-    Roles,
-    RunConfig,
-    Sampling,
-    TextEncoder,
-    Train,
-)
+from pipeline.index import write_studies
+from pipeline.params import Augment, ImageEncoder, Loss, MixedModel, Sampling, TextEncoder, Train
 from pipeline.prompts import Prompts
+from pipeline.run_config import NOT_MIXED, Roles, RunConfig
 from pipeline.shards import Picture, ShardWriter
-from pipeline.study import Study, View, write_studies
+from pipeline.study import Study, View
 
 RESNET = ImageEncoder(
     "resnet50", False, args={"layers": [1] * 4, "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}

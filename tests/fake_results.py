@@ -9,10 +9,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from pipeline.index import write_studies
 from pipeline.params import Params, read_record
 from pipeline.results import load_results, load_summaries
 from pipeline.shards import Picture, ShardWriter
-from pipeline.study import Study, View, write_studies
+from pipeline.study import Study, View
 
 M, C, C14 = "mimic_cxr", "chexpert", "chestxray14"
 EVALUATED = {"vindr_cxr": ["Cardiomegaly", "Pleural effusion"], "rsna": ["Pneumonia"], "siim": ["Pneumothorax"]}

@@ -17,7 +17,7 @@ from pipeline.batch_norm import synchronise_batch_norm
 from pipeline.batches import Batch, Sample, collate
 from pipeline.declip import Heads, Learner, SimSiam
 from pipeline.model import CxrClip
-from pipeline.params import RunConfig
+from pipeline.run_config import RunConfig
 from pipeline.step import compute_gradients
 from tests.conftest import BERT, RESNET, SWIN, make_config
 

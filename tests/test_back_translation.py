@@ -17,9 +17,10 @@ import torch
 
 from pipeline import back_translation, marian, params
 from pipeline.back_translation import back_translate, distinct_texts
+from pipeline.index import read_studies, write_studies
 from pipeline.marian import ENDLESS, WORDLESS, RoundTrip, TranslationError, cut
 from pipeline.params import BackTranslation, ParamsError
-from pipeline.study import Study, View, read_studies, write_studies
+from pipeline.study import Study, View
 from pipeline.translations import FILE, Translations, read_translations, report_sections, text_hash
 
 ROOT = Path(__file__).parents[1]

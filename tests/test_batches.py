@@ -13,20 +13,19 @@ from pipeline.batches import (
     TrainingSet,
     ValidationSet,
     collate,
-    draw_key,
-    draw_texts,
-    draw_views,
     epoch_draws,
-    generator,
     shuffled,
     steps_before,
     training_batches,
     validation_batches,
 )
 from pipeline.corpus import gather, usable
-from pipeline.params import Augment, read_run_config
+from pipeline.draws import draw_key, draw_texts, draw_views, generator
+from pipeline.index import read_studies, write_studies
+from pipeline.params import Augment
+from pipeline.run_config import read_run_config
 from pipeline.shards import load_view
-from pipeline.study import Study, View, read_studies, write_studies
+from pipeline.study import Study, View
 
 QUIET = Augment(image=False, text=False)
 MANY = 3000

@@ -1,7 +1,7 @@
 """An experiment re-runs what it can influence and nothing else: the parameters that dvc.yaml lists for a stage are
 those that its script reads, and docs/experiments.md says the same.
 
-``python tests/test_caching.py`` writes the table of docs/experiments.md anew, after a change of dvc.yaml.
+``python -m tests.test_caching`` writes the table of docs/experiments.md anew, after a change of dvc.yaml.
 """
 
 import ast
@@ -15,19 +15,20 @@ import pytest
 import yaml
 
 from pipeline import params as config
+from pipeline.run_config import SPEED
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DOC = ROOT / "docs" / "experiments.md"
-MARKS = ("<!-- from dvc.yaml: python tests/test_caching.py -->\n", "<!-- end -->\n")
+MARKS = ("<!-- from dvc.yaml: python -m tests.test_caching -->\n", "<!-- end -->\n")
 # How fast, not what: these change no output (other than by rounding), so no stage need depend on them.
 INDIFFERENT = {
     "tracking",
     "ingest.workers",
     "ingest.scheduler",
     "audit.workers",
-    *(f"train.{key}" for key in config.SPEED if key != "launcher"),
-    "runs.*.train",  # of which ``params.speed`` hands on those alone, to the stage pretrain
+    *(f"train.{key}" for key in SPEED if key != "launcher"),
+    "runs.*.train",  # of which ``run_config.speed`` hands on those alone, to the stage pretrain
     "evaluate.batch_size",
 }
 SECTIONS = {field.name for field in fields(config.Params)}
@@ -190,8 +191,8 @@ def test_a_stage_depends_on_the_parameters_it_reads(stage):
 
 def test_the_whole_of_params_is_followed_to_where_it_is_read():
     """run_config hands on seven sections; a section under another name, a keyword and a method call are seen, too."""
-    head = "from pipeline import params as config\nfrom pipeline import tracking\n"
-    script = head + "def main(name):\n    p = config.load()\n    run = config.run_config(p, name)\n    use(run)\n"
+    head = "from pipeline import params as config\nfrom pipeline import run_config, tracking\n"
+    script = head + "def main(name):\n    p = config.load()\n    run = run_config.run_config(p, name)\n    use(run)\n"
     assert reads_of(script) >= {"seed", "runs.*", "sampling", "augment", "loss", "train", "model.text_encoder"}
     told = script.replace("use(run)", "tracking.stage_run('pretrain', name, run, p.tracking.enabled)")
     assert reads_of(told) == set()
@@ -259,7 +260,7 @@ def table() -> str:
 
 def test_the_docs_say_what_re_runs():
     _, _, rest = DOC.read_text(encoding="utf-8").partition(MARKS[0])
-    assert rest.partition(MARKS[1])[0] == table(), "run: python tests/test_caching.py"
+    assert rest.partition(MARKS[1])[0] == table(), "run: python -m tests.test_caching"
 
 
 if __name__ == "__main__":

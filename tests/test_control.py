@@ -15,6 +15,7 @@ from pipeline import corpus, embed, params, pretrain, protocols, retrieval, zero
 from pipeline.ingest import ingest
 from pipeline.params import BINARY_DATASETS, Bootstrap, Source
 from pipeline.phantom.archives import write
+from pipeline.run_config import run_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,8 +34,8 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         index = folder / "index" / f"{name}.parquet"
         ingest(name, source, p.ingest, folder / "shards" / name, index, folder / "work" / name, p.seed)
     some = next(iter(p.runs)) if not p.control else p.control
-    run = replace(params.run_config(p, some), datasets=("mimic_cxr",))
-    run = replace(run, train=replace(run.train, shuffle_pairs=True))
+    run = replace(run_config(p, some), datasets=("mimic_cxr",))
+    run = replace(run, train=replace(run.train, shuffle_pairs=True, epochs=p.train.epochs))
     aucs, recalls = [], []
     for seed in seeds:
         out = folder / str(seed)

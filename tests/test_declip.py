@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pipeline import eda, pretrain
-from pipeline.batches import TrainingSet, ValidationSet, draw_texts, label_key
+from pipeline.batches import TrainingSet, ValidationSet
 from pipeline.declip import MaskedWords, SimSiam, TextQueue, learner, neighbour_loss
+from pipeline.draws import draw_texts, label_key
 from pipeline.losses import Embeddings
 from pipeline.model import CxrClip, load
 from pipeline.params import Loss, ParamsError

@@ -16,11 +16,12 @@ from pipeline.adapters.checkpoint import MissingWeights
 from pipeline.augment import evaluation_image
 from pipeline.embedder import Embedder
 from pipeline.grey import encode
+from pipeline.index import read_studies, write_studies
 from pipeline.model import CxrClip, load, save
 from pipeline.params import Other
 from pipeline.retrieval import candidates
 from pipeline.shards import Picture, ShardWriter, load_view
-from pipeline.study import Study, View, read_studies, write_studies
+from pipeline.study import Study, View
 from pipeline.tokens import Tokenizer
 
 ROOT = Path(__file__).parents[1]

@@ -78,6 +78,7 @@ def make(tmp_path, studies, prompts):
         params = yaml.safe_load((ROOT / "profiles" / "micro.yaml").read_text())
         params |= {"main": ["tiny"], "ablations": [], "control": ""}
         params["evaluate"]["few_shot"]["fine_tune"]["runs"] = []
+        params["evaluate"].update(official={"runs": []}, regeneration={"runs": []})
         params["runs"] = {"tiny": {"image_encoder": "resnet", "datasets": ["mimic_cxr", "chexpert", "chestxray14"]}}
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
         pretrain = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["pretrain"]

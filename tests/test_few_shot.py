@@ -20,6 +20,7 @@ from pipeline.embed import of_model
 from pipeline.encoders import ImageTower
 from pipeline.few_shot import cache_features, evaluate, linear_probe
 from pipeline.fine_tune import fine_tune, pictures, scores
+from pipeline.index import write_studies
 from pipeline.labelled import read_labelled, subset
 from pipeline.metrics import resamples
 from pipeline.model import CxrClip
@@ -27,7 +28,6 @@ from pipeline.params import Augment, Bootstrap, FewShot, FineTune
 from pipeline.protocols import Prompts, Protocol, Task, TestSet
 from pipeline.results import load_results
 from pipeline.shards import load_view
-from pipeline.study import write_studies
 from stages import few_shot_other
 
 ROOT = Path(__file__).parents[1]
@@ -308,6 +308,7 @@ def project(labelled, tmp_path, monkeypatch):
     raw["sources"] = {d: raw["sources"][d] for d in ("mimic_cxr", "rsna", "siim")}
     raw |= {"runs": {}, "main": [], "ablations": [], "tracking": {"enabled": False}}
     raw["evaluate"]["few_shot"]["fine_tune"]["runs"] = []
+    raw["evaluate"].update(official={"runs": []}, regeneration={"runs": []})
     theirs = {"adapter": "chexzero", "weights": "weights", "model": "CheXzero", "trained_on": ["mimic_cxr"]}
     raw["others"] = {"theirs": theirs}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))

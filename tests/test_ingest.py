@@ -18,12 +18,12 @@ from pipeline import pieces
 from pipeline.files import Gone
 from pipeline.grey import decode, encode, resize
 from pipeline.images import read_image
+from pipeline.index import read_studies
 from pipeline.ingest import IngestError, ingest
 from pipeline.params import Ingest, Source
 from pipeline.pieces import Job, decode_file
 from pipeline.shards import Picture, read_bytes
 from pipeline.sources import SourceError, open_archive
-from pipeline.study import read_studies
 
 N = 30
 

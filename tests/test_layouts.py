@@ -13,11 +13,12 @@ import pytest
 from test_sources import REAL, chexpert, chexpert_row, mimic, put, read_all, real, splits
 
 from pipeline.images import read_view
+from pipeline.index import read_studies
 from pipeline.ingest import ingest
 from pipeline.params import DATASETS, Ingest, Source
 from pipeline.phantom.archives import write
 from pipeline.sources import SourceError, open_archive, read
-from pipeline.study import Study, read_studies
+from pipeline.study import Study
 
 
 @pytest.fixture(scope="module")

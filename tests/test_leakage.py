@@ -6,14 +6,19 @@ import pytest
 
 from pipeline import duplicates, leakage, neighbours
 from pipeline.clean import clean, load_seen
+from pipeline.corpus import gather
 from pipeline.duplicates import Image
 from pipeline.grey import encode
+from pipeline.index import read_studies
+from pipeline.ingest import ingest
 from pipeline.leakage import identity
-from pipeline.params import Source
+from pipeline.params import Ingest, Source
 from pipeline.phantom.archives import write
+from pipeline.run_config import Roles
 from pipeline.shards import Picture, ShardWriter
 from pipeline.sources import open_archive, read
 from pipeline.study import View
+from tests.conftest import make_mixed
 
 
 def image(dataset, patient, split, study="s", view="v"):
@@ -149,6 +154,36 @@ def test_an_archive_by_two_splits_from_its_files_to_clean_images(tmp_path, monke
     assert sorted(f"{s.study}.png" for s in tests) == sorted(listed) and len(listed) == 8
     for trained_on, unseen in ((["chestxray14"], 0), (["chestxray14_official"], 8), (["mimic_cxr"], 8)):
         assert clean(known, "chestxray14_official", tests, trained_on).sum() == unseen
+
+
+def test_open_i_is_clean_of_what_its_training_split_has_not_shown(tmp_path, monkeypatch):
+    """Open-I whole as a test set, and by patient as what a run took texts from: the run has seen the images of all but
+    the latter's test patients, though it looked at their reports alone."""
+    monkeypatch.setattr(neighbours, "GRID", 16)
+    monkeypatch.chdir(tmp_path)
+    write("openi", tmp_path / "phantom", 40, 64, 0, 1)
+    index = tmp_path / "index"
+    for dataset, split in (("openi", "paper"), ("openi_by_patient", "patient")):
+        source, options = Source("openi", "phantom", "", split=split), Ingest(short_side=64, workers=1)
+        ingest(dataset, source, options, tmp_path / dataset, index / f"{dataset}.parquet", tmp_path / "work", 0)
+    whole, parts = (read_studies(index / f"{d}.parquet") for d in ("openi", "openi_by_patient"))
+    images = [image for studies in (whole, parts) for image in duplicates.images_of(studies)]
+    duplicates.find_pairs(images, tmp_path / "audit/pairs.parquet", 0.8, 1)
+    rows = leakage.seen(images, leakage.groups(images, leakage.read_pairs(tmp_path / "audit/pairs.parquet")))
+    leakage.write_seen(tmp_path / "audit/seen.parquet", rows)
+    texts = Roles(texts=("openi_by_patient",))
+    run = make_mixed(roles=texts, loss={"regeneration_weight": 0.0, "alignment_weight": 0.0})
+    gather(run, index, tmp_path / "prompts", tmp_path / "corpus")
+    trained = read_studies(tmp_path / "corpus" / "studies.parquet")
+    assert not any(s.views for s in trained) and {s.split for s in trained} == {"train", "valid"}
+    tests = {s.study for s in parts if s.split == "test"}
+    assert 2 <= len(tests) <= 6 and {s.study for s in whole} == tests | {s.study for s in trained}
+    unseen = clean(load_seen(tmp_path / "audit"), "openi", whole, run.datasets)
+    assert {s.study for s, free in zip(whole, unseen, strict=True) if free} == tests
+    assert clean(load_seen(tmp_path / "audit"), "openi", whole, ["mimic_cxr"]).all()
+    frame = leakage.table(images, rows)
+    assert set(frame["test_set"]) == {"openi"}  # the other is a source of training alone
+    assert "| test set (images) | openi_by_patient |" in leakage.markdown(frame, {"images": len(images)}, {})
 
 
 def test_nothing_to_tell_of():

@@ -11,10 +11,11 @@ import yaml
 from pipeline import params
 from pipeline.batches import TrainingSet, ValidationSet, epoch_draws, training_batches, validation_batches
 from pipeline.corpus import gather, whole
+from pipeline.index import read_studies, write_studies
 from pipeline.mixed_batches import collate_mixed
-from pipeline.params import ParamsError, Roles
+from pipeline.params import ParamsError
 from pipeline.pretrain import pack_of
-from pipeline.study import read_studies, write_studies
+from pipeline.run_config import Roles, read_run_config, run_config, write_run_config
 from pipeline.tokens import Tokenizer
 from tests.conftest import make_mixed, make_study
 from tests.test_params import RAW
@@ -27,6 +28,8 @@ def raw(**run):
     made = json.loads(json.dumps(RAW))
     for name in ("chestxray14", "openi"):
         made["sources"][name] = {"reader": name, "path": "a", "stamp": "b"}
+    made["sources"]["openi_by_patient"] = {**made["sources"]["openi"], "split": "patient"}
+    made["sources"]["openi"].update(run.pop("openi", {}))
     made["model"].update(mixed={"patch": 28, "scales": 2, "width": 16, "heads": 2, **run.pop("shape", {})})
     made["train"].update(run.pop("section", {}))
     some = {"paired": ["mimic_cxr"], "images": ["chestxray14"], "loss": {"regeneration_weight": 1.0}}
@@ -42,18 +45,18 @@ def load(tmp_path, made):
 
 
 def test_a_mixed_run_has_roles_and_no_image_encoder(tmp_path):
-    record = load(tmp_path, raw(texts=["openi"], paired_fraction=0.25))
-    config = params.run_config(record, "some")
-    assert config.roles == Roles(("mimic_cxr",), ("chestxray14",), ("openi",), 0.25)
-    assert config.datasets == record.runs["some"].datasets == ("mimic_cxr", "chestxray14", "openi")
+    record = load(tmp_path, raw(texts=["openi_by_patient"], paired_fraction=0.25))
+    config = run_config(record, "some")
+    assert config.roles == Roles(("mimic_cxr",), ("chestxray14",), ("openi_by_patient",), 0.25)
+    assert config.datasets == record.runs["some"].datasets == ("mimic_cxr", "chestxray14", "openi_by_patient")
     assert config.image_encoder is None and config.mixed.patch == 28
     assert (config.loss.mvs, config.loss.mvs_weight, config.loss.tcl_weight) == (False, 0.0, 0.0)
-    params.write_run_config(tmp_path / "run.json", config)
-    assert params.read_run_config(tmp_path / "run.json") == config
-    plain = params.run_config(record, "plain")
+    write_run_config(tmp_path / "run.json", config)
+    assert read_run_config(tmp_path / "run.json") == config
+    plain = run_config(record, "plain")
     assert plain.roles is None and plain.mixed is None and plain.aligned
-    params.write_run_config(tmp_path / "run.json", plain)
-    assert params.read_run_config(tmp_path / "run.json") == plain
+    write_run_config(tmp_path / "run.json", plain)
+    assert read_run_config(tmp_path / "run.json") == plain
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_a_mixed_run_has_roles_and_no_image_encoder(tmp_path):
     ],
 )
 def test_which_runs_are_aligned(tmp_path, run, aligned):
-    assert params.run_config(load(tmp_path, raw(**run)), "some").aligned is aligned
+    assert run_config(load(tmp_path, raw(**run)), "some").aligned is aligned
 
 
 ON = {"regeneration_weight": 1.0}
@@ -74,7 +77,10 @@ BAD = [
     ({"datasets": ["mimic_cxr"]}, r"runs\.some: a mixed run \(paired, images, texts\) has no image_encoder and no"),
     ({"paired": None, "images": None}, r"runs\.some: no source in any role; name paired, images or texts, or datasets"),
     ({"texts": ["mimic_cxr"]}, r"runs\.some: mimic_cxr stands in two roles"),
-    ({"paired": ["chexpert"]}, r"runs\.some\.paired\.chexpert: unknown data set; known are mimic_cxr, openi"),
+    (
+        {"paired": ["chexpert"]},
+        r"runs\.some\.paired\.chexpert: unknown data set; known are mimic_cxr, openi, openi_by_patient",
+    ),
     ({"texts": ["chexpert"]}, r"runs\.some\.texts\.chexpert: unknown data set; known are mimic_cxr, openi"),
     ({"images": ["padchest"]}, r"runs\.some\.images\.padchest: unknown data set"),
     ({"images": ["siim"]}, r"runs\.some\.images: siim is not among sources"),
@@ -96,13 +102,24 @@ BAD = [
     ({"loss": {"alignment_weight": 1.0}, "paired_fraction": 0}, r"runs\.some\.loss\.alignment_weight: no pair is left"),
     ({"loss": {"mlm_weight": 1.0}, "paired": None}, r"runs\.some\.loss\.mlm_weight: no source has texts; set 0"),
     (
-        {"images": None, "paired": None, "texts": ["openi"]},
+        {"images": None, "paired": None, "texts": ["openi_by_patient"]},
         r"runs\.some\.loss\.regeneration_weight: no source has images",
     ),
     ({"train": {"micro_batch": 4}}, r"runs\.some\.train\.micro_batch: 4; a mixed run is trained in one pass, set 0"),
     ({"section": {"micro_batch": 4}}, r"runs\.some\.train\.micro_batch: 4; a mixed run is trained in one pass, set 0"),
     ({"train": {"shuffle_pairs": True}}, r"runs\.some\.train\.shuffle_pairs: not for mixed runs; set false"),
 ]
+
+
+@pytest.mark.parametrize("role", ["paired", "images", "texts"])
+def test_open_i_trains_where_it_has_a_training_split(tmp_path, role):
+    says = rf"runs\.some\.{role}: openi is a test set, it has no training split; take openi_by_patient or set "
+    with pytest.raises(ParamsError, match=says + r"sources\.openi\.split: patient") as error:
+        load(tmp_path, raw(**{role: ["openi"]}))
+    assert "\n" not in str(error.value)
+    for own in ({"split": "patient"}, {"reader": "manifest", "manifest": "images.csv"}):
+        assert "openi" in load(tmp_path, raw(**{role: ["openi"]}, openi=own)).runs["some"].datasets
+    assert "openi_by_patient" in load(tmp_path, raw(**{role: ["openi_by_patient"]})).runs["some"].datasets
 
 
 @pytest.mark.parametrize(("run", "says"), BAD)

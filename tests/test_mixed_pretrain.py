@@ -15,11 +15,12 @@ from pipeline import embed, pretrain, protocols, retrieval, zero_shot
 from pipeline.augment import evaluation_image
 from pipeline.batches import ValidationSet
 from pipeline.fine_tune import Classifier
+from pipeline.index import write_studies
 from pipeline.mixed_model import MixedNet
 from pipeline.model import load
-from pipeline.params import Bootstrap, ParamsError, Roles, read_run_config
+from pipeline.params import Bootstrap, ParamsError
+from pipeline.run_config import Roles, read_run_config
 from pipeline.shards import load_view
-from pipeline.study import write_studies
 from pipeline.tokens import Tokenizer
 from tests.conftest import make_mixed
 from tests.test_resume import interrupt, outputs, stop, train

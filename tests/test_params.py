@@ -9,6 +9,7 @@ import yaml
 
 from pipeline import params
 from pipeline.params import ParamsError
+from pipeline.run_config import read_run_config, run_config, speed, without_speed, write_run_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -100,7 +101,7 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("model.image_encoders.swin.weights", "x", "model.image_encoders.swin.weights: unknown key"),
         ("sources.mimic", {"reader": "mimic", "path": "a", "stamp": "b"}, "sources.mimic: unknown data set"),
         ("sources.mimic_cxr.reader", "siim", "sources.mimic_cxr.reader: 'siim' is neither mimic_cxr nor manifest"),
-        ("sources.mimic_cxr.split", "patient", "sources.mimic_cxr.split: only chestxray14 and rsna"),
+        ("sources.mimic_cxr.split", "patient", "sources.mimic_cxr.split: only chestxray14, rsna and openi"),
         (
             "sources.rsna",
             {"reader": "rsna", "path": "a", "stamp": "b", "split": "official"},
@@ -110,6 +111,16 @@ def test_a_whole_number_is_a_number(tmp_path):
             "sources.chestxray14_official",
             {"reader": "chestxray14", "path": "a", "stamp": "b"},
             "sources.chestxray14_official.split: paper, but it is the data set of split: official",
+        ),
+        (
+            "sources.openi_by_patient",
+            {"reader": "openi", "path": "a", "stamp": "b"},
+            "sources.openi_by_patient.split: paper, but it is the data set of split: patient",
+        ),
+        (
+            "sources.openi_by_patient",
+            {"reader": "openi", "path": "a", "stamp": "b", "split": "official"},
+            "sources.openi_by_patient.split: only chestxray14 has official lists",
         ),
         (
             "sources.chestxray14_official",
@@ -249,7 +260,7 @@ def test_a_file_that_is_no_params(tmp_path):
 
 def test_a_run_overlays_single_keys(tmp_path):
     record = load(tmp_path, RAW)
-    plain, other = params.run_config(record, "plain"), params.run_config(record, "other")
+    plain, other = run_config(record, "plain"), run_config(record, "other")
     assert (plain.name, plain.seed, plain.datasets) == ("plain", 3, ("mimic_cxr",))
     assert plain.image_encoder.name == "resnet50" and other.image_encoder.name == "swin_t"
     assert (plain.loss, plain.train, plain.augment) == (record.loss, record.train, record.augment)
@@ -257,7 +268,7 @@ def test_a_run_overlays_single_keys(tmp_path):
     assert (other.loss.mvs, other.loss.icl_weight, other.loss.tcl_weight) == (False, 0.0, 0.25)
     assert (other.sampling.unit, other.augment.text, other.augment.crop_scale) == ("image", False, (0.7, 1.0))
     with pytest.raises(ParamsError, match=r"runs\.third: no such run; runs are plain, other"):
-        params.run_config(record, "third")
+        run_config(record, "third")
 
 
 def test_a_run_like_another_names_its_differences_alone(tmp_path):
@@ -268,7 +279,7 @@ def test_a_run_like_another_names_its_differences_alone(tmp_path):
         **raw["runs"],
     }
     record = load(tmp_path, raw)
-    other, second, third = (params.run_config(record, name) for name in ("other", "second", "third"))
+    other, second, third = (run_config(record, name) for name in ("other", "second", "third"))
     assert second == replace(
         other, name="second", image_encoder=record.model.image_encoders["resnet"], loss=replace(other.loss, mvs=True)
     )
@@ -288,7 +299,7 @@ def test_the_rows_of_table_4_differ_in_what_they_are_named_for():
     root = Path(__file__).parents[1]
     for profile in ("demo", "paper"):
         record = params.load(root / "profiles" / f"{profile}.yaml")
-        run = {name: replace(params.run_config(record, name), name="") for name in record.ablations}
+        run = {name: replace(run_config(record, name), name="") for name in record.ablations}
         assert len(run) == 9
         off = {"icl_weight": 0.0, "tcl_weight": 0.0}
         clip, study, augment, mvs, icl, full, eda, swap, declip = run.values()
@@ -308,17 +319,17 @@ def test_the_rows_of_table_4_differ_in_what_they_are_named_for():
 def test_an_override_equal_to_the_section_changes_nothing(tmp_path):
     """Training depends on the effective values alone, so two ways to write them must be one configuration."""
     same = changed("runs.plain.train", {"lr": 0.001, "epochs": 4})
-    expected = params.run_config(load(tmp_path, RAW), "plain")
-    assert params.run_config(load(tmp_path, same), "plain") == expected
+    expected = run_config(load(tmp_path, RAW), "plain")
+    assert run_config(load(tmp_path, same), "plain") == expected
 
 
 def test_run_config_survives_json(tmp_path):
     for name in ("plain", "other"):
-        run = params.run_config(load(tmp_path, RAW), name)
-        params.write_run_config(tmp_path / "run.json", run)
+        run = run_config(load(tmp_path, RAW), name)
+        write_run_config(tmp_path / "run.json", run)
         first = (tmp_path / "run.json").read_bytes()
-        assert params.read_run_config(tmp_path / "run.json") == run
-        params.write_run_config(tmp_path / "run.json", params.read_run_config(tmp_path / "run.json"))
+        assert read_run_config(tmp_path / "run.json") == run
+        write_run_config(tmp_path / "run.json", read_run_config(tmp_path / "run.json"))
         assert (tmp_path / "run.json").read_bytes() == first
     assert json.loads(first)["train"]["lr"] == 2e-4
 
@@ -332,11 +343,11 @@ def test_how_fast_a_run_trains_is_no_part_of_what_it_trains(tmp_path):
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(values))
     a, b = params.load(tmp_path / "a.yaml"), params.load(tmp_path / "b.yaml")
     for name in ("swin_m", "resnet_m"):
-        runs = [params.run_config(p, name) for p in (a, b)]
-        assert runs[0] != runs[1] and params.without_speed(runs[0]) == params.without_speed(runs[1])
-    assert params.speed(b, "swin_m") == {"launcher": "python", "workers": 5, "save_minutes": 1.5, "timeout_minutes": 10}
-    assert params.speed(b, "resnet_m")["workers"] == 3
+        runs = [run_config(p, name) for p in (a, b)]
+        assert runs[0] != runs[1] and without_speed(runs[0]) == without_speed(runs[1])
+    assert speed(b, "swin_m") == {"launcher": "python", "workers": 5, "save_minutes": 1.5, "timeout_minutes": 10}
+    assert speed(b, "resnet_m")["workers"] == 3
     values["train"]["lr"] = 0.5
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(values))
-    changed = params.run_config(params.load(tmp_path / "b.yaml"), "resnet_m")
-    assert params.without_speed(changed) != params.without_speed(params.run_config(a, "resnet_m"))
+    changed = run_config(params.load(tmp_path / "b.yaml"), "resnet_m")
+    assert without_speed(changed) != without_speed(run_config(a, "resnet_m"))

@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from pipeline import params
+from pipeline.run_config import run_config
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 OTHERS = ("embed_other", "few_shot_other")  # stages of other people's models
 # They carry values and make none: editing them re-runs nothing.
-CARRIERS = {"params", "checks", "records", "tracking", "evaluation", "atomic"}
+CARRIERS = {"params", "run_config", "checks", "records", "tracking", "evaluation", "atomic"}
 
 
 def imports(file: Path) -> set[Path]:
@@ -85,7 +86,7 @@ def test_every_profile_is_valid_and_has_every_key(profile):
     keys = set(yaml.safe_load((ROOT / profile).read_text()))
     assert keys == set(yaml.safe_load((ROOT / "params.yaml").read_text()))
     for run in record.runs:
-        params.run_config(record, run)
+        run_config(record, run)
 
 
 def test_params_yaml_is_the_demo_profile():

@@ -10,10 +10,11 @@ import pytest
 
 from pipeline import params as config
 from pipeline import prompts, protocols
+from pipeline.index import write_studies
 from pipeline.prompts import PromptError, Prompts, expand
 from pipeline.sources.chestxray14 import CLASSES as CHESTXRAY14
 from pipeline.sources.chexpert import CLASSES as CHEXPERT
-from pipeline.study import Study, View, write_studies
+from pipeline.study import Study, View
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ROOT / "pipeline" / "prompts.yaml"

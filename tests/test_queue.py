@@ -33,6 +33,7 @@ def tiny() -> dict:
     params["runs"] = {"tiny": {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}}
     params.update(main=[], ablations=["tiny"], control="")
     params["evaluate"]["few_shot"]["fine_tune"]["runs"] = []
+    params["evaluate"].update(official={"runs": []}, regeneration={"runs": []})
     params["train"].update(epochs=25, threads=1)
     return params
 

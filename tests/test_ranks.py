@@ -21,11 +21,11 @@ TWO = """
 import dataclasses, json, multiprocessing, os, signal, sys
 from pathlib import Path
 import pandas, timm, tokenizers.implementations, torch, transformers
-from pipeline import model, params, pretrain
+from pipeline import model, pretrain, run_config
 
 torch.set_num_threads(1)
 corpus = Path(sys.argv[1])
-model.CxrClip(params.read_run_config(corpus / "run.json"), 100)  # what is imported when it is first needed
+model.CxrClip(run_config.read_run_config(corpus / "run.json"), 100)  # what is imported when it is first needed
 context = multiprocessing.get_context("fork")
 
 def work(rank, out, port, event, ended):

@@ -13,10 +13,11 @@ from pipeline import protocols, regenerate
 from pipeline.augment import evaluation_image
 from pipeline.grey import encode
 from pipeline.image_quality import averaged, psnr, ssim, without_model
+from pipeline.index import read_studies, write_studies
 from pipeline.metrics import resamples
 from pipeline.params import Bootstrap
 from pipeline.shards import Picture, ShardWriter, load_view
-from pipeline.study import Study, View, read_studies, write_studies
+from pipeline.study import Study, View
 
 SIZE, GRID = 48, 4
 BOOTSTRAP = Bootstrap(80, 0.9)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.params import DATASETS, READ_AGAIN
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -44,9 +46,16 @@ def test_repro_builds_every_table_and_then_has_nothing_to_do(clone):
     page = (clone / "reports" / "index.html").read_text()
     assert "say nothing about patients" in page
     metrics = json.loads((clone / "reports" / "metrics.json").read_text())
-    assert set(metrics) == {"resnet_mcc", "clip"}
+    assert set(metrics) == {"resnet_mcc", "clip", "mixed"}
     assert 0 <= metrics["resnet_mcc"]["vindr_cxr_zs_auc"] <= 1
-    for dataset in ("mimic_cxr", "chexpert", "chestxray14", "vindr_cxr", "rsna", "siim", "openi"):
+    mixed = metrics["mixed"]
+    assert 0 <= mixed["chestxray14_official_p100_auc"] <= 1 and mixed["mimic_cxr_psnr50_matching"] > 0
+    # A tenth of Open-I's reports is what a run that trained on the rest has not seen.
+    found = json.loads((clone / "data/results/retrieval/mixed/0.json").read_text())
+    parts = json.loads((clone / "data/index/openi_by_patient.json").read_text())["written"]
+    assert found["clean"]["openi.r10"]["n"] == parts["test"]["studies"] == 2
+    assert found["removed"]["openi"] == parts["train"]["studies"] + parts["valid"]["studies"]
+    for dataset in (*DATASETS, *READ_AGAIN):
         summary = json.loads((clone / "data" / "index" / f"{dataset}.json").read_text())
         assert summary["written_images"] + summary["rejected_images"] == summary["found_images"] > 0
     assert "up to date" in run(clone, "dvc", "repro")
@@ -63,14 +72,15 @@ def test_every_stage_run_is_in_mlflow(clone):
         keys = {k for (k,) in db.execute("select distinct key from metrics")}
     assert parents == 1
     assert len(children) == 1
-    wanted = {"phantom": 7, "ingest": 7, "prompts": 1, "corpus": 2, "pretrain": 2, "embed": 2, "zero_shot": 2}
-    wanted |= {"audit": 1, "back_translate": 1, "retrieval": 2, "few_shot": 1, "tables": 1}
+    wanted = {"phantom": 7, "ingest": 9, "prompts": 1, "corpus": 3, "pretrain": 3, "embed": 3, "zero_shot": 3}
+    wanted |= {"audit": 1, "back_translate": 1, "retrieval": 3, "few_shot": 1, "few_shot_official": 1, "tables": 1}
+    wanted |= {"regenerate": 1}
     assert {s: stages.count(s) for s in set(stages)} == wanted
     assert {"train_loss", "valid_loss", "rsna.auc", "mimic_cxr.r10", "vindr_cxr.p100", "found_images"} <= keys
 
 
 def test_an_experiment_trains_again_what_it_changes_and_ingests_nothing(clone):
-    """`clip` has its own tcl_weight of 0, so a change of the common one leaves it alone."""
+    """`clip` has its own tcl_weight of 0 and `mixed` no such term, so a change of the common one leaves them alone."""
     run(clone, "git", "add", "-A")
     run(clone, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "results")
     out = run(clone, "dvc", "exp", "run", "-n", "notcl", "-S", "loss.tcl_weight=0")

@@ -21,7 +21,8 @@ from pipeline import pretrain, resume, throughput
 from pipeline import step as one_step
 from pipeline.batches import epoch_draws
 from pipeline.model import CxrClip
-from pipeline.params import ParamsError, Train, write_run_config
+from pipeline.params import ParamsError, Train
+from pipeline.run_config import write_run_config
 from pipeline.tokens import Tokenizer
 from tests.conftest import BERT, RESNET, make_config
 
@@ -36,10 +37,10 @@ FORKS = """
 import json, multiprocessing, os, signal, sys, time
 from pathlib import Path
 import pandas, timm, tokenizers.implementations, torch, transformers
-from pipeline import model, params, pretrain
+from pipeline import model, pretrain, run_config
 
 torch.set_num_threads(1)
-model.CxrClip(params.read_run_config(Path(sys.argv[1])), 100)  # what is imported when it is first needed
+model.CxrClip(run_config.read_run_config(Path(sys.argv[1])), 100)  # what is imported when it is first needed
 context = multiprocessing.get_context("fork")
 
 def work(corpus, out, most, ready, calls):

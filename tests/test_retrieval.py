@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pipeline import protocols, retrieval
+from pipeline.index import write_studies
 from pipeline.metrics import resamples
 from pipeline.params import Bootstrap
-from pipeline.study import Study, View, write_studies
+from pipeline.study import Study, View
 
 ARCHIVES = ("chexpert", "mimic_cxr", "openi")
 SETS = protocols.load("paper").retrieval

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from pipeline import params
+from pipeline.run_config import run_config, write_run_config
 from stages import slurm
 
 ROOT = Path(__file__).parents[1]
@@ -23,7 +24,7 @@ def place(tmp_path, monkeypatch):
     record = params.load(tmp_path / "params.yaml")
     for name in record.runs:
         (tmp_path / "data" / "corpus" / name).mkdir(parents=True)
-        params.write_run_config(tmp_path / "data" / "corpus" / name / "run.json", params.run_config(record, name))
+        write_run_config(tmp_path / "data" / "corpus" / name / "run.json", run_config(record, name))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -5,6 +5,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,7 @@ def test_real_openi():
     assert reasons["neither findings nor impression"] == 3955 - 3927
     assert reasons["report is not well-formed XML"] == 0
     assert {s.split for s in studies} == {"test"}
+    assert splits(read_all("openi", REAL, split="patient")[0]) == {"train": 3062, "valid": 380, "test": 384}
     assert studies[0].study == "CXR1" and studies[0].impression == "Normal chest x-ray."
 
 
@@ -424,6 +426,31 @@ def test_openi(tmp_path, packed):
     ]
 
 
+def test_openi_by_patient(tmp_path):
+    """100 reports, one of them there twice, one unusable: 80 / 10 / 10 of all by scikit-learn's own cuts."""
+    from sklearn.model_selection import train_test_split
+
+    texts = {n: report(f"Text {n}.", "", [f"CXR{n}_{n}_IM-{n:04}-1001"]) for n in range(1, 101)} | {60: "no report"}
+    for n, text in texts.items():
+        put(tmp_path, f"ecgen-radiology/{n}.xml", text)
+    put(tmp_path, "again/7.xml", texts[7])
+    studies, rejects = read_all("openi", tmp_path, split="patient")
+    assert [r.item for r in rejects] == ["60.xml"] and len(studies) == 100
+    train, rest = train_test_split(list(range(1, 101)), test_size=0.2, random_state=0)
+    test, valid = train_test_split(rest, test_size=0.5, random_state=0)
+    for name, wanted in (("train", train), ("valid", valid), ("test", test)):
+        assert {s.study for s in studies if s.split == name} == {f"CXR{n}" for n in wanted} - {"CXR60"}
+    whole, _ = read_all("openi", tmp_path)
+    assert splits(whole) == {"test": 100}
+    assert [replace(s, split="test") for s in studies] == whole
+    again, source = open_archive("openi_by_patient", str(tmp_path), tmp_path), Source("openi", "", "", split="patient")
+    items = list(read(again, source, 0))
+    assert len(items) == 101 and {item.dataset for item in items} == {"openi_by_patient"}
+    assert sources.notes(again, source) == []
+    (note,) = sources.notes(open_archive("openi", str(tmp_path), tmp_path), source)
+    assert "by patient, not as the paper" in note
+
+
 # Bad input
 
 
@@ -485,7 +512,7 @@ def fuzzed_xml(count, seed):
                     data[at:at] = data[max(0, at - length) : at]
                 case _:
                     data[at:at] = rng.bytes(length)
-        result = _study("1.xml", bytes(data))
+        result = _study("openi", "1.xml", "test", bytes(data))
         outcomes[result.reason if isinstance(result, Reject) else "read"] += 1
     return outcomes
 

@@ -267,7 +267,11 @@ def test_same_results_same_bytes(here):
     assert texts[0] == texts[1] and sorted(texts[0]) == sorted(
         [
             "metrics.json",
-            *(f"table{n}.{end}" for n in (1, 2, 3, 4, "S1", "S2", "S3", "S4", "S5", "S6") for end in ("md", "csv", "tex")),
+            *(
+                f"table{n}.{end}"
+                for n in (1, 2, 3, 4, "S1", "S2", "S3", "S4", "S5", "S6")
+                for end in ("md", "csv", "tex")
+            ),
         ]
     )
 

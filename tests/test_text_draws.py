@@ -11,7 +11,8 @@ import torch
 
 from pipeline import pretrain
 from pipeline.augment import sentences
-from pipeline.batches import TrainingSet, draw_texts
+from pipeline.batches import TrainingSet
+from pipeline.draws import draw_texts
 from pipeline.study import Study, View
 from pipeline.translations import FILE, Translations, text_hash
 

@@ -16,12 +16,13 @@ from sklearn.metrics import roc_auc_score
 from pipeline import neighbours, protocols, zero_shot
 from pipeline import params as config
 from pipeline.grey import encode
+from pipeline.index import read_studies, write_studies
 from pipeline.ingest import ingest
 from pipeline.metrics import resamples
 from pipeline.params import Audit, Bootstrap, Evaluate, FewShot, Ingest, Run, Source, Tracking
 from pipeline.phantom.archives import write as draw
 from pipeline.shards import Picture, ShardWriter, load_view
-from pipeline.study import Study, View, read_studies, write_studies
+from pipeline.study import Study, View
 
 OPTIONS = Bootstrap(40)
 AUC = {"dataset": "rsna", "aggregate": "mean", "score": "difference", "metric": "auc"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.files import PACK_SUFFIXES, Files, FilesError
-from pipeline.params import OFFICIAL, Source
+from pipeline.params import READ_AGAIN, Source
 from pipeline.sources.archive import WHERE, Archive, SourceError, open_archive
 from pipeline.study import Reject, Study
 
@@ -57,7 +57,7 @@ def read(archive: Archive, source: Source, seed: int) -> Iterator[Study | Reject
         case "openi":
             from pipeline.sources.openi import read_openi
 
-            return read_openi(archive)
+            return read_openi(archive, source.split)
         case "manifest":
             from pipeline.sources.manifest import read_manifest
 
@@ -103,7 +103,7 @@ def fingerprint(dataset: str, source: Source) -> dict[str, str]:
 
 def notes(archive: Archive, source: Source) -> list[str]:
     """What a reader of the tables must know about how this archive was read; one sentence each."""
-    if archive.dataset == OFFICIAL:
+    if archive.dataset in READ_AGAIN:
         return []
     if source.split != "paper":
         how = "as the owner's lists say" if source.split == "official" else "by patient"

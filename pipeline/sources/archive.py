@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.files import Files, FilesError, Gone, base, lines, text
+from pipeline.params import READ_AGAIN
 
 WHERE = {
     "mimic_cxr": "credentialed PhysioNet access: physionet.org/content/mimic-cxr-jpg (images, split and metadata csv) "
@@ -23,6 +24,7 @@ WHERE = {
     "siim": "Kaggle account: kaggle.com/datasets/jesperdramsch/siim-acr-pneumothorax-segmentation-data",
     "openi": "open, NLM: openi.nlm.nih.gov/faq (NLMCXR_reports.tgz, NLMCXR_png.tgz, NLMCXR_dcm.tgz)",
 }
+WHERE |= {again: WHERE[reader] for again, (reader, _) in READ_AGAIN.items()}
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # where one image comes in two formats, the earlier wins
 LABELS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 MAX_TABLE = 1 << 33  # bytes; CheXpert Plus with all its reports is one gigabyte
@@ -201,12 +203,12 @@ def train_valid(n: int, share: float = 0.2) -> list[str]:
     return splits
 
 
-def train_valid_test(n: int) -> list[str]:
-    """Split of each of ``n`` items, 70 / 15 / 15 (RSNA and SIIM; paper Table 1). The second cut's first half is test:
-    only so do the paper's counts of 4,003 / 4,003 and 1,808 / 1,807 come out on the right sides.
+def train_valid_test(n: int, held: float = 0.3) -> list[str]:
+    """Split of each of ``n`` items, by default 70 / 15 / 15 (RSNA and SIIM; paper Table 1). The second cut's first half
+    is test: only so do the paper's counts of 4,003 / 4,003 and 1,808 / 1,807 come out on the right sides.
     """
     splits = ["train"] * n
-    rest = split_two(n, 0.3)[1]
+    rest = split_two(n, held)[1]
     test, valid = split_two(len(rest), 0.5)
     for half, name in ((test, "test"), (valid, "valid")):
         for i in half:

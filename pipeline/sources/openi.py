@@ -18,13 +18,18 @@ from pipeline.study import Reject, Study, View
 IMAGE_ID = re.compile(r"(\d+)_IM-\d[\d-]*")
 # The csv says no more than Frontal; the collection's captions call its frontal images PA.
 PROJECTIONS = {"FRONTAL": "PA", "LATERAL": "LATERAL"}
+HELD = 0.2  # share of the reports for validation and test, where there is a training split
 
 
-def read_openi(files: Archive) -> Iterator[Study | Reject]:
-    """One study a report that has findings or impression and at least one image; all are test (paper Table 1).
+def read_openi(files: Archive, split: str = "paper") -> Iterator[Study | Reject]:
+    """One study a report that has findings or impression and at least one image.
 
     Reports are XML files, loose or in ``NLMCXR_reports.tgz``. A view's position comes from ``indiana_projections.csv``
     where that is there; ingest fills it from a DICOM's own header otherwise.
+
+    Args:
+        split: ``paper``: all are test (paper Table 1). ``patient``: 80 / 10 / 10 over all reports, usable or not; the
+            archive names no patients, so that a report with all its images counts as one.
 
     Raises:
         SourceError: the reports are missing.
@@ -41,16 +46,19 @@ def read_openi(files: Archive) -> Iterator[Study | Reject]:
     if not reports:
         damaged = [name for name, _ in files.problems if "reports" in name]
         raise archive.SourceError(
-            f"openi: no report (*.xml) below {files.files.root}, loose or in NLMCXR_reports.tgz"
+            f"{files.dataset}: no report (*.xml) below {files.files.root}, loose or in NLMCXR_reports.tgz"
             f"{' (it is damaged: download it again)' if damaged else ''}. To get them: {archive.WHERE['openi']}"
         )
+    units = list(dict.fromkeys(map(base, reports)))  # a report may lie there twice, loose and packed
+    sides = archive.train_valid_test(len(units), HELD) if split == "patient" else ["test"] * len(units)
+    side = dict(zip(units, sides, strict=True))
     for name in reports:
         try:
-            study = _study(base(name), files.files.read(name, archive.MAX_REPORT))
+            study = _study(files.dataset, base(name), side[base(name)], files.files.read(name, archive.MAX_REPORT))
         except Gone:
             raise
         except FilesError as error:
-            yield Reject("openi", base(name), "study", f"report: {error}")
+            yield Reject(files.dataset, base(name), "study", f"report: {error}")
             continue
         if isinstance(study, Study):
             keys = [_image_key(view.id) for view in study.views]
@@ -61,26 +69,26 @@ def read_openi(files: Archive) -> Iterator[Study | Reject]:
         yield study
 
 
-def _study(name: str, content: bytes) -> Study | Reject:
+def _study(dataset: str, name: str, side: str, content: bytes) -> Study | Reject:
     from defusedxml import DefusedXmlException
     from defusedxml.ElementTree import ParseError, fromstring
 
     try:
         tree: Any = fromstring(content, forbid_dtd=True)
     except (ParseError, DefusedXmlException, ValueError, LookupError):  # the last: an encoding nobody knows
-        return Reject("openi", name, "study", "report is not well-formed XML")
+        return Reject(dataset, name, "study", "report is not well-formed XML")
     text: dict[str, str | None] = {}
     for element in tree.iter("AbstractText"):
         text.setdefault(element.get("Label", "").upper(), clean("".join(element.itertext())))
     findings, impression = text.get("FINDINGS"), text.get("IMPRESSION")
     if findings is None and impression is None:
-        return Reject("openi", name, "study", "neither findings nor impression")
+        return Reject(dataset, name, "study", "neither findings nor impression")
     images = dict.fromkeys(element.get("id", "") for element in tree.iter("parentImage"))
     views = tuple(View(id=image) for image in images if image)
     if not views:
-        return Reject("openi", name, "study", "the report lists no image")
+        return Reject(dataset, name, "study", "the report lists no image")
     report = f"CXR{PurePosixPath(name).stem}"
-    return Study("openi", report, report, "test", views, findings, impression)
+    return Study(dataset, report, report, side, views, findings, impression)
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import study as module
-from pipeline.study import GROUP, SCHEMA, Reject, Study, View, join_studies, read_studies, write_rejects, write_studies
+from pipeline import index as module
+from pipeline.index import GROUP, SCHEMA, join_studies, read_studies, write_rejects, write_studies
+from pipeline.study import Reject, Study, View
 
 
 def some(count, seed=0):

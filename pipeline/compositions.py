@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.params import REPORT_DATASETS, Params, Run
+from pipeline.params import BY_PATIENT, REPORT_DATASETS, Params, Run
 from pipeline.results import RunResult, Summary
 from pipeline.rows import cells_of, compared, is_phantom, marked, notes_of, row_of, used_columns
 from pipeline.table_form import Column, Row, Table
+
+MIXED = "one transformer"
 
 
 def learns_from(paper: Mapping[str, Any], run: Run) -> str:
@@ -49,7 +51,7 @@ def composition_table(
     rows = []
     for name in params.compositions:
         run = params.runs[name]
-        title = "one transformer" if run.mixed else "CXR-CLIP"
+        title = MIXED if run.mixed else "CXR-CLIP"
         backbone = "" if run.mixed else paper["backbones"].get(run.image_encoder, run.image_encoder)
         rows.append(row_of(columns, results, name, title, backbone, learns_from(paper, run), nothing))
     drawn = {d for d in {c.dataset for c in columns} if is_phantom(paper, summaries, d)}
@@ -78,13 +80,13 @@ def regeneration_table(
         columns += [Column(f"each_psnr_{w}_scale{k}", f"PSNR, {2**k}× coarser", name) for w, name in ways.items()]
     rows = []
     for name in params.evaluate.regeneration.runs:
-        for dataset in (d for d in REPORT_DATASETS if d in params.sources):
+        for dataset in (d for d in REPORT_DATASETS if d in params.sources and d != BY_PATIENT):
             for percent in _percents(params):
                 own = [replace(c, key=_of(c.key, dataset, percent)) for c in columns]
                 cells = cells_of(own, results.get(name), [None] * len(own))
                 cells = marked(own, cells, {dataset} if is_phantom(paper, summaries, dataset) else set())
                 title = paper["datasets"].get(dataset, {}).get("name", dataset)
-                rows.append(Row(f"{name} {dataset} {percent}", "", cells, title, f"{percent} %", name))
+                rows.append(Row(f"{name} {dataset} {percent}", MIXED, cells, title, f"{percent} %", name))
     notes = form["notes"] if rows else ["evaluate.regeneration.runs in params.yaml names no run."]
     kept, rows = used_columns(tuple(columns), rows)
     heads = (("Run", "model"), ("Test set", "backbone"), ("Hidden", "data"))

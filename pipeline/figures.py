@@ -209,6 +209,17 @@ def jpeg_uri(image: np.ndarray, side: int, quality: int = 82) -> str:
     return _jpeg(picture, side, quality)
 
 
+def difference_uri(difference: np.ndarray, side: int) -> str:
+    """Differences of two grey images, -255 to 255 [H, W]: light grey where there is none, orange where the first is
+    brighter, blue-green where it is darker, full colour from a quarter of the range on."""
+    from PIL import Image
+
+    share = np.clip(difference / 64.0, -1, 1)[..., np.newaxis]
+    none, brighter, darker = (np.array(c, dtype=np.float64) for c in ((236, 236, 234), (178, 70, 10), (11, 95, 105)))
+    colours = none + np.abs(share) * (np.where(share > 0, brighter, darker) - none)
+    return _jpeg(Image.fromarray(np.rint(colours).astype(np.uint8), mode="RGB"), side, 88)
+
+
 def _jpeg(picture: Any, side: int, quality: int) -> str:
     from PIL import Image
 

@@ -186,7 +186,10 @@ def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
 
 def show(value: float | None, decimals: int) -> str:
     """A figure in print, or —."""
-    return DASH if value is None else f"{value:,.{decimals}f}".replace("-", "−")
+    if value is None:
+        return DASH
+    text = f"{abs(value):,.{decimals}f}"
+    return f"−{text}" if value < 0 and float(text.replace(",", "")) else text  # nothing is −0.0
 
 
 def show_interval(cell: Cell, decimals: int) -> str:
@@ -194,7 +197,7 @@ def show_interval(cell: Cell, decimals: int) -> str:
     if cell.low is None or cell.high is None or cell.low == cell.high:
         return DASH
     between = "–" if cell.low >= 0 else " to "
-    return f"{cell.low:.{decimals}f}{between}{cell.high:.{decimals}f}".replace("-", "−")
+    return f"{show(cell.low, decimals)}{between}{show(cell.high, decimals)}"
 
 
 def show_difference(cell: Cell, decimals: int) -> str:

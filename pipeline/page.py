@@ -45,18 +45,20 @@ def render(
     index: Path,
     load: Loader,
     embeddings: Path = Path("data/embeddings"),
+    regeneration: Path = Path("data/results/regeneration"),
 ) -> str:
     """The whole page as HTML.
 
     Args:
         params: params.yaml.
-        tables: Tables 1–4 and S1–S4.
+        tables: Tables 1–4 and S1–S6.
         summaries: of every data set in use; whether it is a phantom decides what may be shown.
         results: of the runs and the other models.
         missing: files that were not there, named on the page.
         index: folder of the Parquet indexes (data/index).
         load: gives the picture of a view, uint8 [H, W].
         embeddings: folder of the runs' embeddings, which may hold similarity maps.
+        regeneration: folder of the mixed runs' results, which may hold pictures.
     """
     names = {d: d for d in summaries} | {key: d["name"] for key, d in load_paper()["datasets"].items()}
     hidden = [d for d, s in summaries.items() if not shown(params, s)]
@@ -93,6 +95,7 @@ def render(
         maps=list(_maps(params, summaries, names, index, embeddings / name / str(params.seeds[0]) / "maps.npz", load))
         if name
         else [],
+        regenerated=list(_regenerated(params, summaries, names, regeneration)),
         examples=_examples(params, summaries, results, names, load),
         sheet=list(_contact_sheet(params, summaries, names, index, load)),
         hidden=[names[d] for d in hidden],
@@ -214,6 +217,29 @@ def _maps(
             "text": text,
             "range": f"{heat.min():.2f} to {heat.max():.2f}".replace("-", "−"),
         }
+
+
+def _regenerated(
+    params: Params, summaries: Mapping[str, Summary], names: Mapping[str, str], folder: Path
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Pictures of each run of ``evaluate.regeneration`` (its first training) that may be shown, ratio by ratio."""
+    for name in params.evaluate.regeneration.runs:
+        path = folder / name / f"{params.seeds[0]}.pictures.npz"
+        if not path.exists():
+            continue
+        with np.load(path, allow_pickle=False) as stored:
+            found = {key: stored[key] for key in stored.files}
+        rows = []
+        for n in np.argsort(found["ratio"], kind="stable"):
+            dataset = str(found["dataset"][n])
+            if dataset not in summaries or not shown(params, summaries[dataset]):
+                continue
+            row = {key: figures.jpeg_uri(found[key][n], SIDE) for key in ("input", "masked", "without", "with")}
+            row["difference"] = figures.difference_uri(found["difference"][n], SIDE)
+            row |= {"dataset": names.get(dataset, dataset), "percent": f"{100 * found['ratio'][n]:.0f}"}
+            rows.append(row | {"text": str(found["text"][n])})
+        if rows:
+            yield name, rows
 
 
 def _examples(

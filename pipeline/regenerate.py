@@ -286,13 +286,14 @@ def pictures(
 
     ``input``, ``masked`` (hidden pixels black), ``without`` and ``with`` (the matching report), uint8 [n, S, S];
     ``difference`` int16 [n, S, S], ``with`` less ``input``; ``dataset`` [n], ``position`` int64 [n] (of the test study
-    in index order), ``ratio`` float64 [n].
+    in index order), ``ratio`` float64 [n], ``text`` [n], the matching report.
 
     Args:
         sets: those that may be shown; n is 0 where there is none. ``ratios``, ``most``: see ``evaluate``.
     """
     rows: dict[str, list[Any]] = {
-        name: [] for name in ("input", "masked", "without", "with", "difference", "dataset", "position", "ratio")
+        name: []
+        for name in ("input", "masked", "without", "with", "difference", "dataset", "position", "ratio", "text")
     }
     for rule in sets:
         sample = read_sample(index, rule, most, seed)
@@ -316,7 +317,10 @@ def pictures(
             rows["dataset"] += [rule.dataset] * len(images)
             rows["position"] += sample.positions[part]
             rows["ratio"] += [ratio] * len(images)
-    flat: dict[str, Any] = {"difference": np.int16, "dataset": np.str_, "position": np.int64, "ratio": np.float64}
+            rows["text"] += sample.texts[part]
+    flat: dict[str, Any] = {
+        **{"difference": np.int16, "dataset": np.str_, "position": np.int64, "ratio": np.float64, "text": np.str_}
+    }
     found = {name: np.array(values, dtype=flat.get(name, np.uint8)) for name, values in rows.items()}
     return found if rows["dataset"] else {name: a.reshape(0, *_shape(name, size)) for name, a in found.items()}
 
@@ -341,7 +345,7 @@ def account(found: dict[str, Any]) -> list[str]:
 
 
 def _shape(name: str, size: int) -> tuple[int, ...]:
-    return () if name in ("dataset", "position", "ratio") else (size, size)
+    return () if name in ("dataset", "position", "ratio", "text") else (size, size)
 
 
 def _images(studies: Sequence[Study], size: int) -> np.ndarray:

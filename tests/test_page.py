@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline import figures, page, tables
+from pipeline.params import Regeneration, Report
 from pipeline.shards import load_view
 
 
@@ -146,6 +147,35 @@ def test_similarity_maps_lie_on_what_the_encoder_saw_and_hide_patients(world, tm
     assert warm[:, :14].min() > 50 and abs(warm[:, 26:]).max() < 15
     assert one["range"] == "0.00 to 0.50" and one["text"] == "a <b> & c"
     assert found({d: replace(s, phantom=False) for d, s in summaries.items()}) == []
+
+
+def test_regenerated_pictures_are_in_order_of_ratio_and_hide_patients(world, tmp_path):
+    p = fake.params(**fake.SMALL)
+    p = replace(p, evaluate=replace(p.evaluate, regeneration=Regeneration(runs=("mixed", "absent"))))
+    summaries, _, _ = fake.load(Path(), p)
+    (tmp_path / "mixed").mkdir()
+    grey = np.full((3, 16, 16), 90, np.uint8)
+    difference = np.zeros((3, 16, 16), np.int16)
+    difference[:, :8], difference[:, 8:12] = 80, -80  # brighter above, darker in the middle, alike below
+    np.savez(
+        tmp_path / "mixed" / "0.pictures.npz",
+        **dict.fromkeys(("input", "masked", "without", "with"), grey),
+        **{"difference": difference, "dataset": ["openi", "mimic_cxr", "openi"], "position": [0, 1, 2]},
+        **{"ratio": [0.5, 0.25, 0.25], "text": ["one", "two", "three & more"]},
+    )
+    names = {d: d for d in summaries}
+    ((name, rows),) = page._regenerated(p, summaries, names, tmp_path)
+    assert name == "mixed" and [r["text"] for r in rows] == ["two", "three & more", "one"]
+    assert [r["percent"] for r in rows] == ["25", "25", "50"]
+    encoded = rows[0]["difference"].split(",")[1]
+    colours = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))), int)
+    warm = colours[..., 0] - colours[..., 2]
+    assert warm[:6].min() > 60 and warm[9:11].max() < -40 and abs(warm[14:]).max() < 12
+    real = {d: replace(s, phantom=d == "openi") for d, s in summaries.items()}
+    ((_, rows),) = page._regenerated(p, real, names, tmp_path)
+    assert [r["text"] for r in rows] == ["three & more", "one"]
+    allowed = replace(p, report=Report(show_patient_data=True))
+    assert len(next(page._regenerated(allowed, real, names, tmp_path))[1]) == 3
 
 
 def test_centre_square_by_hand():

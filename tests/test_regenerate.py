@@ -292,6 +292,7 @@ def test_pictures_are_what_they_say_and_of_phantoms_only(index):
     )
     for n, position in enumerate(found["position"]):
         own = known[tests[int(position)].findings]
+        assert found["text"][n] == tests[int(position)].findings
         assert (found["input"][n] == own).all() and (found["with"][n] == own).all()
         assert (found["without"][n] == np.where(hidden[n], 128, own)).all()
         assert (found["masked"][n] == np.where(hidden[n], 0, own)).all()

@@ -96,6 +96,11 @@ def check(params: Params) -> None:
         for name in names:
             if name and name not in params.runs:
                 raise ParamsError(f"{key}: {name!r} is not among runs")
+            if name and key != "compositions" and not run_config(params, name).aligned:
+                raise ParamsError(
+                    f"{key}: {name} never aligns a pair (paired, loss.alignment_weight), so it has no zero-shot and no "
+                    "retrieval; name it in compositions instead"
+                )
     words = params.back_translation
     if bool(words.forward) != bool(words.back):
         lacks = "back" if words.forward else "forward"

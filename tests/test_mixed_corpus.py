@@ -122,6 +122,15 @@ def test_open_i_trains_where_it_has_a_training_split(tmp_path, role):
     assert "openi_by_patient" in load(tmp_path, raw(**{role: ["openi_by_patient"]})).runs["some"].datasets
 
 
+def test_a_run_that_never_saw_a_pair_is_no_row_of_retrieval(tmp_path):
+    apart = {"paired": None, "loss": {"regeneration_weight": 1.0}}
+    for key, names in (("main", ["some"]), ("ablations", ["some"]), ("control", "some")):
+        says = rf"{key}: some never aligns a pair \(paired, loss\.alignment_weight\), so it has no zero-shot and no"
+        with pytest.raises(ParamsError, match=says):
+            load(tmp_path, raw(**apart) | {key: names})
+    assert load(tmp_path, raw(**apart) | {"compositions": ["some"]}).compositions == ("some",)
+
+
 @pytest.mark.parametrize(("run", "says"), BAD)
 def test_what_does_not_go_together_is_one_line(tmp_path, run, says):
     with pytest.raises(ParamsError, match=says) as error:

@@ -217,9 +217,10 @@ def test_embeddings_are_of_one_modality_and_unit_norm(net, images, text):
 
 
 def test_positions_are_of_the_centres_in_the_picture(net):
-    """Of the coarsest scale, whose cells are 16 pixels wide: centres at 8 and 24, 2 and 6 patches from the edge."""
+    """Of the coarsest scale, whose cells are 16 pixels wide: centres at 8 and 24, 2 and 6 patches from the edge. Waves
+    are 2, 4, 8 and 16 patches long: a series that 32, four times the picture's 8, would go on."""
     for found, (y, x) in zip(net.image_positions[-4:], [(2, 2), (2, 6), (6, 2), (6, 6)], strict=True):
-        angles = np.array([[c / 10000 ** (i / 4) for i in range(4)] for c in (y, x)])
+        angles = np.array([[2 * np.pi * c / length for length in (2, 4, 8, 16)] for c in (y, x)])
         assert np.allclose(found, np.concatenate([np.sin(angles), np.cos(angles)], axis=1).ravel(), atol=1e-6)
 
 

@@ -1,0 +1,62 @@
+"""Pairs are what aligns images and texts: the same data taken apart must leave retrieval at chance."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline import corpus, embed, params, pretrain, protocols, retrieval
+from pipeline.ingest import ingest
+from pipeline.params import Bootstrap, Source
+from pipeline.phantom.archives import write
+from pipeline.run_config import Roles, run_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def index(tmp_path):
+    def make(p: params.Params, studies: int) -> Path:
+        """MIMIC-CXR phantoms, ingested."""
+        source = tmp_path / "phantom"
+        write("mimic_cxr", source, studies, p.phantom.size, p.seed)
+        folder = tmp_path / "index"
+        rest = (tmp_path / "shards", folder / "mimic_cxr.parquet", tmp_path / "work", p.seed)
+        ingest("mimic_cxr", Source("mimic_cxr", str(source), ""), p.ingest, *rest)
+        return folder
+
+    return make
+
+
+def recall(p: params.Params, index: Path, fraction: float, out: Path, **train: float) -> dict[str, float]:
+    """R@10 of MIMIC-CXR and its interval, as multiples of chance, of a mixed run on pairs of which this share is whole.
+
+    Where none is, the two projections were never trained, and nobody else would ask them.
+    """
+    run = run_config(p, "mixed")
+    roles = Roles(paired=("mimic_cxr",), paired_fraction=fraction)
+    weights = replace(run.loss, alignment_weight=1.0 if fraction else 0.0)
+    run = replace(run, roles=roles, datasets=("mimic_cxr",), loss=weights, train=replace(run.train, **train))
+    corpus.gather(run, index, index, out / "corpus")
+    pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
+    sets = {"mimic_cxr": protocols.load("paper").retrieval["mimic_cxr"]}
+    embed.embed(embed.from_checkpoint(out / "model"), [], sets.values(), ["mimic_cxr"], index, out / "embeddings")
+    found = retrieval.evaluate(out / "embeddings", index, ["mimic_cxr"], sets, (10,), Bootstrap(samples=200), 0)
+    chance = found["pools"]["mimic_cxr"]["chance"]["r10"]
+    return {end: found["metrics"]["mimic_cxr.r10"][end] / chance for end in ("value", "low", "high")}
+
+
+def test_pairs_taken_apart_retrieve_at_chance(tmp_path, index):
+    p = params.load(ROOT / "profiles/micro.yaml")
+    assert 0.2 <= recall(p, index(p, 200), 0.0, tmp_path / "apart")["value"] <= 2
+
+
+@pytest.mark.drill
+def test_pairs_retrieve_above_chance_and_the_same_data_apart_at_chance(tmp_path, index):
+    p = params.load(ROOT / "profiles/demo.yaml")
+    studies = index(p, p.phantom.archives["mimic_cxr"])
+    whole = recall(p, studies, 1.0, tmp_path / "pairs", epochs=23)
+    apart = recall(p, studies, 0.0, tmp_path / "apart", epochs=12)  # as many steps: each study is two
+    for name, r in (("pairs", whole), ("apart", apart)):
+        print(f"{name}: R@10 {r['value']:.2f} times chance ({r['low']:.2f} to {r['high']:.2f})")
+    assert whole["low"] > 1 and apart["low"] <= 1 <= apart["high"]

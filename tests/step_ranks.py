@@ -19,7 +19,9 @@ from pipeline.declip import Heads, Learner, SimSiam
 from pipeline.model import CxrClip
 from pipeline.run_config import RunConfig
 from pipeline.step import compute_gradients
+from tests import mixed_steps
 from tests.conftest import BERT, RESNET, SWIN, make_config
+from tests.mixed_steps import Ids
 
 STUDIES = 8
 WORDS = 50
@@ -44,13 +46,6 @@ CASES = {  # BatchNorm, and BERT, whose attention is a function; drop path, and 
         },
     },
 }
-
-
-class Ids:
-    """A tokenizer whose texts are numbers with spaces between them."""
-
-    def encode(self, texts: list[str]) -> list[np.ndarray]:
-        return [np.array(text.split(), dtype=np.int64) for text in texts]
 
 
 def samples(config: RunConfig, count: int = STUDIES) -> list[Sample]:
@@ -107,6 +102,9 @@ def rank_of(folder: Path, rank: int, world: int, port: int) -> None:
         for micro_batch in (0, 1):
             torch.save(step(case, rank, world, micro_batch), folder / f"{case}-{world}-{micro_batch}-{rank}.pt")
     torch.save(step("resnet", rank, world, dtype=torch.float32), folder / f"float32-{world}-0-{rank}.pt")
+    for case, kinds in mixed_steps.CASES.items() if world == 2 else ():
+        share = mixed_steps.batch_of(mixed_steps.samples(kinds), rank, world)
+        torch.save(mixed_steps.step(share, world), folder / f"mixed-{case}-{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -1,10 +1,5 @@
-"""The objective of mixed runs: each term by hand, what lone studies leave alone, mixtures as sums of their parts."""
-
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+"""The objective of mixed runs: each term by hand, what lone studies leave alone, mixtures as sums of their parts. That
+several processes compute what one does is in test_step.py, whose processes do both."""
 
 import numpy as np
 import pytest
@@ -14,10 +9,9 @@ from pipeline.mixed_losses import joint
 from pipeline.step import finite, training_loss
 from pipeline.study_dropout import row_keys
 from tests.conftest import make_mixed
-from tests.mixed_ranks import CASES, WORDS, batch_of, model, samples, step
+from tests.mixed_steps import WORDS, batch_of, model, samples, step
 from tests.test_losses import info_nce
 
-ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 ALIGNMENT = ("grad.image_projection", "grad.text_projection", "grad.log_scale")
 TEXT = ("grad.word_embeddings", "grad.words.", "grad.text_projection")
@@ -27,23 +21,12 @@ NONE = {"regeneration_weight": 0.0, "mlm_weight": 0.0, "alignment_weight": 0.0}
 
 
 @pytest.fixture(autouse=True, scope="module")
-def ranks(tmp_path_factory):
-    """Steps by two processes, begun before the other tests of this file."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.mixed_ranks", str(folder), "2", port],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    yield process, folder
-    process.terminate()
-    process.communicate()
+def one_thread():
+    """Tiny tensors: threads would only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def gradients(got):
@@ -208,18 +191,3 @@ def test_the_studies_whose_embeddings_are_not_finite():
     assert not found[batch.text_of[1]] and found[batch.image_of[~torch.isin(batch.image_of, batch.text_of)]].all()
     assert finite(model(), batch_of(samples("ii")), config, CPU).all()
     assert WORDS == 50
-
-
-def test_two_processes_compute_what_one_does(ranks):
-    """Kept for last: the processes ran beside the other tests. Unequal numbers of pairs, images, texts; or none."""
-    process, folder = ranks
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said[-3000:]
-    for case, kinds in CASES.items():
-        whole = step(batch_of(samples(kinds)))
-        for rank in range(2):
-            got = torch.load(folder / f"{case}-{rank}.pt")
-            assert got.keys() == whole.keys()
-            for name in (n for n in whole if n.startswith("loss.")):
-                assert got[name].item() == pytest.approx(whole[name].item(), rel=1e-9, abs=1e-12), (case, name)
-            assert_sums(got, [(1.0, whole)])

@@ -19,8 +19,10 @@ from pipeline.batch_norm import synchronise_batch_norm
 from pipeline.batches import collate
 from pipeline.params import Loss, ParamsError
 from pipeline.step import compute_gradients, training_loss
+from tests import mixed_steps
 from tests.conftest import RESNET, make_config
-from tests.step_ranks import CASES, Ids, batch_of, model, samples, step
+from tests.mixed_steps import Ids
+from tests.step_ranks import CASES, batch_of, model, samples, step
 from tests.test_losses import info_nce
 
 ROOT = Path(__file__).parents[1]
@@ -222,3 +224,16 @@ def test_several_processes_compute_what_one_does(ranks, whole, world):
         assert got["loss.total"].item() == pytest.approx(single["loss.total"].item(), rel=1e-5)
         a, b = (torch.cat([v.flatten() for n, v in x.items() if n.startswith("grad.")]) for x in (got, single))
         assert (a - b).norm() < 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("case", mixed_steps.CASES)
+def test_two_processes_compute_what_one_does_with_mixed_data(ranks, case):
+    """Unequal numbers of pairs, images, texts; or none. By the first two processes."""
+    running, folder = ranks
+    assert running[2].wait(timeout=300) == 0
+    whole = mixed_steps.step(mixed_steps.batch_of(mixed_steps.samples(mixed_steps.CASES[case])))
+    for rank in range(2):
+        got = torch.load(folder / f"mixed-{case}-{rank}.pt")
+        assert_alike(got, whole)
+        for name in (n for n in whole if n.startswith("loss.")):
+            assert got[name].item() == pytest.approx(whole[name].item(), rel=1e-9, abs=1e-12), name

@@ -1,20 +1,13 @@
-"""One step of a tiny mixed model by several processes: python -m tests.mixed_ranks FOLDER WORLD PORT."""
-
-import multiprocessing
-import os
-import sys
-from pathlib import Path
+"""One step of a tiny mixed model, of all studies or of a process's share of them."""
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from pipeline.batches import Sample
 from pipeline.mixed_batches import MixedBatch, collate_mixed
 from pipeline.mixed_model import MixedNet
 from pipeline.step import compute_gradients
 from tests.conftest import make_mixed
-from tests.step_ranks import Ids
 
 WORDS = 50
 SPECIAL = [0, 1, 2, 3, 4]
@@ -28,6 +21,13 @@ CASES = {
     "lone": "iitititi",
     "one pair": "iiptiiti",
 }
+
+
+class Ids:
+    """A tokenizer whose texts are numbers with spaces between them."""
+
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array(text.split(), dtype=np.int64) for text in texts]
 
 
 def samples(kinds: str, size: int = 32) -> list[Sample]:
@@ -58,23 +58,3 @@ def step(batch: MixedBatch, world: int = 1, **loss) -> dict[str, torch.Tensor]:
     total, parts = compute_gradients(net, batch, config, torch.device("cpu"), world)
     got = {f"loss.{name}": value for name, value in {"total": total, **parts}.items()}
     return got | {f"grad.{name}": p.grad for name, p in net.named_parameters()}
-
-
-def rank_of(folder: Path, rank: int, world: int, port: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
-    for case, kinds in CASES.items():
-        torch.save(step(batch_of(samples(kinds), rank, world), world), folder / f"{case}-{rank}.pt")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    folder, world, port = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    os.environ["OMP_NUM_THREADS"] = "1"
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=rank_of, args=(folder, rank, world, port)) for rank in range(world)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-    sys.exit(max(abs(process.exitcode or 0) for process in ranks))

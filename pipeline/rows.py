@@ -111,19 +111,20 @@ def notes_of(
 ) -> list[str]:
     """What ingest and evaluation noted about the data sets of these columns, each thing once."""
     names = paper["datasets"]
-    used = [d for d in names if any(c.key.startswith(f"{d}_") for c in columns)]
+    used = [d for d in names if d in {c.dataset for c in columns}]
     archives = [names[d].get("archive", d) for d in used]
     notes = [
         f"{names[d]['name']}: {note}" for d in dict.fromkeys(archives) if d in summaries for note in summaries[d].notes
     ]
     for note in dict.fromkeys(n for run in runs for n in run.notes):
         dataset, _, rest = note.partition(":")
+        dataset = dataset.rpartition("/")[2]  # without the protocol
         key = dataset.split(" ")[0]
         if key in used:
             notes.append(f"{dataset.replace(key, names[key]['name'])}:{rest}")
         elif key not in names:
             notes.append(note)
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def _summands(columns: Sequence[Column], column: Column) -> list[str]:
@@ -158,4 +159,5 @@ def _removed(run: RunResult, column: Column) -> int | None:
         kind = "official" if column.dataset == OFFICIAL else "few_shot"
     elif re.search(r"_(psnr|ssim)\d", column.key):
         kind = "regeneration"
-    return run.removed.get(kind, {}).get(column.dataset)
+    protocol = "".join(column.key.rpartition("/")[:2]) if kind == "zero_shot" else ""
+    return run.removed.get(kind, {}).get(protocol + column.dataset)

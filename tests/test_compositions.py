@@ -17,6 +17,7 @@ SOURCES = {
     **fake.PARAMS["sources"],
     NIH: {"reader": "chestxray14", "path": "x", "stamp": "x", "split": "official"},
 }
+ZERO_SHOT = f"chestxray14/{NIH}_zs_auc"
 RUNS = {
     "pairs": {"paired": [M]},
     "apart": {"images": [NIH], "texts": [M]},
@@ -53,8 +54,10 @@ def built():
     results = {
         "pairs": result("pairs", {p100: 0.7, f"{M}_r10": 0.2, **regenerated, **ssim}, removed={"official": {NIH: 0}}),
         "apart": result("apart", {p100: 0.725}, {p100: 0.6}, removed={"official": {NIH: 30}}),
-        "resnet_m": result("resnet_m", {f"{M}_r10": 0.25}),
+        "resnet_m": result("resnet_m", {f"{M}_r10": 0.25, ZERO_SHOT: 0.8}),
     }
+    results["resnet_m"].removed = {"zero_shot": {f"chestxray14/{NIH}": 160, NIH: 3}}
+    results["resnet_m"].notes = [f"chestxray14/{NIH}: no test image is clean", "rsna: not of this table"]
     results["pairs"].pools[M] = {"chance": {"r10": 0.064}}
     results["apart"].notes = ["not aligned: no pair in training"]
     summaries = {d: Summary(d, d == M, False, {}, {}, 0, 0, 0, {}, ()) for d in (M, NIH, OPENI)}
@@ -99,6 +102,8 @@ def test_compositions_in_order_with_decibels_and_clean_figures(built):
     assert probed.against == pytest.approx((2.5, 2.5, 2.5))  # the same draws, 0.025 apart in each
     assert apart.cells[at[f"{M}_r10"]].ours is None and resnet.cells[at[f"{M}_psnr75_none"]].ours is None
     assert "R@10 by chance: MIMIC-CXR 6.4." in table.notes and "not aligned: no pair in training" in table.notes
+    assert resnet.cells[at[ZERO_SHOT]].removed == 160  # by the protocol that the column is of
+    assert "ChestX-ray14 official: no test image is clean" in table.notes and "not of this" not in str(table.notes)
     text = formats.markdown(table)
     assert " 20.50 |" in text and "−0.10 to 0.10" in text
     assert "−0.00" not in text and "72.5" in text and "60.0 (20)" in text

@@ -60,12 +60,17 @@ def _first_study(number: int) -> int:
     return number - (number % 7 == 6)
 
 
+def mimic_cxr_ids(case: Case) -> tuple[int, int]:
+    """Subject and study id."""
+    subject = 10_000_000 + (_first_study(case.number) * 3_141_593 + 32) % 10_000_000
+    return subject, 50_000_000 + (case.number * 3_141_593 + 414_267) % 10_000_000
+
+
 def mimic_cxr_case(case: Case, root: Path, size: int) -> Rows:
     """Write a study's JPEGs and its report; returns a row an image, with everything the three tables need."""
     rng = case.rng("file")
     first = _first_study(case.number)
-    subject = 10_000_000 + (first * 3_141_593 + 32) % 10_000_000
-    study = 50_000_000 + (case.number * 3_141_593 + 414_267) % 10_000_000
+    subject, study = mimic_cxr_ids(case)
     folder = root / "files" / f"p{subject // 1_000_000}" / f"p{subject}"
     folder.mkdir(parents=True, exist_ok=True)
     p = case.patient

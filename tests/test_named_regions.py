@@ -132,8 +132,8 @@ def test_a_report_that_names_what_is_hidden_helps(tmp_path):
 
 
 def save_examples(path: Path, images, cells, pictures, cases) -> None:
-    """The first eight with one finding that hides at most half: input, hidden, guessed without a report, with another's,
-    with its own, two images in a row."""
+    """The first eight of one finding in at most half of the cells, two in a row: input, hidden, guessed without a
+    report, with another's, with its own."""
     hidden = regenerate.pixels_of(cells, images.shape[1])
     columns = (images, np.where(hidden, 0, images), pictures["none"], pictures["shuffled"], pictures["matching"])
     fit = [i for i, c in enumerate(cases) if len(c.findings) == 1 and cells[i].mean() <= 0.5][:8]

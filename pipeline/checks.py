@@ -47,15 +47,15 @@ def check(params: Params) -> None:
             raise ParamsError(f"sources.{name}.split: {source.split}, but it is the data set of split: {split}")
     _known("phantom.archives", params.phantom.archives, DATASETS)
     _check_warmup("", params)
+    own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
+    reports = (*REPORT_DATASETS, *own)
+    everything = tuple(dict.fromkeys((*PRETRAIN_DATASETS, *DATASETS, *own)))
+    accept = {"paired": reports, "images": everything, "texts": reports}
+    only_test = [d for d, source in params.sources.items() if source.reader == "openi" and source.split == "paper"]
     for name, run in params.runs.items():
         if "-" in name:
             raise ParamsError(f"runs.{name}: no '-' in a run's name (DVC joins stage names with it)")
-        own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
         _check_kind(name, run)
-        reports = (*REPORT_DATASETS, *own)
-        everything = tuple(dict.fromkeys((*PRETRAIN_DATASETS, *DATASETS, *own)))
-        only_test = [d for d, source in params.sources.items() if source.reader == "openi" and source.split == "paper"]
-        accept = {"paired": reports, "images": everything, "texts": reports}
         for key, accepted in (accept if run.mixed else {"datasets": (*PRETRAIN_DATASETS, *own)}).items():
             _known(f"runs.{name}.{key}", getattr(run, key), accepted)
             for dataset in getattr(run, key):
@@ -84,7 +84,6 @@ def check(params: Params) -> None:
             raise ParamsError(
                 f"others.{name}.adapter: {other.adapter!r} is none of {known}{hint(other.adapter, ADAPTERS)}"
             )
-        own = tuple(key for key, source in params.sources.items() if source.reader == MANIFEST)
         _known(f"others.{name}.trained_on", other.trained_on, (*DATASETS, *READ_AGAIN, *own))
     for key, names in (
         ("main", params.main),

@@ -12,8 +12,8 @@ from typing import Any
 
 from pipeline.params import BY_PATIENT, REPORT_DATASETS, Params, Run
 from pipeline.results import RunResult, Summary
-from pipeline.rows import cells_of, compared, is_phantom, marked, notes_of, row_of, used_columns
-from pipeline.table_form import Column, Row, Table
+from pipeline.rows import cells_of, compared, marked, notes_of, row_of, short_names, used_columns
+from pipeline.table_form import Column, Row, Table, table_of
 
 MIXED = "one transformer"
 
@@ -21,19 +21,17 @@ MIXED = "one transformer"
 def learns_from(paper: Mapping[str, Any], run: Run) -> str:
     """A run's sources by role in a few words, data sets by their short names: ``50 % of pairs M, the others apart``."""
 
-    def short(datasets: Iterable[str]) -> str:
-        return ",".join(paper["datasets"].get(d, {}).get("short", d) for d in datasets)
-
     if not run.mixed:
-        return short(run.datasets)
-    parts = []
+        return short_names(paper, run.datasets)
+    parts, pairs = [], short_names(paper, run.paired)
     if run.paired and run.paired_fraction == 1:
-        parts.append(f"pairs {short(run.paired)}")
+        parts.append(f"pairs {pairs}")
     elif run.paired and run.paired_fraction == 0:
-        parts.append(f"pairs {short(run.paired)}, all taken apart")
+        parts.append(f"pairs {pairs}, all taken apart")
     elif run.paired:
-        parts.append(f"{100 * run.paired_fraction:g} % of pairs {short(run.paired)}, the others apart")
-    parts += [f"{kind} {short(names)}" for kind, names in (("images", run.images), ("texts", run.texts)) if names]
+        parts.append(f"{100 * run.paired_fraction:g} % of pairs {pairs}, the others apart")
+    lone = (("images", run.images), ("texts", run.texts))
+    parts += [f"{kind} {short_names(paper, names)}" for kind, names in lone if names]
     return " + ".join(parts)
 
 
@@ -54,8 +52,7 @@ def composition_table(
         title = MIXED if run.mixed else "CXR-CLIP"
         backbone = "" if run.mixed else paper["backbones"].get(run.image_encoder, run.image_encoder)
         rows.append(row_of(columns, results, name, title, backbone, learns_from(paper, run), nothing))
-    drawn = {d for d in {c.dataset for c in columns} if is_phantom(paper, summaries, d)}
-    rows = [replace(r, cells=marked(columns, r.cells, drawn)) for r in rows]
+    rows = [replace(r, cells=marked(paper, summaries, columns, r.cells)) for r in rows]
     rows = compared(columns, rows, results, params, chained=False)
     shown = [results[n] for n in params.compositions if n in results]
     notes = [*form["notes"], *_chances(paper, columns, shown), *notes_of(paper, columns, summaries, shown)]
@@ -63,7 +60,7 @@ def composition_table(
         notes = ["compositions in params.yaml names no run."]
     columns, rows = used_columns(columns, rows)
     heads = (("Model", "model"), ("Backbone", "backbone"), ("Learns from", "data"))
-    return _table("S5", form, params, heads, columns, rows, notes)
+    return table_of("S5", form, heads, columns, rows, notes, confidence=params.evaluate.bootstrap.confidence)
 
 
 def regeneration_table(
@@ -84,13 +81,13 @@ def regeneration_table(
             for percent in _percents(params):
                 own = [replace(c, key=_of(c.key, dataset, percent)) for c in columns]
                 cells = cells_of(own, results.get(name), [None] * len(own))
-                cells = marked(own, cells, {dataset} if is_phantom(paper, summaries, dataset) else set())
+                cells = marked(paper, summaries, own, cells)
                 title = paper["datasets"].get(dataset, {}).get("name", dataset)
                 rows.append(Row(f"{name} {dataset} {percent}", MIXED, cells, title, f"{percent} %", name))
     notes = form["notes"] if rows else ["evaluate.regeneration.runs in params.yaml names no run."]
     kept, rows = used_columns(tuple(columns), rows)
     heads = (("Run", "model"), ("Test set", "backbone"), ("Hidden", "data"))
-    return _table("S6", form, params, heads, kept, rows, notes)
+    return table_of("S6", form, heads, kept, rows, notes, confidence=params.evaluate.bootstrap.confidence)
 
 
 def _of(key: str, dataset: str, percent: str) -> str:
@@ -112,25 +109,3 @@ def _chances(paper: Mapping[str, Any], columns: Iterable[Column], runs: Iterable
         if chance:
             found.append(f"{paper['datasets'][dataset]['name']} {100 * chance:.1f}")
     return [f"R@10 by chance: {', '.join(found)}."] if found else []
-
-
-def _table(
-    number: str,
-    form: Mapping[str, Any],
-    params: Params,
-    heads: tuple[tuple[str, str], ...],
-    columns: tuple[Column, ...],
-    rows: Iterable[Row],
-    notes: Iterable[str],
-) -> Table:
-    return Table(
-        number,
-        form["title"],
-        form["measure"],
-        heads,
-        columns,
-        tuple(rows),
-        tuple(notes),
-        confidence=params.evaluate.bootstrap.confidence,
-        command=form["command"],
-    )

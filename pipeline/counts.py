@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.results import Summary
-from pipeline.table_form import Cell, Column, Row, Table
+from pipeline.table_form import Cell, Column, Row, Table, table_of
 
 
 def counts(paper: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Table:
@@ -41,14 +41,4 @@ def counts(paper: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Table:
     if phantom:
         notes.insert(0, f"Phantom counts, not to be compared with the paper's: {', '.join(phantom)}.")
     columns = tuple(Column(c["dataset"], names[c["dataset"]], c["unit"]) for c in table["columns"])
-    return Table(
-        "1",
-        table["title"],
-        "",
-        (("Split", "model"),),
-        columns,
-        tuple(rows),
-        tuple(notes),
-        decimals=0,
-        command=table["command"],
-    )
+    return table_of("1", table, (("Split", "model"),), columns, rows, notes, decimals=0)

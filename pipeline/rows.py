@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,14 +35,17 @@ def row_of(
     return Row(name or key, model, cells, backbone, data, name or "")
 
 
-def is_phantom(paper: Mapping[str, Any], summaries: Mapping[str, Summary], dataset: str) -> bool:
-    """Whether a test set's images are drawn ones."""
-    archive = paper["datasets"].get(dataset, {}).get("archive", dataset)
-    return archive in summaries and summaries[archive].phantom
+def short_names(paper: Mapping[str, Any], datasets: Iterable[str]) -> str:
+    """Data sets as the paper's tables name them: ``M,C,C14``."""
+    return ",".join(paper["datasets"].get(d, {}).get("short", d) for d in datasets)
 
 
-def marked(columns: Sequence[Column], cells: Sequence[Cell], drawn: set[str]) -> tuple[Cell, ...]:
+def marked(
+    paper: Mapping[str, Any], summaries: Mapping[str, Summary], columns: Sequence[Column], cells: Sequence[Cell]
+) -> tuple[Cell, ...]:
     """The cells that rest on drawn images marked; a sum rests on all test sets of the row."""
+    archives = {d: paper["datasets"].get(d, {}).get("archive", d) for d in {c.dataset for c in columns}}
+    drawn = {d for d, archive in archives.items() if archive in summaries and summaries[archive].phantom}
     return tuple(
         replace(cell, phantom=c.dataset in drawn or (not c.dataset and bool(drawn)))
         for c, cell in zip(columns, cells, strict=True)

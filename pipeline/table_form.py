@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 TEST_SET = re.compile(r"(?:.+/)?(\w+?)_(?:zs|p|ft|t2i|r|psnr|ssim)\d*(?:_|$)")
 DECIBELS = re.compile(r"(?:^|_)psnr\d*_")
@@ -103,3 +105,17 @@ class Table:
     decimals: int = 1
     confidence: float = 0.95
     command: str = ""
+
+
+def table_of(
+    number: str,
+    form: Mapping[str, Any],
+    heads: tuple[tuple[str, str], ...],
+    columns: tuple[Column, ...],
+    rows: Iterable[Row],
+    notes: Iterable[str],
+    **rest: Any,
+) -> Table:
+    """A table with the title, measure and command that its form in ``paper.yaml`` gives; ``rest``: as in ``Table``."""
+    measure, command = form.get("measure", ""), form["command"]
+    return Table(number, form["title"], measure, heads, columns, tuple(rows), tuple(notes), command=command, **rest)

@@ -8,7 +8,7 @@ stands in for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from pipeline.compositions import composition_table, regeneration_table
 from pipeline.counts import counts
 from pipeline.params import LABEL_DATASETS, Params
 from pipeline.results import RunResult, Summary, load_paper
-from pipeline.rows import compared, is_phantom, marked, notes_of, row_of, used_columns
+from pipeline.rows import compared, marked, notes_of, row_of, short_names, used_columns
 from pipeline.run_config import run_config
-from pipeline.table_form import Column, Table
+from pipeline.table_form import Column, Table, table_of
 
 TABLES = ("2", "3", "4", "S1", "S2", "S3", "S4")  # those of the paper's models
 
@@ -63,7 +63,7 @@ def _models(
         else:  # a row of somebody else: his model, if it is among others
             his = (n for n, o in others.items() if (o.adapter, o.backbone) == (row["key"], row.get("backbone")))
             name = next(his, None)
-        data = row["data"] if "data" in row else _short(paper, row.get("datasets", ()))
+        data = row["data"] if "data" in row else short_names(paper, row.get("datasets", ()))
         backbone = row.get("backbone") or paper["backbones"].get(row.get("image_encoder"), "")
         rows.append(row_of(columns, results, name, row["model"], backbone, data, row["paper"], row["key"]))
         others = {n: o for n, o in others.items() if n != name}
@@ -78,11 +78,10 @@ def _models(
         title = "own run" if table["rows"] else "CXR-CLIP"
         if run.prompts == "ablation":
             title = f"trained with {Path(params.prompts.ablation).name}"
-        rows.append(row_of(columns, results, name, title, backbone, _short(paper, run.datasets), nothing))
+        rows.append(row_of(columns, results, name, title, backbone, short_names(paper, run.datasets), nothing))
     for name, other in others.items():
         rows.append(row_of(columns, results, name, other.model, other.backbone, other.data, nothing))
-    drawn = {d for d in {c.dataset for c in columns} if is_phantom(paper, summaries, d)}
-    rows = [replace(r, cells=marked(columns, r.cells, drawn)) for r in rows]
+    rows = [replace(r, cells=marked(paper, summaries, columns, r.cells)) for r in rows]
     rows = compared(columns, rows, results, params, chained=number == "4")
     heads = (
         (("Method", "model"),) if number == "4" else (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
@@ -105,27 +104,12 @@ def _models(
     if shown and not any(c.ours is not None for r in rows for c in r.cells):
         notes.append(f"Nothing of this table was computed yet; run: {table['command']}")
     columns, rows = used_columns(columns, rows)
-    confidence = params.evaluate.bootstrap.confidence
-    return Table(
-        number,
-        table["title"],
-        table["measure"],
-        heads,
-        columns,
-        tuple(rows),
-        tuple(notes),
-        confidence=confidence,
-        command=table["command"],
-    )
+    return table_of(number, table, heads, columns, rows, notes, confidence=params.evaluate.bootstrap.confidence)
 
 
 def _fills(params: Params, name: str, row: Mapping[str, Any]) -> bool:
     run = params.runs[name]
     return run.image_encoder == row.get("image_encoder") and set(run.datasets) == set(row.get("datasets", ()))
-
-
-def _short(paper: Mapping[str, Any], datasets: Iterable[str]) -> str:
-    return ",".join(paper["datasets"].get(d, {}).get("short", d) for d in datasets)
 
 
 def _text_augmentation(params: Params, shown: Sequence[str]) -> list[str]:

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import corpus, embed, params, pretrain, protocols, retrieval, zero_shot
-from pipeline.ingest import ingest
-from pipeline.params import BINARY_DATASETS, Bootstrap, Source
-from pipeline.phantom.archives import write
+from pipeline import embed, params, protocols, retrieval, zero_shot
+from pipeline.params import BINARY_DATASETS, Bootstrap
 from pipeline.run_config import run_config
+from tests.small_runs import ingested, trained
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,29 +27,24 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
     """
     p = params.load(ROOT / "profiles" / f"{profile}.yaml")
     datasets = ("mimic_cxr", *BINARY_DATASETS)
-    for name in datasets:
-        write(name, folder / "phantom" / name, studies.get(name, p.phantom.archives[name]), p.phantom.size, p.seed)
-        source = Source(name, str(folder / "phantom" / name), "")
-        index = folder / "index" / f"{name}.parquet"
-        ingest(name, source, p.ingest, folder / "shards" / name, index, folder / "work" / name, p.seed)
+    index = ingested(folder, p, **{name: studies.get(name, p.phantom.archives[name]) for name in datasets})
     some = next(iter(p.runs)) if not p.control else p.control
     run = replace(run_config(p, some), datasets=("mimic_cxr",))
     run = replace(run, train=replace(run.train, shuffle_pairs=True, epochs=p.train.epochs))
     aucs, recalls = [], []
     for seed in seeds:
         out = folder / str(seed)
-        corpus.gather(replace(run, seed=seed), folder / "index", folder / "none", out / "corpus")
-        pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
+        model = trained(replace(run, seed=seed), index, out)
         chosen = protocols.load_all(p.evaluate.protocols[:1])
         prompts = protocols.prompt_texts(p.evaluate.protocols[:1])
         sets = chosen[0].retrieval
-        embedder = embed.from_checkpoint(out / "model")
-        embed.embed(embedder, prompts, sets.values(), datasets, folder / "index", out / "embeddings")
+        embedder = embed.from_checkpoint(model)
+        embed.embed(embedder, prompts, sets.values(), datasets, index, out / "embeddings")
         few = Bootstrap(samples=50)  # of fewer, none may have both classes of a small test set
-        at = (out / "embeddings", folder / "index", list(datasets))
+        at = (out / "embeddings", index, list(datasets))
         scored = zero_shot.evaluate(*at, chosen, few, 0, {}, run.datasets)["metrics"]
         aucs.append(np.mean([scored[f"{name}.auc"]["value"] for name in BINARY_DATASETS]))
-        found = retrieval.evaluate(out / "embeddings", folder / "index", list(datasets), sets, (10,), few, 0)
+        found = retrieval.evaluate(*at, sets, (10,), few, 0)
         recalls.append(found["metrics"]["mimic_cxr.r10"]["value"] / found["pools"]["mimic_cxr"]["chance"]["r10"])
     return np.array(aucs), np.array(recalls)
 

@@ -5,27 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import corpus, embed, params, pretrain, protocols, retrieval
-from pipeline.ingest import ingest
-from pipeline.params import Bootstrap, Source
-from pipeline.phantom.archives import write
+from pipeline import embed, params, protocols, retrieval
+from pipeline.params import Bootstrap
 from pipeline.run_config import Roles, run_config
+from tests.small_runs import ingested, trained
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def index(tmp_path):
-    def make(p: params.Params, studies: int) -> Path:
-        """MIMIC-CXR phantoms, ingested."""
-        source = tmp_path / "phantom"
-        write("mimic_cxr", source, studies, p.phantom.size, p.seed)
-        folder = tmp_path / "index"
-        rest = (tmp_path / "shards", folder / "mimic_cxr.parquet", tmp_path / "work", p.seed)
-        ingest("mimic_cxr", Source("mimic_cxr", str(source), ""), p.ingest, *rest)
-        return folder
-
-    return make
 
 
 def recall(p: params.Params, index: Path, fraction: float, out: Path, **train: float) -> dict[str, float]:
@@ -37,24 +22,23 @@ def recall(p: params.Params, index: Path, fraction: float, out: Path, **train: f
     roles = Roles(paired=("mimic_cxr",), paired_fraction=fraction)
     weights = replace(run.loss, alignment_weight=1.0 if fraction else 0.0)
     run = replace(run, roles=roles, datasets=("mimic_cxr",), loss=weights, train=replace(run.train, **train))
-    corpus.gather(run, index, index, out / "corpus")
-    pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
+    model = trained(run, index, out)
     sets = {"mimic_cxr": protocols.load("paper").retrieval["mimic_cxr"]}
-    embed.embed(embed.from_checkpoint(out / "model"), [], sets.values(), ["mimic_cxr"], index, out / "embeddings")
+    embed.embed(embed.from_checkpoint(model), [], sets.values(), ["mimic_cxr"], index, out / "embeddings")
     found = retrieval.evaluate(out / "embeddings", index, ["mimic_cxr"], sets, (10,), Bootstrap(samples=200), 0)
     chance = found["pools"]["mimic_cxr"]["chance"]["r10"]
     return {end: found["metrics"]["mimic_cxr.r10"][end] / chance for end in ("value", "low", "high")}
 
 
-def test_pairs_taken_apart_retrieve_at_chance(tmp_path, index):
+def test_pairs_taken_apart_retrieve_at_chance(tmp_path):
     p = params.load(ROOT / "profiles/micro.yaml")
-    assert 0.2 <= recall(p, index(p, 200), 0.0, tmp_path / "apart")["value"] <= 2
+    assert 0.2 <= recall(p, ingested(tmp_path, p, mimic_cxr=200), 0.0, tmp_path / "apart")["value"] <= 2
 
 
 @pytest.mark.drill
-def test_pairs_retrieve_above_chance_and_the_same_data_apart_at_chance(tmp_path, index):
+def test_pairs_retrieve_above_chance_and_the_same_data_apart_at_chance(tmp_path):
     p = params.load(ROOT / "profiles/demo.yaml")
-    studies = index(p, p.phantom.archives["mimic_cxr"])
+    studies = ingested(tmp_path, p, mimic_cxr=p.phantom.archives["mimic_cxr"])
     whole = recall(p, studies, 1.0, tmp_path / "pairs", epochs=23)
     apart = recall(p, studies, 0.0, tmp_path / "apart", epochs=12)  # as many steps: each study is two
     for name, r in (("pairs", whole), ("apart", apart)):

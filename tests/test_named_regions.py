@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import corpus, model, params, pretrain, protocols, regenerate
+from pipeline import model, params, protocols, regenerate
 from pipeline.augment import evaluation_image
 from pipeline.image_quality import psnr
-from pipeline.ingest import ingest
 from pipeline.metrics import mean_with_interval, resamples
-from pipeline.params import Bootstrap, Source
-from pipeline.phantom.archives import write
+from pipeline.params import Bootstrap
 from pipeline.phantom.cases import Case
 from pipeline.phantom.picture import render
 from pipeline.phantom.with_reports import mimic_cxr_ids, mimic_cxr_plan
 from pipeline.run_config import Roles, run_config
 from pipeline.shards import load_view
+from tests.small_runs import ingested, trained
 
 ROOT = Path(__file__).parents[1]
 GRID = 4
@@ -90,10 +89,7 @@ def test_gains_are_those_of_a_model_that_reads():
 def test_a_report_that_names_what_is_hidden_helps(tmp_path):
     """3,000 pairs, 30 epochs with three quarters of the cells hidden, else the demo's mixed run."""
     p = params.load(ROOT / "profiles/demo.yaml")
-    source, index = tmp_path / "phantom", tmp_path / "index"
-    write("mimic_cxr", source, 3000, p.phantom.size, p.seed)
-    rest = (tmp_path / "shards", index / "mimic_cxr.parquet", tmp_path / "work", p.seed)
-    ingest("mimic_cxr", Source("mimic_cxr", str(source), ""), p.ingest, *rest)
+    index = ingested(tmp_path, p, mimic_cxr=3000)
     run = run_config(p, "mixed")
     run = replace(
         run,
@@ -102,11 +98,7 @@ def test_a_report_that_names_what_is_hidden_helps(tmp_path):
         mixed=replace(run.mixed, mask_ratio=0.75),
         train=replace(run.train, epochs=30),
     )
-    corpus.gather(run, index, index, tmp_path / "corpus")
-    pretrain.train(
-        tmp_path / "corpus", tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda row, epoch: None
-    )
-    net, tokenizer, _ = model.load(tmp_path / "model", torch.device("cpu"))
+    net, tokenizer, _ = model.load(trained(run, index, tmp_path / "run"), torch.device("cpu"))
     filler = regenerate.of_network(net, tokenizer, torch.device("cpu"))
 
     sample = regenerate.read_sample(index, protocols.load("paper").retrieval["mimic_cxr"], 400, p.seed)
@@ -120,11 +112,11 @@ def test_a_report_that_names_what_is_hidden_helps(tmp_path):
     kept = np.flatnonzero(cells.any(axis=(1, 2)) & ~cells.all(axis=(1, 2)))
     texts, others = ([said[i] for i in kept] for said in (sample.texts, sample.others))
     found, pictures = gains(filler, images[kept], cells[kept], texts, others)
-    weights = resamples([sample.studies[i].patient for i in kept], Bootstrap(samples=1000), p.seed)
-    metrics = {}
+    bootstrap, metrics = Bootstrap(samples=1000), {}
+    weights = resamples([sample.studies[i].patient for i in kept], bootstrap, p.seed)
     print(f"\n{len(kept)} test images, {cells[kept].mean():.0%} of their cells hidden")
     for way, values in found.items():
-        metrics[way], _ = mean_with_interval(values, weights, Bootstrap(samples=1000))
+        metrics[way], _ = mean_with_interval(values, weights, bootstrap)
         m = metrics[way]
         print(f"gain over {way}: {m['value']:+.3f} dB ({m['low']:+.3f} to {m['high']:+.3f})")
     save_examples(tmp_path / "named.png", images[kept], cells[kept], pictures, [cases[i] for i in kept])

@@ -1,0 +1,27 @@
+"""A run from phantoms to its model, without DVC: what the tests and drills of whole trainings have in common."""
+
+from pathlib import Path
+
+from pipeline import corpus, pretrain
+from pipeline.ingest import ingest
+from pipeline.params import Params, Source
+from pipeline.phantom.archives import write
+from pipeline.run_config import RunConfig
+
+
+def ingested(folder: Path, p: Params, **studies: int) -> Path:
+    """Phantoms of some archives, so many studies each, drawn and ingested as ``p`` says: the folder of indexes."""
+    index = folder / "index"
+    for name, count in studies.items():
+        write(name, folder / "phantom" / name, count, p.phantom.size, p.seed)
+        source = Source(name, str(folder / "phantom" / name), "")
+        places = (folder / "shards" / name, index / f"{name}.parquet", folder / "work" / name)
+        ingest(name, source, p.ingest, *places, p.seed)
+    return index
+
+
+def trained(run: RunConfig, index: Path, out: Path) -> Path:
+    """Train a run on reports alone (no prompts): the folder of its model."""
+    corpus.gather(run, index, out / "no prompts", out / "corpus")
+    pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
+    return out / "model"

@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipeline.atomic import replacing
-from pipeline.params import Params
+from pipeline.params import Evaluate, Params
 
 MISSING = "missing.json"
+
+
+def device(options: Evaluate) -> torch.device:
+    """Where models are evaluated: the CUDA device if there is one, else the CPU, in ``options.threads`` threads (0 = as
+    many as torch takes), so that figures do not depend on the number of cores."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def rows(params: Params) -> dict[str, tuple[str, ...]]:

@@ -218,7 +218,7 @@ class Train:
     warmup_epochs: Weight = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = 0
+    threads: Count = 0  # of torch on CPU, which round otherwise when they are more; 0 = one a core
     workers: Count = 0
     shuffle_pairs: bool = False
     patience: Count = 0  # epochs without a better validation loss that end a training; 0 = none do
@@ -344,6 +344,7 @@ class Evaluate:
     bootstrap: Bootstrap = Bootstrap()
     retrieval: Retrieval = Retrieval()
     batch_size: Positive = 256
+    threads: Count = 0  # of torch on CPU, which round otherwise when they are more; 0 = one a core
 
 
 @dataclass(frozen=True)

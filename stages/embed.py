@@ -5,15 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from pipeline import embed, evaluation, model, protocols, tracking
 from pipeline import params as config
 
 
 def main(name: str) -> None:
     params = config.load()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = evaluation.device(params.evaluate)
     names, index, out = params.evaluate.protocols, Path("data/index"), Path("data/embeddings") / name
     with tracking.stage_run("embed", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = model.load(Path("data/models") / name, device)

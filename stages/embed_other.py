@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from pipeline import adapters, embed, evaluation, protocols, tracking
 from pipeline import params as config
 from pipeline.adapters.checkpoint import MissingWeights
@@ -18,7 +16,7 @@ def main(name: str) -> None:
         other = params.others[name]
     except KeyError:
         raise config.ParamsError(f"others.{name}: no such model in params.yaml") from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = evaluation.device(params.evaluate)
     out = Path("data/embeddings") / name
     with tracking.stage_run("embed_other", name, params.evaluate, params.tracking.enabled) as record:
         try:

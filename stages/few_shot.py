@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from pipeline import embed, evaluation, few_shot, model, protocols, tracking
 from pipeline import params as config
 from pipeline.clean import load_seen
@@ -14,7 +12,7 @@ from pipeline.clean import load_seen
 
 def main(name: str) -> None:
     params = config.load()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = evaluation.device(params.evaluate)
     with tracking.stage_run("few_shot", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = model.load(Path("data/models") / name, device)
         options = params.evaluate.few_shot

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from pipeline import adapters, evaluation, few_shot, protocols, tracking
 from pipeline import params as config
 from pipeline.adapters.checkpoint import MissingWeights
@@ -19,7 +17,7 @@ def main(name: str) -> None:
         other = params.others[name]
     except KeyError:
         raise config.ParamsError(f"others.{name}: no such model in params.yaml") from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = evaluation.device(params.evaluate)
     with tracking.stage_run("few_shot_other", name, params.evaluate, params.tracking.enabled) as record:
         try:
             found = few_shot.evaluate(

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-
 from pipeline import evaluation, model, protocols, regenerate, tracking
 from pipeline import params as config
 from pipeline.clean import clean, load_seen
@@ -18,7 +16,7 @@ from pipeline.grey import keep_memory
 def main(name: str) -> None:
     keep_memory()
     params = config.load()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = evaluation.device(params.evaluate)
     index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"
     ratios, most = params.evaluate.regeneration.ratios, params.evaluate.regeneration.images
     first = protocols.load(params.evaluate.protocols[0])

@@ -1,7 +1,8 @@
-"""The whole of `dvc repro` in a clone: every stage of the micro profile, from drawn archives to the page."""
+"""The whole of `make repro` in a clone: every stage of the micro profile, from drawn archives to the page."""
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -39,7 +40,7 @@ def clone(tmp_path_factory) -> Path:
 
 
 def test_repro_builds_every_table_and_then_has_nothing_to_do(clone):
-    out = run(clone, "dvc", "repro")
+    out = run(clone, "make", "--old-file=.venv/ready", "repro")
     for n in (1, 2, 3, 4):
         assert (clone / "reports" / f"table{n}.md").stat().st_size > 200
         assert (clone / "reports" / f"table{n}.csv").exists()
@@ -59,6 +60,7 @@ def test_repro_builds_every_table_and_then_has_nothing_to_do(clone):
         summary = json.loads((clone / "data" / "index" / f"{dataset}.json").read_text())
         assert summary["written_images"] + summary["rejected_images"] == summary["found_images"] > 0
     assert "up to date" in run(clone, "dvc", "repro")
+    assert out.count("Running stage") == len(set(re.findall(r"Running stage '(.+)'", out))) == 30  # each of them once
     assert "PHANTOM" not in out  # no report text, no file content
 
 

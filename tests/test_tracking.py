@@ -272,6 +272,13 @@ def test_stages_under_one_dvc_share_its_process(records, tmp_path):
     assert by_hand != first
 
 
+def test_stages_of_several_dvc_processes_can_share_a_repro(records, monkeypatch):
+    monkeypatch.setenv("CXR_REPRO", "make-7")
+    with tracking.stage_run("ingest", "siim"):
+        pass
+    assert records()[0]["tags"]["repro"] == "make-7"
+
+
 def test_experiments_of_one_queue_worker_are_repros_of_their_own(records, tmp_path, monkeypatch):
     """A worker of the queue is a dvc process that starts another for each experiment."""
     stage = f"{sys.executable} -c \"from pipeline.tracking import stage_run as s\nwith s('ingest', 'siim'): pass\""

@@ -21,7 +21,7 @@ from pipeline import charts, figures
 from pipeline.control import ControlRow, control_rows
 from pipeline.formats import all_notes, bold, figure_lines, phantom_line
 from pipeline.index import read_studies
-from pipeline.params import Params
+from pipeline.params import READ_AGAIN, Params
 from pipeline.provenance import interval, origins
 from pipeline.results import RunResult, Summary, load_paper
 from pipeline.study import Study, View
@@ -154,10 +154,11 @@ def _tiles(
     if "chexpert5x200_zs_accuracy" in measures:
         value = 100 * measures["chexpert5x200_zs_accuracy"].value
         yield "CheXpert5x200 accuracy", f"{value:.1f}", f"{name}; chance 20"
-    written = sum(s.written_images for s in summaries.values())
+    archives = {READ_AGAIN.get(name, (name,))[0]: s for name, s in summaries.items()}  # read twice, counted once
+    written = sum(s.written_images for s in archives.values())
     if written:
-        rejected = sum(s.rejected_images for s in summaries.values())
-        yield "Images ingested", f"{written:,}", f"{rejected:,} rejected, {len(summaries)} data sets"
+        rejected = sum(s.rejected_images for s in archives.values())
+        yield "Images ingested", f"{written:,}", f"{rejected:,} rejected, {len(archives)} archives"
 
 
 def _control_line(row: ControlRow) -> dict[str, str | bool | None]:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+
 from pipeline import evaluation, model, protocols, regenerate, tracking
 from pipeline import params as config
 from pipeline.clean import clean, load_seen

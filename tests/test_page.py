@@ -112,6 +112,15 @@ def test_phantoms_are_announced_and_real_archives_are_not(world):
     assert said in render(p, mixed) and "stand in for RSNA;" in render(p, mixed)
 
 
+def test_an_archive_that_is_read_twice_counts_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    p = fake.make(Path())
+    summaries, _, _ = fake.load(Path(), p)
+    Path("data/index/openi_by_patient.parquet").write_bytes(Path("data/index/openi.parquet").read_bytes())
+    html = render(p, {**summaries, "openi_by_patient": summaries["openi"]})
+    assert "721 7 rejected, 7 archives" in " ".join(Tags(html).text.split())
+
+
 def test_patients_appear_only_where_allowed(world):
     p = fake.params(**fake.SMALL)
     summaries, _, _ = fake.load(Path(), p)

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 
 from pipeline.atomic import replacing
-from pipeline.params import Evaluate, Params
+from pipeline.params import Params
 
 MISSING = "missing.json"
 
 
-def device(options: Evaluate) -> torch.device:
-    """Where models are evaluated: the CUDA device if there is one, else the CPU, in ``options.threads`` threads (0 = as
-    many as torch takes), so that figures do not depend on the number of cores."""
-    if options.threads:
-        torch.set_num_threads(options.threads)
+def device(threads: int) -> torch.device:
+    """Where models are evaluated: on CUDA if there is one, else on the CPU in so many threads (0 = torch's choice).
+
+    A fixed number of threads makes figures independent of the number of cores.
+    """
+    if threads:
+        torch.set_num_threads(threads)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

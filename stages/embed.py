@@ -11,7 +11,7 @@ from pipeline import params as config
 
 def main(name: str) -> None:
     params = config.load()
-    device = evaluation.device(params.evaluate)
+    device = evaluation.device(params.evaluate.threads)
     names, index, out = params.evaluate.protocols, Path("data/index"), Path("data/embeddings") / name
     with tracking.stage_run("embed", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = model.load(Path("data/models") / name, device)

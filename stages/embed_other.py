@@ -16,7 +16,7 @@ def main(name: str) -> None:
         other = params.others[name]
     except KeyError:
         raise config.ParamsError(f"others.{name}: no such model in params.yaml") from None
-    device = evaluation.device(params.evaluate)
+    device = evaluation.device(params.evaluate.threads)
     out = Path("data/embeddings") / name
     with tracking.stage_run("embed_other", name, params.evaluate, params.tracking.enabled) as record:
         try:

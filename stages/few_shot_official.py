@@ -12,7 +12,7 @@ from pipeline.clean import load_seen
 
 def main(name: str) -> None:
     params = config.load()
-    device = evaluation.device(params.evaluate)
+    device = evaluation.device(params.evaluate.threads)
     with tracking.stage_run("few_shot_official", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = model.load(Path("data/models") / name, device)
         options = few_shot.with_shares(params.evaluate.few_shot, params.evaluate.official.shares)

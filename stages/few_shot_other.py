@@ -17,7 +17,7 @@ def main(name: str) -> None:
         other = params.others[name]
     except KeyError:
         raise config.ParamsError(f"others.{name}: no such model in params.yaml") from None
-    device = evaluation.device(params.evaluate)
+    device = evaluation.device(params.evaluate.threads)
     with tracking.stage_run("few_shot_other", name, params.evaluate, params.tracking.enabled) as record:
         try:
             found = few_shot.evaluate(

@@ -17,7 +17,7 @@ from pipeline.grey import keep_memory
 def main(name: str) -> None:
     keep_memory()
     params = config.load()
-    device = evaluation.device(params.evaluate)
+    device = evaluation.device(params.evaluate.threads)
     index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"
     ratios, most = params.evaluate.regeneration.ratios, params.evaluate.regeneration.images
     first = protocols.load(params.evaluate.protocols[0])

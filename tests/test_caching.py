@@ -30,6 +30,7 @@ INDIFFERENT = {
     *(f"train.{key}" for key in SPEED if key != "launcher"),
     "runs.*.train",  # of which ``run_config.speed`` hands on those alone, to the stage pretrain
     "evaluate.batch_size",
+    "evaluate.threads",
 }
 SECTIONS = {field.name for field in fields(config.Params)}
 

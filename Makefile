@@ -9,12 +9,14 @@ export MLFLOW_DISABLE_TELEMETRY := true
 .PHONY: repro test check drill clean
 
 # Runs do not need one another, but DVC does one stage after another: JOBS of it share them, in an order that starts the
-# demo's long ones early. `dvc repro` alone makes the same files in one process.
+# demo's long ones early; one that fails leaves the others be (255, DVC's status then, would end xargs). `dvc repro` alone
+# makes the same files in one process.
 JOBS ?= 2
 repro: export CXR_REPRO := make-$(shell date +%s)
 repro: .venv/ready
 	dvc repro audit corpus
-	dvc stage list --name-only | sed -n 's/^pretrain@/*@/p' | sort -r | xargs -P $(JOBS) -I '{}' dvc --wait-for-lock repro --single-item --glob '{}'
+	dvc stage list --name-only | sed -n 's/^pretrain@/*@/p' | sort -r | xargs -P $(JOBS) -I '{}' \
+		sh -c "dvc --wait-for-lock repro --single-item --glob '{}' || exit 1"
 	dvc repro
 	python -m pipeline.tracking
 	@cat reports/table1.md reports/table2.md reports/table3.md reports/table4.md

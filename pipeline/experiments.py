@@ -22,7 +22,7 @@ import yaml
 from pipeline.comparison import over_trainings, paired
 from pipeline.metrics import percentiles
 from pipeline.params import BINARY_DATASETS
-from pipeline.results import load_paper
+from pipeline.results import archive_of, load_paper
 
 KINDS = ("zero_shot", "few_shot", "retrieval")
 HEADLINES = {  # of each kind; a metric under another protocol has a "/" in its name and is none
@@ -263,10 +263,9 @@ def _unpaired(baseline: Experiment, other: Experiment, key: str, old: Metric, ne
         return "trained with other seeds"
     if baseline.params.get("seed") != other.params.get("seed") or len(old.samples) != len(new.samples):
         return "other resamples: seed or evaluate.bootstrap differs"
-    archives = {name: d.get("archive", name) for name, d in load_paper()["datasets"].items()}
     name = key.partition(".")[0]
     sets = {"macro": list(BINARY_DATASETS), "total": sorted(baseline.tests.keys() | other.tests.keys())}
-    for dataset in sets.get(name, [archives.get(name, name)]):
+    for dataset in sets.get(name, [archive_of(load_paper(), name)]):
         if baseline.tests.get(dataset) != other.tests.get(dataset):
             return f"other test studies of {dataset}"
     return ""

@@ -23,7 +23,7 @@ from pipeline.formats import all_notes, bold, figure_lines, phantom_line
 from pipeline.index import read_studies
 from pipeline.params import READ_AGAIN, Params
 from pipeline.provenance import interval, origins
-from pipeline.results import RunResult, Summary, load_paper
+from pipeline.results import RunResult, Summary, archive_of, load_paper
 from pipeline.study import Study, View
 from pipeline.table_form import Row, Table
 from pipeline.tables import phantoms
@@ -200,12 +200,12 @@ def _maps(
     """Similarity maps of one run (``path``: its maps.npz) over the images that may be shown."""
     if not path.exists():
         return
-    archives = {key: d.get("archive", key) for key, d in load_paper()["datasets"].items()}
+    paper = load_paper()
     with np.load(path, allow_pickle=False) as stored:
         maps, places = stored["maps"], stored["position"].tolist()
         datasets, texts = stored["dataset"].tolist(), stored["text"].tolist()
     for heat, dataset, place, text in zip(maps, datasets, places, texts, strict=True):
-        archive = archives.get(dataset, dataset)
+        archive = archive_of(paper, dataset)
         summary = summaries.get(archive)
         if summary is None or not shown(params, summary):
             continue
@@ -251,10 +251,10 @@ def _examples(
     load: Loader,
 ) -> dict[str, Any]:
     """Retrieval examples of the last main run that has some, from the first data set that may be shown."""
-    archives = {key: d.get("archive", key) for key, d in load_paper()["datasets"].items()}
+    paper = load_paper()
     for name in reversed([n for n in params.main if n in results]):
         for dataset in ("mimic_cxr", "openi", "chexpert5x200"):
-            summary = summaries.get(archives[dataset])
+            summary = summaries.get(archive_of(paper, dataset))
             found = results[name].examples.get(dataset, [])[:EXAMPLES]
             if not found or summary is None or not shown(params, summary):
                 continue

@@ -106,6 +106,11 @@ def load_paper(path: Path = PAPER) -> dict[str, Any]:
     return paper
 
 
+def archive_of(paper: Mapping[str, Any], dataset: str) -> str:
+    """The data set whose archive a test set's studies lie in, itself unless ``paper.yaml`` names another."""
+    return str(paper["datasets"].get(dataset, {}).get("archive", dataset))
+
+
 def load_summaries(index: Path, datasets: Iterable[str]) -> dict[str, Summary]:
     """Read ``<index>/<dataset>.json`` of each data set.
 

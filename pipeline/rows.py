@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.comparison import paired
 from pipeline.params import OFFICIAL, Params
-from pipeline.results import RECALL, Measure, RunResult, Summary, rsum, sample_sum
+from pipeline.results import RECALL, Measure, RunResult, Summary, archive_of, rsum, sample_sum
 from pipeline.table_form import Cell, Column, Row
 
 
@@ -44,7 +44,7 @@ def marked(
     paper: Mapping[str, Any], summaries: Mapping[str, Summary], columns: Sequence[Column], cells: Sequence[Cell]
 ) -> tuple[Cell, ...]:
     """The cells that rest on drawn images marked; a sum rests on all test sets of the row."""
-    archives = {d: paper["datasets"].get(d, {}).get("archive", d) for d in {c.dataset for c in columns}}
+    archives = {d: archive_of(paper, d) for d in {c.dataset for c in columns}}
     drawn = {d for d, archive in archives.items() if archive in summaries and summaries[archive].phantom}
     return tuple(
         replace(cell, phantom=c.dataset in drawn or (not c.dataset and bool(drawn)))
@@ -115,10 +115,8 @@ def notes_of(
     """What ingest and evaluation noted about the data sets of these columns, each thing once."""
     names = paper["datasets"]
     used = [d for d in names if d in {c.dataset for c in columns}]
-    archives = [names[d].get("archive", d) for d in used]
-    notes = [
-        f"{names[d]['name']}: {note}" for d in dict.fromkeys(archives) if d in summaries for note in summaries[d].notes
-    ]
+    archives = dict.fromkeys(archive_of(paper, d) for d in used)
+    notes = [f"{names[d]['name']}: {note}" for d in archives if d in summaries for note in summaries[d].notes]
     for note in dict.fromkeys(n for run in runs for n in run.notes):
         dataset, _, rest = note.partition(":")
         dataset = dataset.rpartition("/")[2]  # without the protocol

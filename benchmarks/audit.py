@@ -28,12 +28,12 @@ import joblib  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow.parquet as pq
 
-from pipeline import grey as pictures
-from pipeline.duplicates import find_pairs, images_of
-from pipeline.grey import Grey
+from pipeline.audit.copies import find_pairs, images_of
 from pipeline.phantom.cases import EVERYTHING, plan
 from pipeline.phantom.picture import render
-from pipeline.shards import Picture, ShardWriter
+from pipeline.storage import pictures
+from pipeline.storage.pictures import Grey
+from pipeline.storage.shards import Picture, ShardWriter
 from pipeline.study import Study, View
 
 VIEWS = {("PA",): 0.3, ("AP",): 0.2, ("PA", "LATERAL"): 0.3, ("PA", "PA"): 0.1, ("AP", "PA"): 0.1}

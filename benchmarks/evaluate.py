@@ -28,10 +28,11 @@ import numpy as np
 import torch
 
 from benchmarks.index import memory_mb
-from pipeline import protocols
-from pipeline.metrics import classes_with_intervals, resamples
-from pipeline.params import Bootstrap
-from pipeline.retrieval import candidates, ranks
+from pipeline.config.params import Bootstrap
+from pipeline.evaluation import protocols
+from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.exact_ranks import ranks
+from pipeline.evaluation.metrics import classes_with_intervals, resamples
 from pipeline.study import Study, View
 
 DIM = 512  # of the paper

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from pipeline.index import read_studies, write_studies
+from pipeline.storage.index import read_studies, write_studies
 from pipeline.study import Study, View
 
 WORDS = [

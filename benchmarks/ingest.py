@@ -33,7 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import grey, images
+from pipeline.ingest import images
+from pipeline.storage import pictures
+from pipeline.storage.memory import keep_memory
 
 HEIGHT, WIDTH, SHORT_SIDE = 3056, 2544, 512
 # Noise of the JPEGs, in parts of the full range, and quality: archives hold 1 to 2 MB for such a picture.
@@ -80,7 +82,7 @@ def write_dicom(path: Path, picture: NDArray[np.float32]) -> None:
     data.save_as(path, enforce_file_format=True)
 
 
-def dicom_baseline(path: Path) -> grey.Grey:
+def dicom_baseline(path: Path) -> pictures.Grey:
     """The recipe of most notebooks."""
     import pydicom
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
@@ -99,13 +101,13 @@ def dicom_baseline(path: Path) -> grey.Grey:
 def dicom_floor(path: Path) -> Any:
     """Read the file and average its words, nothing else."""
     words = np.frombuffer(path.read_bytes()[-2 * HEIGHT * WIDTH :], np.uint16).reshape(HEIGHT, WIDTH)
-    return cv2.resize(words, grey.target_size(HEIGHT, WIDTH, SHORT_SIDE), interpolation=cv2.INTER_AREA)
+    return cv2.resize(words, pictures.target_size(HEIGHT, WIDTH, SHORT_SIDE), interpolation=cv2.INTER_AREA)
 
 
 def jpeg_baseline(path: Path) -> Any:
     """Colour, then reduced."""
     picture: Any = cv2.imread(str(path))
-    return cv2.resize(picture, grey.target_size(picture.shape[0], picture.shape[1], SHORT_SIDE))
+    return cv2.resize(picture, pictures.target_size(picture.shape[0], picture.shape[1], SHORT_SIDE))
 
 
 def jpeg_floor(path: Path) -> Any:
@@ -115,12 +117,12 @@ def jpeg_floor(path: Path) -> Any:
     return np.asarray(picture)
 
 
-def ours(path: Path) -> grey.Grey:
+def ours(path: Path) -> pictures.Grey:
     """What ingest does before it encodes."""
     return images.read_view(path, SHORT_SIDE)[0]
 
 
-def psnr(one: grey.Grey, two: grey.Grey) -> float:
+def psnr(one: pictures.Grey, two: pictures.Grey) -> float:
     """Decibels, of 8 bit."""
     return float(10 * np.log10(255**2 / max(1e-9, float(np.mean((one.astype(float) - two) ** 2)))))
 
@@ -134,7 +136,7 @@ def race(ways: dict[str, Callable[[Path], Any]], path: Path, rounds: int) -> dic
     spawn = get_context("spawn")
     with (
         ProcessPoolExecutor(1, spawn) as plain,
-        ProcessPoolExecutor(1, spawn, initializer=grey.keep_memory) as kept,
+        ProcessPoolExecutor(1, spawn, initializer=keep_memory) as kept,
     ):
         for turn in range(rounds + 1):
             for name, way in ways.items():
@@ -164,7 +166,7 @@ def table() -> None:
         try:
             image, position = images.read_view(path)
             outcome = f"read, {image.shape[1]} x {image.shape[0]}{position and f', {position}'}"
-        except grey.ImageError as error:
+        except pictures.ImageError as error:
             outcome = str(error)
         if path.parent == root:
             print(f"| {path.name} | {outcome} |")
@@ -181,7 +183,7 @@ def main(rounds: int) -> None:
         path = Path(folder) / "a.dcm"
         write_dicom(path, radiograph(0.01, 0))
         result["dicom"] = race({"baseline": dicom_baseline, "ours": ours, "floor": dicom_floor}, path, rounds)
-        slow = grey.resize(images.read_image(path), SHORT_SIDE)
+        slow = pictures.resize(images.read_image(path), SHORT_SIDE)
         result["dicom"]["largest_difference"] = int(np.abs(slow.astype(int) - ours(path)).max())
         print("dicom", result["dicom"], flush=True)
         jpegs: dict[str, dict[str, float]] = {}
@@ -191,7 +193,7 @@ def main(rounds: int) -> None:
             Image.fromarray(drawn).convert(mode).save(path, quality=quality)
             figures = race({"baseline": jpeg_baseline, "ours": ours, "floor": jpeg_floor}, path, rounds)
             figures["kilobytes"] = path.stat().st_size // 1024
-            figures["psnr_db"] = round(psnr(ours(path), grey.resize(images.read_image(path), SHORT_SIDE)), 1)
+            figures["psnr_db"] = round(psnr(ours(path), pictures.resize(images.read_image(path), SHORT_SIDE)), 1)
             jpegs[name] = figures
             print(name, figures, flush=True)
     result["jpeg"] = jpegs

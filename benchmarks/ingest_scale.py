@@ -21,8 +21,8 @@ import psutil
 RUN = """
 import sys
 from pathlib import Path
-from pipeline.ingest import ingest
-from pipeline.params import Ingest, Source
+from pipeline.ingest.build import ingest
+from pipeline.config.params import Ingest, Source
 
 if __name__ == "__main__":
     root, out, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

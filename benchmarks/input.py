@@ -41,17 +41,17 @@ from torchvision import transforms
 from torchvision.transforms import functional
 
 from benchmarks.ingest import radiograph
-from pipeline import grey
-from pipeline.augment import cut, draw_crop
-from pipeline.batches import TrainingSet, training_batches
-from pipeline.encoders import ImageTower
-from pipeline.index import Studies, read_studies, write_studies
-from pipeline.params import Augment, ImageEncoder, Loss, Sampling, TextEncoder, Train
-from pipeline.prompts import load
-from pipeline.run_config import RunConfig
-from pipeline.shards import Picture, ShardWriter, load_view
+from pipeline.config.params import Augment, ImageEncoder, Loss, Sampling, TextEncoder, Train
+from pipeline.config.run_config import RunConfig
+from pipeline.models.encoders import ImageTower
+from pipeline.storage.index import Studies, read_studies, write_studies
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import Picture, ShardWriter, load_view
 from pipeline.study import Study, View
-from pipeline.tokens import Tokenizer
+from pipeline.text.prompts import load
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training.augment import cut, draw_crop
+from pipeline.training.batches import TrainingSet, training_batches
 
 WIDTH, HEIGHT, QUALITY, SIZE = 512, 624, 92, 224
 STUDIES, BATCH, PICTURES = 128, 32, 12
@@ -70,8 +70,8 @@ def make(folder: Path) -> None:
     pictures = []
     for seed in range(PICTURES):
         drawn = cv2.resize(radiograph(0.004, seed), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-        pictures.append(grey.encode(np.rint(drawn * 255).astype(np.uint8), QUALITY))
-    prompts = load(Path("pipeline/prompts.yaml"))
+        pictures.append(encode(np.rint(drawn * 255).astype(np.uint8), QUALITY))
+    prompts = load(Path("pipeline/text/prompts.yaml"))
     sentences = [s for pools in prompts.pools.values() for pool in pools.values() for s in pool]
 
     def prose(low: int, high: int) -> str:

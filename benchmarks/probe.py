@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import embed, protocols
-from pipeline.few_shot import CachedFeatures, cache_features, linear_probe
-from pipeline.labelled import AugmentedViews, Labelled, batches, read_labelled
-from pipeline.metrics import aucs
-from pipeline.params import load
+from pipeline.config.load import load_params
+from pipeline.evaluation import embed, protocols
+from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches, read_labelled
+from pipeline.evaluation.linear_probe import CachedFeatures, cache_features, linear_probe
+from pipeline.evaluation.metrics import aucs
 
 DRAWS = 12
 REPETITIONS = 3
@@ -33,7 +33,7 @@ MODEL = Path("data/models") / RUN / "0"
 
 def measure(epochs: int = 300) -> dict[str, Any]:
     """Seconds and test AUCs of both ways, and their ratio."""
-    settings = load()
+    settings = load_params()
     if not (MODEL / "model.safetensors").is_file():
         raise SystemExit(f"{MODEL}: not found; run: make repro")
     seed = settings.seed

@@ -32,13 +32,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.batch_norm import synchronise_batch_norm
-from pipeline.batches import Batch
-from pipeline.losses import Embeddings, cxr_clip_loss
-from pipeline.model import CxrClip
-from pipeline.params import ImageEncoder, TextEncoder, load
-from pipeline.run_config import RunConfig, run_config
-from pipeline.step import training_loss
+from pipeline.config.load import load_params
+from pipeline.config.params import ImageEncoder, TextEncoder
+from pipeline.config.run_config import RunConfig, run_config
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.training.batch_norm import synchronise_batch_norm
+from pipeline.training.batches import Batch
+from pipeline.training.losses import Embeddings, cxr_clip_loss
+from pipeline.training.step import training_loss
 
 CPU = torch.device("cpu")
 FLOAT = 4  # bytes
@@ -244,7 +245,7 @@ def _written() -> int:
 
 def demo(encoder: str, batch: int) -> RunConfig:
     """A run of the demo with ``batch`` studies a step."""
-    config = run_config(load(Path("profiles/demo.yaml")), f"{encoder}_m")
+    config = run_config(load_params(Path("profiles/demo.yaml")), f"{encoder}_m")
     return replace(config, train=replace(config.train, batch_size=batch, precision="fp32", device="cpu"))
 
 
@@ -270,7 +271,7 @@ def run(world: int, config: RunConfig, options: argparse.Namespace) -> dict[str,
 
 def loss_kept(dim: int, local: int, batch: int) -> int:
     """Measured bytes that the loss keeps."""
-    config = run_config(load(Path("profiles/demo.yaml")), "resnet_m")
+    config = run_config(load_params(Path("profiles/demo.yaml")), "resnet_m")
     mine, everyone = (
         Embeddings(*(torch.randn(n, dim, requires_grad=True) for _ in range(SAMPLES))) for n in (local, batch)
     )
@@ -285,7 +286,7 @@ def weigh(encoder: str) -> dict[str, float]:
     """The paper's model: its numbers, operations a study in a training step (three times those of the forward pass),
     and bytes kept a study, as the difference of two studies and one; float32, and bfloat16 under autocast."""
     config = replace(
-        run_config(load(Path("profiles/paper.yaml")), "resnet_m"),
+        run_config(load_params(Path("profiles/paper.yaml")), "resnet_m"),
         image_encoder=PAPER[encoder],
         text_encoder=TextEncoder("", PAPER_VOCABULARY, {"model_type": "bert", **BERT_BASE}, 256),
     )

@@ -35,17 +35,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import encoders
-from pipeline.batches import Batch, TrainingSet, training_batches
-from pipeline.grey import encode
-from pipeline.losses import Embeddings, cxr_clip_loss
-from pipeline.model import CxrClip
-from pipeline.params import ImageEncoder, TextEncoder, load
-from pipeline.run_config import RunConfig, run_config
-from pipeline.shards import Picture, ShardWriter
-from pipeline.step import PRECISIONS, compute_gradients, training_loss
+from pipeline.config.load import load_params
+from pipeline.config.params import ImageEncoder, TextEncoder
+from pipeline.config.run_config import RunConfig, run_config
+from pipeline.models import encoders
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.models.keyed_dropout import Rows
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import Picture, ShardWriter
 from pipeline.study import Study, View
-from pipeline.study_dropout import Rows
+from pipeline.training.batches import Batch, TrainingSet, training_batches
+from pipeline.training.losses import Embeddings, cxr_clip_loss
+from pipeline.training.step import PRECISIONS, compute_gradients, training_loss
 
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 VOCABULARY = {"paper": 28996, "demo": 2000}  # words: BioClinicalBERT's, the demo's
@@ -93,7 +94,7 @@ def main() -> None:
 
 def configuration(size: str, options: argparse.Namespace) -> RunConfig:
     """The demo's run, or the paper's encoders with random weights."""
-    config = run_config(load(Path("profiles/demo.yaml")), "resnet_m")
+    config = run_config(load_params(Path("profiles/demo.yaml")), "resnet_m")
     changes = {"workers": options.workers, "precision": options.precision, "device": options.device.split(":")[0]}
     if size == "paper":
         config = replace(

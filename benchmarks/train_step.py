@@ -12,13 +12,13 @@ from pathlib import Path
 
 import torch
 
-from pipeline.batches import TrainingSet, collate, epoch_draws
-from pipeline.index import read_studies
-from pipeline.model import CxrClip
-from pipeline.prompts import read_pools
-from pipeline.run_config import read_run_config
-from pipeline.step import training_loss
-from pipeline.tokens import Tokenizer
+from pipeline.config.run_config import read_run_config
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.storage.index import read_studies
+from pipeline.text.prompts import read_pools
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training.batches import TrainingSet, collate, epoch_draws
+from pipeline.training.step import training_loss
 
 
 def main(run: str, steps: int) -> None:

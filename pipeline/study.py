@@ -5,8 +5,10 @@ A study flows one way: archive file -> ``Study`` -> shard -> batch -> embedding 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 SPLITS = ("train", "valid", "test")
 POSITIONS = ("PA", "AP", "LATERAL", "")  # "" = the archive does not say
@@ -84,3 +86,8 @@ class Reject:
     item: str
     kind: str
     reason: str
+
+
+def positives(studies: Sequence[Study], cls: str) -> np.ndarray:
+    """Whether each study is labelled positive for a class, bool [N]."""
+    return np.array([s.labels.get(cls) == POSITIVE for s in studies])

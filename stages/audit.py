@@ -6,18 +6,19 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline import leakage, tracking
-from pipeline import params as config
-from pipeline.duplicates import find_pairs, images_of
-from pipeline.grey import ImageError
-from pipeline.index import read_studies
-from pipeline.shards import ShardError
+from pipeline.audit import leakage
+from pipeline.audit.copies import find_pairs, images_of
+from pipeline.config.load import load_params
+from pipeline.storage.index import read_studies
+from pipeline.storage.pictures import ImageError
+from pipeline.storage.shards import ShardError
+from pipeline.tracking import mlflow_runs
 
 
 def main() -> None:
-    params = config.load()
+    params = load_params()
     out, reports = Path("data/audit"), Path("reports")
-    with tracking.stage_run("audit", "all", params.audit, params.tracking.enabled) as record:
+    with mlflow_runs.stage_run("audit", "all", params.audit, params.tracking.enabled) as record:
         files = [Path("data/index") / f"{name}.parquet" for name in leakage.in_order(params.sources)]
         images = [image for file in files if file.is_file() for image in images_of(read_studies(file))]
         counts = find_pairs(images, out / "pairs.parquet", params.audit.min_correlation, params.audit.workers)

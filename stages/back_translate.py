@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import params as config
-from pipeline import tracking
-from pipeline.back_translation import back_translate
+from pipeline.config.load import load_params
+from pipeline.text.back_translation import back_translate
+from pipeline.tracking import mlflow_runs
 
 INDEX = Path("data/index")
 
 
 def main() -> None:
-    params = config.load()
+    params = load_params()
     options = params.back_translation
-    with tracking.stage_run("back_translate", "all", options, params.tracking.enabled) as run:
+    with mlflow_runs.stage_run("back_translate", "all", options, params.tracking.enabled) as run:
         indexes = [INDEX / f"{dataset}.parquet" for dataset in params.sources]
         out, work = Path("data/back_translation"), Path("data/work/back_translation")
         summary = back_translate(options, params.seed, indexes, out, work)

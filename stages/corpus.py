@@ -5,18 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import corpus, tracking
-from pipeline import params as config
-from pipeline.run_config import run_config, without_speed
+from pipeline.config.load import load_params
+from pipeline.config.run_config import run_config, without_speed
+from pipeline.tracking import mlflow_runs
+from pipeline.training import corpus
 
 
 def main() -> None:
-    params = config.load()
+    params = load_params()
     out = Path("data/corpus")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
     for name in params.runs:
         run = run_config(params, name)
-        with tracking.stage_run("corpus", name, run, params.tracking.enabled) as record:
+        with mlflow_runs.stage_run("corpus", name, run, params.tracking.enabled) as record:
             translations = Path("data/back_translation")
             prompts = Path("data/prompts") / params.runs[name].prompts
             counts = corpus.gather(without_speed(run), Path("data/index"), prompts, out / name, translations)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import embed, evaluation, model, protocols, tracking
-from pipeline import params as config
+from pipeline.config.load import load_params
+from pipeline.evaluation import embed, protocols, store
+from pipeline.evaluation.device import evaluation_device
+from pipeline.models.checkpoint import load_model
+from pipeline.tracking import mlflow_runs
 
 
 def main(name: str) -> None:
-    params = config.load()
-    device = evaluation.device(params.evaluate.threads)
+    params = load_params()
+    device = evaluation_device(params.evaluate.threads)
     names, index, out = params.evaluate.protocols, Path("data/index"), Path("data/embeddings") / name
-    with tracking.stage_run("embed", name, params.evaluate, params.tracking.enabled) as record:
-        net, tokenizer, run = model.load(Path("data/models") / name, device)
+    with mlflow_runs.stage_run("embed", name, params.evaluate, params.tracking.enabled) as record:
+        net, tokenizer, run = load_model(Path("data/models") / name, device)
         if not run.aligned:  # no failure: its cells show —
-            evaluation.write_missing(out, embed.NOT_ALIGNED)
+            store.write_missing(out, embed.NOT_ALIGNED)
             print(f"embed {name}: skipped: {embed.NOT_ALIGNED}")
             return
         embedder = embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size)

@@ -5,24 +5,28 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import adapters, embed, evaluation, protocols, tracking
-from pipeline import params as config
-from pipeline.adapters.checkpoint import MissingWeights
+from pipeline import adapters
+from pipeline.adapters.weights import MissingWeights
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.evaluation import embed, protocols, store
+from pipeline.evaluation.device import evaluation_device
+from pipeline.tracking import mlflow_runs
 
 
 def main(name: str) -> None:
-    params = config.load()
+    params = load_params()
     try:
         other = params.others[name]
     except KeyError:
-        raise config.ParamsError(f"others.{name}: no such model in params.yaml") from None
-    device = evaluation.device(params.evaluate.threads)
+        raise ParamsError(f"others.{name}: no such model in params.yaml") from None
+    device = evaluation_device(params.evaluate.threads)
     out = Path("data/embeddings") / name
-    with tracking.stage_run("embed_other", name, params.evaluate, params.tracking.enabled) as record:
+    with mlflow_runs.stage_run("embed_other", name, params.evaluate, params.tracking.enabled) as record:
         try:
             embedder = adapters.load(other, device, params.evaluate.batch_size)
         except MissingWeights as error:  # no failure: its cells show —
-            evaluation.write_missing(out, str(error))
+            store.write_missing(out, str(error))
             print(f"embed_other {name}: skipped: {error}")
             return
         first = protocols.load(params.evaluate.protocols[0])

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline import experiments, experiments_page
+from pipeline.reporting import experiments, experiments_page
 
 OUT = Path("reports")
 OWN = ("reports", "dvc.lock", "params.yaml")  # what every experiment changes

@@ -5,16 +5,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import embed, evaluation, few_shot, model, protocols, tracking
-from pipeline import params as config
-from pipeline.clean import load_seen
+from pipeline.config import params as config
+from pipeline.config.load import load_params
+from pipeline.evaluation import embed, few_shot, protocols, store
+from pipeline.evaluation.device import evaluation_device
+from pipeline.evaluation.seen_images import load_seen
+from pipeline.models.checkpoint import load_model
+from pipeline.tracking import mlflow_runs
 
 
 def main(name: str) -> None:
-    params = config.load()
-    device = evaluation.device(params.evaluate.threads)
-    with tracking.stage_run("few_shot_official", name, params.evaluate, params.tracking.enabled) as record:
-        net, tokenizer, run = model.load(Path("data/models") / name, device)
+    params = load_params()
+    device = evaluation_device(params.evaluate.threads)
+    with mlflow_runs.stage_run("few_shot_official", name, params.evaluate, params.tracking.enabled) as record:
+        net, tokenizer, run = load_model(Path("data/models") / name, device)
         options = few_shot.with_shares(params.evaluate.few_shot, params.evaluate.official.shares)
         found = few_shot.evaluate(
             embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size),
@@ -32,9 +36,9 @@ def main(name: str) -> None:
             Path("data/work/few_shot"),
             (config.OFFICIAL,),
         )
-        evaluation.write(Path("data/results/official") / f"{name}.json", name, found)
-        record.metrics(evaluation.values(found))
-    evaluation.show("few_shot_official", name, found)
+        store.write(Path("data/results/official") / f"{name}.json", name, found)
+        record.metrics(store.values(found))
+    store.show("few_shot_official", name, found)
 
 
 if __name__ == "__main__":

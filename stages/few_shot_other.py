@@ -5,20 +5,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import adapters, evaluation, few_shot, protocols, tracking
-from pipeline import params as config
-from pipeline.adapters.checkpoint import MissingWeights
-from pipeline.clean import load_seen
+from pipeline import adapters
+from pipeline.adapters.weights import MissingWeights
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.evaluation import few_shot, protocols, store
+from pipeline.evaluation.device import evaluation_device
+from pipeline.evaluation.seen_images import load_seen
+from pipeline.tracking import mlflow_runs
 
 
 def main(name: str) -> None:
-    params = config.load()
+    params = load_params()
     try:
         other = params.others[name]
     except KeyError:
-        raise config.ParamsError(f"others.{name}: no such model in params.yaml") from None
-    device = evaluation.device(params.evaluate.threads)
-    with tracking.stage_run("few_shot_other", name, params.evaluate, params.tracking.enabled) as record:
+        raise ParamsError(f"others.{name}: no such model in params.yaml") from None
+    device = evaluation_device(params.evaluate.threads)
+    with mlflow_runs.stage_run("few_shot_other", name, params.evaluate, params.tracking.enabled) as record:
         try:
             found = few_shot.evaluate(
                 adapters.load(other, device, params.evaluate.batch_size),
@@ -37,9 +41,9 @@ def main(name: str) -> None:
             )
         except MissingWeights as error:  # no failure: its cells show —
             found = few_shot.nothing(str(error))
-        evaluation.write(Path("data/results/few_shot") / f"{name}.json", name, found)
-        record.metrics(evaluation.values(found))
-    evaluation.show("few_shot_other", name, found)
+        store.write(Path("data/results/few_shot") / f"{name}.json", name, found)
+        record.metrics(store.values(found))
+    store.show("few_shot_other", name, found)
 
 
 if __name__ == "__main__":

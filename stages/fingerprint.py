@@ -11,16 +11,18 @@ import json
 import sys
 from pathlib import Path
 
-from pipeline import params, sources
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.ingest import sources
 
 STAMPS = Path("data/fingerprints")
 
 
 def main(datasets: list[str]) -> None:
-    settings = params.load()
+    settings = load_params()
     for dataset in datasets or list(settings.sources):
         if dataset not in settings.sources:
-            raise params.ParamsError(f"sources.{dataset}: no such source")
+            raise ParamsError(f"sources.{dataset}: no such source")
         source = settings.sources[dataset]
         stamp = Path(source.stamp)
         if stamp.parent != STAMPS:
@@ -36,5 +38,5 @@ def main(datasets: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (params.ParamsError, sources.SourceError) as error:
+    except (ParamsError, sources.SourceError) as error:
         sys.exit(f"fingerprint: {error}")

@@ -5,17 +5,19 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import params, tracking
-from pipeline.ingest import IngestError, ingest
-from pipeline.sources import SourceError
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.ingest.build import IngestError, ingest
+from pipeline.ingest.sources import SourceError
+from pipeline.tracking import mlflow_runs
 
 
 def main(dataset: str) -> None:
     try:
-        settings = params.load()
+        settings = load_params()
         if dataset not in settings.sources:
-            raise params.ParamsError(f"sources.{dataset}: missing; add where the archive lies to params.yaml")
-        with tracking.stage_run("ingest", dataset, settings.ingest, enabled=settings.tracking.enabled) as run:
+            raise ParamsError(f"sources.{dataset}: missing; add where the archive lies to params.yaml")
+        with mlflow_runs.stage_run("ingest", dataset, settings.ingest, enabled=settings.tracking.enabled) as run:
             shards, index = Path("data/shards") / dataset, Path("data/index") / f"{dataset}.parquet"
             work = Path("data/work") / dataset
             source = settings.sources[dataset]
@@ -24,7 +26,7 @@ def main(dataset: str) -> None:
             run.metrics({name: float(summary[name]) for name in counts})
             for split, listed in summary["listed"].items():
                 run.metrics({f"{split}_{unit}": float(n) for unit, n in listed.items()})
-    except (params.ParamsError, SourceError, IngestError) as error:
+    except (ParamsError, SourceError, IngestError) as error:
         sys.exit(f"ingest: {error}")
 
 

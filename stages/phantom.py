@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import params as config
-from pipeline import tracking
+from pipeline.config.load import load_params
 from pipeline.phantom import archives
+from pipeline.tracking import mlflow_runs
 
 
 def main(archive: str) -> None:
-    params = config.load()
+    params = load_params()
     root = Path("data/phantom") / archive
-    with tracking.stage_run("phantom", archive, params.phantom, params.tracking.enabled) as record:
+    with mlflow_runs.stage_run("phantom", archive, params.phantom, params.tracking.enabled) as record:
         mark = archives.write(archive, root, params.phantom.archives[archive], params.phantom.size, params.seed)
         record.metrics({"studies": mark["studies"], "files": mark["files"]})
     print(f"phantom {archive}: {mark['studies']} studies, {mark['files']} files in {root}")

@@ -9,20 +9,22 @@ import os
 import sys
 from pathlib import Path
 
-from pipeline import params as config
-from pipeline import pretrain, resume, tracking
-from pipeline.run_config import run_config, speed
+from pipeline.config.load import load_params
+from pipeline.config.run_config import run_config, speed
+from pipeline.tracking import mlflow_runs
+from pipeline.tracking.work_folders import work_folder
+from pipeline.training import loop, resume
 
 
 def main(run_name: str, seed: int) -> None:
-    params = config.load()
+    params = load_params()
     run = run_config(params, run_name, seed)
     name, fast = f"{run_name}/{seed}", speed(params, run_name)
     first = os.environ.get("RANK", "0") == "0"
-    with tracking.stage_run("pretrain", name, run, params.tracking.enabled and first) as record:
+    with mlflow_runs.stage_run("pretrain", name, run, params.tracking.enabled and first) as record:
         history = Path("data/results/pretrain") / f"{name}.csv"
         corpus, out = Path("data/corpus") / run_name, Path("data/models") / name
-        best = pretrain.train(corpus, out, history, tracking.work(f"pretrain/{name}"), record.metrics, seed, fast)
+        best = loop.train(corpus, out, history, work_folder(f"pretrain/{name}"), record.metrics, seed, fast)
         record.metrics({"best_valid_loss": best})
         if first:
             record.artifact(history)

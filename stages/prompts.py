@@ -7,17 +7,20 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline import params as config
-from pipeline import prompts, tracking
+from pipeline.config import params as config
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.text import prompts
+from pipeline.tracking import mlflow_runs
 
 INDEX = Path("data/index")
 OUT = Path("data/prompts")
 
 
 def main() -> None:
-    params = config.load()
+    params = load_params()
     OUT.mkdir(parents=True, exist_ok=True)  # an output of the stage even where no label data set is among sources
-    with tracking.stage_run("prompts", "all", params=params.prompts, enabled=params.tracking.enabled) as run:
+    with mlflow_runs.stage_run("prompts", "all", params=params.prompts, enabled=params.tracking.enabled) as run:
         for kind, file in (("file", params.prompts.file), ("ablation", params.prompts.ablation)):
             templates = prompts.load(Path(file))
             for dataset in [name for name in config.LABEL_DATASETS if name in params.sources]:
@@ -42,5 +45,5 @@ def label_classes(index: Path) -> set[str]:
 if __name__ == "__main__":
     try:
         main()
-    except (config.ParamsError, prompts.PromptError) as error:
+    except (ParamsError, prompts.PromptError) as error:
         sys.exit(f"prompts: {error}")

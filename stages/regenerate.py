@@ -8,22 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import evaluation, model, protocols, regenerate, tracking
-from pipeline import params as config
-from pipeline.clean import clean, load_seen
-from pipeline.grey import keep_memory
+from pipeline.config.load import load_params
+from pipeline.evaluation import protocols, regenerate, store
+from pipeline.evaluation.device import evaluation_device
+from pipeline.evaluation.seen_images import clean, load_seen
+from pipeline.models.checkpoint import load_model
+from pipeline.storage.memory import keep_memory
+from pipeline.tracking import mlflow_runs
 
 
 def main(name: str) -> None:
     keep_memory()
-    params = config.load()
-    device = evaluation.device(params.evaluate.threads)
+    params = load_params()
+    device = evaluation_device(params.evaluate.threads)
     index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"
     ratios, most = params.evaluate.regeneration.ratios, params.evaluate.regeneration.images
     first = protocols.load(params.evaluate.protocols[0])
     sets = regenerate.rules(protocols.retrieval_sets(first, params.sources), params.sources)
-    with tracking.stage_run("regenerate", name, params.evaluate, params.tracking.enabled) as record:
-        net, tokenizer, run = model.load(Path("data/models") / name, device)
+    with mlflow_runs.stage_run("regenerate", name, params.evaluate, params.tracking.enabled) as record:
+        net, tokenizer, run = load_model(Path("data/models") / name, device)
         filler = regenerate.of_network(net, tokenizer, device)
         found = regenerate.evaluate(
             filler,
@@ -37,11 +40,11 @@ def main(name: str) -> None:
             params.seed,
             partial(clean, load_seen(Path("data/audit")), trained_on=run.datasets),
         )
-        evaluation.write(out, name, found)
+        store.write(out, name, found)
         shown = regenerate.may_be_shown(index, sets, params.report.show_patient_data)
         examples = regenerate.pictures(filler, run.image_size, index, shown, ratios, most, params.seed)
         np.savez_compressed(out.with_suffix(".pictures.npz"), allow_pickle=False, **examples)
-        record.metrics(evaluation.values(found))
+        record.metrics(store.values(found))
     for line in regenerate.account(found):
         print(f"regenerate {name}: {line}")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.requeue import RequeueError, requeue
+from pipeline.tracking.requeue import RequeueError, requeue
 
 SAYS = {
     "running": "still runs without its worker; when it has ended, type this again",

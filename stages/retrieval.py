@@ -6,19 +6,20 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from pipeline import evaluation, protocols, retrieval, tracking
-from pipeline import params as config
-from pipeline.clean import clean, load_seen
+from pipeline.config.load import load_params
+from pipeline.evaluation import protocols, retrieval, store
+from pipeline.evaluation.seen_images import clean, load_seen
+from pipeline.tracking import mlflow_runs
 
 
 def main() -> None:
-    params = config.load()
+    params = load_params()
     out = Path("data/results/retrieval")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
     sets = protocols.retrieval_sets(protocols.load(params.evaluate.protocols[0]), params.sources)
     seen = load_seen(Path("data/audit"))
-    for name, trained_on in evaluation.rows(params).items():
-        with tracking.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
+    for name, trained_on in store.rows(params).items():
+        with mlflow_runs.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
             found = retrieval.evaluate(
                 Path("data/embeddings") / name,
                 Path("data/index"),
@@ -29,9 +30,9 @@ def main() -> None:
                 params.seed,
                 partial(clean, seen, trained_on=trained_on),
             )
-            evaluation.write(out / f"{name}.json", name, found)
-            record.metrics(evaluation.values(found))
-        evaluation.show("retrieval", name, found)
+            store.write(out / f"{name}.json", name, found)
+            record.metrics(store.values(found))
+        store.show("retrieval", name, found)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline import params as config
-from pipeline.run_config import read_run_config, run_config, without_speed
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.config.run_config import read_run_config, run_config, without_speed
 
 TEMPLATE = """#!/bin/bash
 #SBATCH --job-name=pretrain-{run}-{seed}
@@ -72,21 +73,21 @@ def main() -> None:
     )
     parser.add_argument("--port", type=int, default=29400, help="where the nodes meet, on the first one")
     asked = parser.parse_args()
-    params = config.load()
+    params = load_params()
     run = run_config(params, asked.run)
     world = asked.nodes * asked.gpus
     if asked.nodes < 1 or asked.gpus < 1:
-        raise config.ParamsError("--nodes and --gpus: one at least")
+        raise ParamsError("--nodes and --gpus: one at least")
     if run.train.batch_size % world:
-        raise config.ParamsError(
+        raise ParamsError(
             f"train.batch_size: {run.train.batch_size} studies do not divide among {world} processes "
             f"({asked.nodes} nodes of {asked.gpus})"
         )
     made = Path("data/corpus") / asked.run / "run.json"
     if not made.is_file() or read_run_config(made) != without_speed(run):
-        raise config.ParamsError(f"{made}: not there, or of other parameters; run dvc repro corpus first")
+        raise ParamsError(f"{made}: not there, or of other parameters; run dvc repro corpus first")
     if asked.seed not in params.seeds:
-        raise config.ParamsError(f"--seed: {asked.seed} is not among seeds of params.yaml")
+        raise ParamsError(f"--seed: {asked.seed} is not among seeds of params.yaml")
     cpus = asked.gpus * (run.train.workers + 1)
     sizes = asked.nodes, asked.gpus, cpus
     print(sbatch(asked.run, asked.seed, *sizes, asked.time, asked.partition, asked.restarts, asked.port), end="")

@@ -6,9 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import charts, formats, page, shards, tables, tracking
-from pipeline import params as config
-from pipeline.results import headline_metrics, load_results, load_summaries
+from pipeline.config import params as config
+from pipeline.config.load import load_params
+from pipeline.reporting import charts, formats, page, tables
+from pipeline.reporting.results import headline_metrics, load_results, load_summaries
+from pipeline.storage import shards
+from pipeline.tracking import mlflow_runs
 
 INDEX = Path("data/index")
 EMBEDDINGS = Path("data/embeddings")
@@ -18,8 +21,8 @@ PRIVATE = Path("data/page_with_patients.html")  # where git, DVC and MLflow do n
 
 
 def main() -> None:
-    params = config.load()
-    with tracking.stage_run("tables", "all", params=params, enabled=params.tracking.enabled, send=True) as run:
+    params = load_params()
+    with mlflow_runs.stage_run("tables", "all", params=params, enabled=params.tracking.enabled, send=True) as run:
         summaries = load_summaries(INDEX, params.sources)
         evaluate = params.evaluate
         results, missing = load_results(

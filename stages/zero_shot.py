@@ -5,19 +5,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline import evaluation, protocols, tracking, zero_shot
-from pipeline import params as config
-from pipeline.clean import load_seen
+from pipeline.config.load import load_params
+from pipeline.evaluation import protocols, store, zero_shot
+from pipeline.evaluation.seen_images import load_seen
+from pipeline.tracking import mlflow_runs
 
 
 def main() -> None:
-    params = config.load()
+    params = load_params()
     out = Path("data/results/zero_shot")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
     chosen = protocols.load_all(params.evaluate.protocols)
     seen = load_seen(Path("data/audit"))
-    for name, trained_on in evaluation.rows(params).items():
-        with tracking.stage_run("zero_shot", name, params.evaluate, params.tracking.enabled) as record:
+    for name, trained_on in store.rows(params).items():
+        with mlflow_runs.stage_run("zero_shot", name, params.evaluate, params.tracking.enabled) as record:
             found = zero_shot.evaluate(
                 Path("data/embeddings") / name,
                 Path("data/index"),
@@ -28,9 +29,9 @@ def main() -> None:
                 seen,
                 trained_on,
             )
-            evaluation.write(out / f"{name}.json", name, found)
-            record.metrics(evaluation.values(found))
-        evaluation.show("zero_shot", name, found)
+            store.write(out / f"{name}.json", name, found)
+            record.metrics(store.values(found))
+        store.show("zero_shot", name, found)
 
 
 if __name__ == "__main__":

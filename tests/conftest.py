@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline import files
-from pipeline.corpus import gather
-from pipeline.grey import encode
-from pipeline.index import write_studies
-from pipeline.params import Augment, ImageEncoder, Loss, MixedModel, Sampling, TextEncoder, Train
-from pipeline.prompts import Prompts
-from pipeline.run_config import NOT_MIXED, Roles, RunConfig
-from pipeline.shards import Picture, ShardWriter
+from pipeline.config.params import Augment, ImageEncoder, Loss, MixedModel, Sampling, TextEncoder, Train
+from pipeline.config.run_config import NOT_MIXED, Roles, RunConfig
+from pipeline.storage import files
+from pipeline.storage.index import write_studies
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import Picture, ShardWriter
 from pipeline.study import Study, View
+from pipeline.text.prompts import Prompts
+from pipeline.training.corpus import gather
 
 RESNET = ImageEncoder(
     "resnet50", False, args={"layers": [1] * 4, "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}

@@ -9,10 +9,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.index import write_studies
-from pipeline.params import Params, read_record
-from pipeline.results import load_results, load_summaries
-from pipeline.shards import Picture, ShardWriter
+from pipeline.config.params import Params, read_record
+from pipeline.reporting.results import load_results, load_summaries
+from pipeline.storage.index import write_studies
+from pipeline.storage.shards import Picture, ShardWriter
 from pipeline.study import Study, View
 
 M, C, C14 = "mimic_cxr", "chexpert", "chestxray14"
@@ -26,7 +26,7 @@ PARAMS = {
     },
     "phantom": {"archives": {M: 8}},
     "ingest": {},
-    "prompts": {"file": "pipeline/prompts.yaml"},
+    "prompts": {"file": "pipeline/text/prompts.yaml"},
     "sampling": {},
     "augment": {},
     "model": {"image_encoders": {"resnet": {"name": "resnet50"}, "swin": {"name": "swin_tiny"}}, "text_encoder": {}},

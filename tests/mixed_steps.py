@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from pipeline.batches import Sample
-from pipeline.mixed_batches import MixedBatch, collate_mixed
-from pipeline.mixed_model import MixedNet
-from pipeline.step import compute_gradients
+from pipeline.models.mixed import MixedNet
+from pipeline.training.batches import Sample
+from pipeline.training.mixed_batches import MixedBatch, collate_mixed
+from pipeline.training.step import compute_gradients
 from tests.conftest import make_mixed
 
 WORDS = 50

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pipeline import corpus, pretrain
-from pipeline.ingest import ingest
-from pipeline.params import Params, Source
+from pipeline.config.params import Params, Source
+from pipeline.config.run_config import RunConfig
+from pipeline.ingest.build import ingest
 from pipeline.phantom.archives import write
-from pipeline.run_config import RunConfig
+from pipeline.training import corpus, loop
 
 
 def ingested(folder: Path, p: Params, **studies: int) -> Path:
@@ -23,5 +23,5 @@ def ingested(folder: Path, p: Params, **studies: int) -> Path:
 def trained(run: RunConfig, index: Path, out: Path) -> Path:
     """Train a run on reports alone (no prompts): the folder of its model."""
     corpus.gather(run, index, out / "no prompts", out / "corpus")
-    pretrain.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
+    loop.train(out / "corpus", out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
     return out / "model"

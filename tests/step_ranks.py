@@ -13,12 +13,12 @@ import torch.distributed as dist
 import transformers  # noqa: F401
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.batch_norm import synchronise_batch_norm
-from pipeline.batches import Batch, Sample, collate
-from pipeline.declip import Heads, Learner, SimSiam
-from pipeline.model import CxrClip
-from pipeline.run_config import RunConfig
-from pipeline.step import compute_gradients
+from pipeline.config.run_config import RunConfig
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.training.batch_norm import synchronise_batch_norm
+from pipeline.training.batches import Batch, Sample, collate
+from pipeline.training.declip import Heads, Learner, SimSiam
+from pipeline.training.step import compute_gradients
 from tests import mixed_steps
 from tests.conftest import BERT, RESNET, SWIN, make_config
 from tests.mixed_steps import Ids

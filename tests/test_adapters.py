@@ -33,8 +33,8 @@ from torch import nn
 from pipeline import adapters
 from pipeline.adapters import gloria as gloria_adapter
 from pipeline.adapters import hf_clip as hf_clip_adapter
-from pipeline.adapters.checkpoint import HARMLESS, MissingWeights, read
-from pipeline.params import Other
+from pipeline.adapters.weights import HARMLESS, MissingWeights, read
+from pipeline.config.params import Other
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from pipeline import augment
-from pipeline.augment import augment_image, augment_view, cut, draw_crop, evaluation_image, sentences, swap_sentences
-from pipeline.grey import decode, encode
-from pipeline.params import Augment
+from pipeline.config.params import Augment
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.pictures import decode, encode
 from pipeline.study import View
+from pipeline.text.sentences import split_sentences, swap_sentences
+from pipeline.training import augment
+from pipeline.training.augment import augment_image, augment_view, cut, draw_crop
 
 QUIET = Augment(crop_scale=(2.0, 2.0), clahe=0.0, brightness=0.0, contrast=0.0)  # a share of 2 is the whole image
 
@@ -232,13 +234,13 @@ def test_evaluation_image_is_the_centre_square():
     wide = np.full((40, 100), 255, dtype=np.uint8)
     wide[:, 30:70] = np.arange(40) * 4  # the centre square; halved, each pixel is the mean of a pair of columns
     expected = np.tile(np.round(np.arange(20) * 8 + 2), (20, 1))
-    assert np.array_equal(evaluation_image(wide, 20), expected)
-    assert np.array_equal(evaluation_image(np.ascontiguousarray(wide.T), 20), expected.T)
+    assert np.array_equal(evaluation_crop(wide, 20), expected)
+    assert np.array_equal(evaluation_crop(np.ascontiguousarray(wide.T), 20), expected.T)
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (31, 77), (77, 31), (200, 33), (10, 12)])
 def test_evaluation_image_shape(shape):
-    out = evaluation_image(texture(*shape), 32)
+    out = evaluation_crop(texture(*shape), 32)
     assert out.shape == (32, 32) and out.dtype == np.uint8 and out.flags.c_contiguous
     if shape == (32, 32):
         assert np.array_equal(out, texture(32, 32))
@@ -246,15 +248,15 @@ def test_evaluation_image_shape(shape):
 
 def test_enlarging_keeps_the_picture():
     ramp = np.tile(np.linspace(0, 200, 12), (12, 1)).astype(np.uint8)
-    out = evaluation_image(ramp, 48).astype(float)
+    out = evaluation_crop(ramp, 48).astype(float)
     assert (np.diff(out[0]) >= 0).all() and out[0, 0] == 0 and out[0, -1] == ramp[0, -1]
 
 
 def test_sentences_are_cut_after_their_stop():
-    assert sentences("  No effusion. Is it 3.5 cm? Yes!  Heart normal ") == [
+    assert split_sentences("  No effusion. Is it 3.5 cm? Yes!  Heart normal ") == [
         *("No effusion.", "Is it 3.5 cm?", "Yes!", "Heart normal")
     ]
-    assert sentences("") == []
+    assert split_sentences("") == []
 
 
 def test_swap_really_swaps_and_loses_nothing():
@@ -262,7 +264,7 @@ def test_swap_really_swaps_and_loses_nothing():
     seen = Counter(swap_sentences(text, np.random.default_rng(seed)) for seed in range(600))
     for other in seen:
         assert other != text
-        assert sorted(sentences(other)) == sorted(sentences(text))
+        assert sorted(split_sentences(other)) == sorted(split_sentences(text))
     assert len(seen) == 11  # 4! / 2! orders, less the text's own
     assert chisquare(list(seen.values())).pvalue > 0.001
     two = {swap_sentences("First. Second.", np.random.default_rng(seed)) for seed in range(20)}

@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from pipeline import back_translation, marian, params
-from pipeline.back_translation import back_translate, distinct_texts
-from pipeline.index import read_studies, write_studies
-from pipeline.marian import ENDLESS, WORDLESS, RoundTrip, TranslationError, cut
-from pipeline.params import BackTranslation, ParamsError
+from pipeline.config.load import load_params
+from pipeline.config.params import BackTranslation
+from pipeline.config.records import ParamsError
+from pipeline.storage.index import read_studies, write_studies
 from pipeline.study import Study, View
-from pipeline.translations import FILE, Translations, read_translations, report_sections, text_hash
+from pipeline.text import back_translation, marian
+from pipeline.text.back_translation import back_translate, distinct_texts
+from pipeline.text.marian import ENDLESS, WORDLESS, RoundTrip, TranslationError, cut
+from pipeline.text.translations import FILE, Translations, read_translations, report_sections, text_hash
 
 ROOT = Path(__file__).parents[1]
 SENTENCES = [
@@ -261,7 +263,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from pipeline import back_translation, marian
-from pipeline.params import BackTranslation
+from pipeline.config.params import BackTranslation
 
 forward, back, index, folder, after = sys.argv[1:]
 left, real = [int(after)], marian.RoundTrip.__call__
@@ -362,7 +364,7 @@ def test_the_stage_says_it_in_one_line(tmp_path):
             else text
         )
         (folder / "params.yaml").write_text(text)
-        for dataset in params.load(folder / "params.yaml").sources:
+        for dataset in load_params(folder / "params.yaml").sources:
             write_index(
                 folder / "data" / "index" / f"{dataset}.parquet", reports([0]) if dataset == "mimic_cxr" else []
             )
@@ -473,7 +475,7 @@ def test_the_table_finds_every_text_and_no_other(tmp_path):
 
 
 def test_the_corpus_carries_the_translations_of_its_own_training_reports(config, tmp_path):
-    from pipeline.corpus import gather
+    from pipeline.training.corpus import gather
 
     everything = [*reports(range(4)), *reports([5], split="valid")]
     write_index(tmp_path / "index" / "mimic_cxr.parquet", everything)

@@ -7,9 +7,15 @@ import pytest
 import torch
 from scipy.stats import chisquare, hypergeom
 
-from pipeline import batches
-from pipeline.augment import evaluation_image, sentences
-from pipeline.batches import (
+from pipeline.config.params import Augment
+from pipeline.config.run_config import read_run_config
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.index import read_studies, write_studies
+from pipeline.storage.shards import load_view
+from pipeline.study import Study, View
+from pipeline.text.sentences import split_sentences
+from pipeline.training import batches
+from pipeline.training.batches import (
     TrainingSet,
     ValidationSet,
     collate,
@@ -19,13 +25,8 @@ from pipeline.batches import (
     training_batches,
     validation_batches,
 )
-from pipeline.corpus import gather, usable
-from pipeline.draws import draw_key, draw_texts, draw_views, generator
-from pipeline.index import read_studies, write_studies
-from pipeline.params import Augment
-from pipeline.run_config import read_run_config
-from pipeline.shards import load_view
-from pipeline.study import Study, View
+from pipeline.training.corpus import gather, usable
+from pipeline.training.sampling import draw_key, draw_texts, draw_views, generator
 
 QUIET = Augment(image=False, text=False)
 MANY = 3000
@@ -123,7 +124,7 @@ def test_half_of_the_texts_have_their_sentences_swapped(config):
     kept = Counter()
     for rng in generators():
         drawn = draw_texts(report(), 2, None, config(), rng)
-        assert sorted(map(sorted, map(sentences, drawn))) == sorted(
+        assert sorted(map(sorted, map(split_sentences, drawn))) == sorted(
             [["Five e.", "Four d."], ["One a.", "Three c.", "Two b."]]
         )
         kept.update(text in (report().findings, report().impression) for text in drawn)
@@ -136,7 +137,9 @@ def test_one_section_is_followed_by_its_own_sentences_in_another_order(config, o
     text = study.findings or study.impression
     for rng in generators(200):
         first, second = draw_texts(study, 2, None, config(), rng)
-        assert first != second and sorted(sentences(first)) == sorted(sentences(second)) == sorted(sentences(text))
+        assert first != second and sorted(split_sentences(first)) == sorted(split_sentences(second)) == sorted(
+            split_sentences(text)
+        )
         assert draw_texts(study, 2, None, config(augment=QUIET), rng) == [text, text]
 
 
@@ -164,7 +167,7 @@ def test_unit_image_takes_one_view(config, studies, prompts):
 
 def said(text):
     """A caption of the fixture's prompts as (class, value word) pairs."""
-    words = [s.split() for s in sentences(text)]
+    words = [s.split() for s in split_sentences(text)]
     assert all(len(w) == 3 and w[2][:-1] in "0123" for w in words)
     return [(w[0], w[1]) for w in words]
 
@@ -197,7 +200,7 @@ def test_chexpert_says_every_label_as_it_is(config, prompts):
     for rng in generators(400):
         for text in draw_texts(study, 2, prompts["chexpert"], config(), rng):
             assert sorted(said(text)) == sorted((c, words[v]) for c, v in labels.items())
-            templates.update(sentences(text))
+            templates.update(split_sentences(text))
     assert len(templates) == 6 * 4 and min(templates.values()) > 140  # of 800 captions a quarter each
 
 
@@ -246,7 +249,7 @@ def test_distribution_of_views(positions, expected):
 
 def orders(text):
     """The text's sentences in every order but its own."""
-    return [" ".join(p) for p in permutations(sentences(text)) if " ".join(p) != text]
+    return [" ".join(p) for p in permutations(split_sentences(text)) if " ".join(p) != text]
 
 
 def test_distribution_of_the_texts_of_a_report(config):
@@ -562,7 +565,7 @@ def test_validation_views_and_texts(config, studies, prompts):
         frontal = next(v for v in study.views if v.position in ("PA", "AP"))
         lateral = next((v for v in study.views if v.position == "LATERAL"), frontal)
         for image, view in zip(images, (frontal, lateral), strict=True):
-            assert np.array_equal(image, evaluation_image(load_view(view), 32))
+            assert np.array_equal(image, evaluation_crop(load_view(view), 32))
         if study.labels:
             positive = [c for c in prompts["chexpert"].pools if study.labels.get(c) == 1]
             expected = " ".join(f"{c} present 0." for c in positive) or "Normal chest."

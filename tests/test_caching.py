@@ -14,8 +14,8 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from pipeline import params as config
-from pipeline.run_config import SPEED
+from pipeline.config import params as config
+from pipeline.config.run_config import SPEED
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
@@ -115,7 +115,7 @@ def reads_of(text: str) -> set[str]:
     loaded = [
         node.targets[0].id
         for node in ast.walk(main)
-        if isinstance(node, ast.Assign) and re.fullmatch(r"(params|config)\.load\(\)", ast.unparse(node.value))
+        if isinstance(node, ast.Assign) and re.fullmatch(r"load_params\(\)", ast.unparse(node.value))
     ]
     assert len(loaded) == 1, "a stage script loads params.yaml once, in main"
     found = reads(main, loaded[0], module)
@@ -192,13 +192,13 @@ def test_a_stage_depends_on_the_parameters_it_reads(stage):
 
 def test_the_whole_of_params_is_followed_to_where_it_is_read():
     """run_config hands on seven sections; a section under another name, a keyword and a method call are seen, too."""
-    head = "from pipeline import params as config\nfrom pipeline import run_config, tracking\n"
-    script = head + "def main(name):\n    p = config.load()\n    run = run_config.run_config(p, name)\n    use(run)\n"
+    head = "from pipeline.config import run_config\nfrom pipeline.tracking import mlflow_runs\n"
+    script = head + "def main(name):\n    p = load_params()\n    run = run_config.run_config(p, name)\n    use(run)\n"
     assert reads_of(script) >= {"seed", "runs.*", "sampling", "augment", "loss", "train", "model.text_encoder"}
-    told = script.replace("use(run)", "tracking.stage_run('pretrain', name, run, p.tracking.enabled)")
+    told = script.replace("use(run)", "mlflow_runs.stage_run('pretrain', name, run, p.tracking.enabled)")
     assert reads_of(told) == set()
     more = head + (
-        "def main(name):\n    p = config.load()\n    options = p.evaluate.few_shot\n    other = p.audit\n"
+        "def main(name):\n    p = load_params()\n    options = p.evaluate.few_shot\n    other = p.audit\n"
         "    use(options.lr, x=p.seed)\n    whole(other)\n    for run in p.runs.items(): use(p.sources[run])\n"
     )
     assert reads_of(more) == {"evaluate.few_shot.lr", "seed", "audit", "runs", "sources.*"}
@@ -208,8 +208,7 @@ def test_the_library_reads_no_params_on_its_own():
     """A module that loads params.yaml itself would escape the comparison above."""
     for file in (ROOT / "pipeline").rglob("*.py"):
         text = file.read_text()
-        assert not re.search(r"\b(params|config)\.load\(", text), file
-        assert file.name == "params.py" or 'params.yaml")' not in text, file
+        assert file.name == "load.py" or not re.search(r"\bload_params\(|params\.yaml\"\)", text), file
 
 
 # the table of the docs

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from pipeline import metrics
-from pipeline.comparison import over_trainings, paired
-from pipeline.params import Bootstrap
+from pipeline.config.params import Bootstrap
+from pipeline.evaluation import metrics
+from pipeline.evaluation.comparison import over_trainings, paired
 
 
 def two_models(rng, patients=60, images=3, better=0.5):

@@ -7,10 +7,10 @@ import fake_results as fake
 import numpy as np
 import pytest
 
-from pipeline import formats, tables
-from pipeline.compositions import learns_from
-from pipeline.params import Run
-from pipeline.results import Measure, RunResult, Summary, load_paper
+from pipeline.config.params import Run
+from pipeline.reporting import formats, tables
+from pipeline.reporting.compositions import learns_from
+from pipeline.reporting.results import Measure, RunResult, Summary, load_paper
 
 M, NIH, OPENI = "mimic_cxr", "chestxray14_official", "openi"
 SOURCES = {

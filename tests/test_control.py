@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import embed, params, protocols, retrieval, zero_shot
-from pipeline.params import BINARY_DATASETS, Bootstrap
-from pipeline.run_config import run_config
+from pipeline.config.load import load_params
+from pipeline.config.params import BINARY_DATASETS, Bootstrap
+from pipeline.config.run_config import run_config
+from pipeline.evaluation import embed, protocols, retrieval, zero_shot
 from tests.small_runs import ingested, trained
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +26,7 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
     Returns:
         Macro zero-shot AUC over VinDr-CXR, RSNA and SIIM, and MIMIC-CXR R@10 as a multiple of chance; both [seeds].
     """
-    p = params.load(ROOT / "profiles" / f"{profile}.yaml")
+    p = load_params(ROOT / "profiles" / f"{profile}.yaml")
     datasets = ("mimic_cxr", *BINARY_DATASETS)
     index = ingested(folder, p, **{name: studies.get(name, p.phantom.archives[name]) for name in datasets})
     some = next(iter(p.runs)) if not p.control else p.control

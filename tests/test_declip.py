@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import eda, pretrain
-from pipeline.batches import TrainingSet, ValidationSet
-from pipeline.declip import MaskedWords, SimSiam, TextQueue, learner, neighbour_loss
-from pipeline.draws import draw_texts, label_key
-from pipeline.losses import Embeddings
-from pipeline.model import CxrClip, load
-from pipeline.params import Loss, ParamsError
-from pipeline.step import compute_gradients
-from pipeline.tokens import Tokenizer
+from pipeline.config.params import Loss
+from pipeline.config.records import ParamsError
+from pipeline.models.checkpoint import load_model
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.text import eda
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training import loop
+from pipeline.training.batches import TrainingSet, ValidationSet
+from pipeline.training.declip import MaskedWords, SimSiam, TextQueue, learner, neighbour_loss
+from pipeline.training.losses import Embeddings
+from pipeline.training.sampling import draw_texts, label_key
+from pipeline.training.step import compute_gradients
 from tests.conftest import make_config
 from tests.step_ranks import CASES, WORDS, batch_of, model
 from tests.test_losses import info_nce, unit
@@ -266,11 +269,11 @@ def test_a_declip_training_leaves_a_model_for_evaluation_alone(config, corpus, t
     folder, threads = corpus(run), torch.get_num_threads()
     try:
         paths = (tmp_path / name for name in ("model", "history.csv", "work"))
-        pretrain.train(folder, *paths, lambda values, step: None)
+        loop.train(folder, *paths, lambda values, step: None)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)
-    net, tokenizer, _ = load(tmp_path / "model")  # every key must match
+    net, tokenizer, _ = load_model(tmp_path / "model")  # every key must match
     assert {n for n, _ in net.named_parameters()} == {n for n, _ in CxrClip(run, len(tokenizer)).named_parameters()}
     assert net.scale.item() == pytest.approx(20, rel=1e-5)  # begun at 10
     head, *rows = (tmp_path / "history.csv").read_text().splitlines()

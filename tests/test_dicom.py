@@ -29,9 +29,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline import dicom, dicom_display
-from pipeline.grey import MAX_PIXELS, ImageError, resize
-from pipeline.images import read_image, read_view
+from pipeline.ingest.dicom import display, reader
+from pipeline.ingest.images import read_image, read_view
+from pipeline.storage.pictures import MAX_PIXELS, ImageError, resize
 
 RAMP = np.arange(16 * 20, dtype=np.uint16).reshape(16, 20)
 TEST_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -544,8 +544,8 @@ def test_reducing_early_is_within_one_level(interpretation, bits, fields):
 
 def test_reducing_early_happens(monkeypatch):
     calls = []
-    along = dicom_display._along
-    monkeypatch.setattr(dicom_display, "_along", lambda *a: calls.append(1) or along(*a))
+    along = display._along
+    monkeypatch.setattr(display, "_along", lambda *a: calls.append(1) or along(*a))
     read_view(make(radiograph(12), BitsStored=12, WindowCenter=2000, WindowWidth=3000), 101)
     read_view(make(radiograph(16).astype(np.int32).astype(np.int16)), 101)
     assert len(calls) == 2
@@ -623,13 +623,13 @@ def test_deflated_bomb_is_bounded():
     zeros = b"\0" * (1 << 24)
     bomb = b"".join([body.compress(zeros) for _ in range(2 + 3 * MAX_PIXELS // len(zeros))] + [body.flush()])
     head = make(RAMP, syntax=DeflatedExplicitVRLittleEndian)
-    start, _ = dicom._file_meta(head)
+    start, _ = reader._file_meta(head)
     tracemalloc.start()
     with pytest.raises(ImageError, match="grows beyond"):
         read_image(head[:start] + bomb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2.5 * dicom.MAX_INFLATED
+    assert peak < 2.5 * reader.MAX_INFLATED
 
 
 @pytest.mark.parametrize(

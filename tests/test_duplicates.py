@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import audit
-from pipeline import duplicates, neighbours
-from pipeline.duplicates import find_pairs, images_of
-from pipeline.grey import encode
-from pipeline.shards import Picture, ShardError, ShardWriter
+from pipeline.audit import copies, neighbours
+from pipeline.audit.copies import find_pairs, images_of
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import Picture, ShardError, ShardWriter
 from pipeline.study import Study, View
 
 MIN = audit.MIN_CORRELATION
@@ -59,7 +59,7 @@ def test_one_archive_read_twice_is_copies_without_a_look(coarse, tmp_path, monke
     pictures = [noise(n) for n in range(4)] + [np.full((64, 64), 90, np.uint8)]  # the last too flat to be compared
     pictures[4][0, 0] = 0
     once, again = (place(tmp_path / f"{d}.tar", pictures, d) for d in ("chestxray14", "chestxray14_official"))
-    monkeypatch.setattr(duplicates, "_compare", None)
+    monkeypatch.setattr(copies, "_compare", None)
     counts = find_pairs(images_of([*once, *again]), tmp_path / "pairs.parquet", 0.99, 1)
     assert (counts["images"], counts["identical"], counts["pairs"]) == (10, 5, 5)
     rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
@@ -79,7 +79,7 @@ def test_recall_and_precision_among_thousands(tmp_path):
 
 
 def test_workers_do_not_matter(planted, tmp_path, coarse, monkeypatch):
-    monkeypatch.setattr(duplicates, "TASKS", 1)
+    monkeypatch.setattr(copies, "TASKS", 1)
     images = images_of([s for s, _ in planted])[-80:]
     for workers in (1, 2):
         find_pairs(images, tmp_path / f"{workers}.parquet", MIN, workers)
@@ -140,15 +140,15 @@ def test_registration_recovers_a_known_crop():
     big = noise(4, 400)
     part = big[12:390, 16:396]  # left 4 %, top 3 %, width 95 %, height 94.5 %
     guess = np.array([0.05, 0.02, 0.94, 0.955], np.float32)
-    value, frame, side = duplicates.look_closely(big, part, guess, 1)
+    value, frame, side = copies.look_closely(big, part, guess, 1)
     assert side == 192 and value > 0.97
     assert np.abs(frame - [0.04, 0.03, 0.95, 0.945]).max() < 0.001
-    assert duplicates.look_closely(big, 255 - part, guess, -1)[0] > 0.97
-    assert abs(duplicates.look_closely(big, noise(5, 380), guess, 1)[0]) < 0.3
+    assert copies.look_closely(big, 255 - part, guess, -1)[0] > 0.97
+    assert abs(copies.look_closely(big, noise(5, 380), guess, 1)[0]) < 0.3
 
 
 def test_small_pictures_need_more_agreement():
-    assert np.allclose(duplicates.threshold(0.8, np.array([32, 64, 128, 192])), [0.95, 0.9, 0.8, 0.8])
+    assert np.allclose(copies.threshold(0.8, np.array([32, 64, 128, 192])), [0.95, 0.9, 0.8, 0.8])
 
 
 def test_a_window_averages_what_lies_in_it():
@@ -169,7 +169,7 @@ def test_some_frame_is_near_every_crop():
 @pytest.fixture
 def thumbs():
     """300 thumbnails, of which each of the last 40 is one of the first 40, every other inverted."""
-    first = [duplicates.thumbnail(noise(n, 64))[0] for n in range(260)]
+    first = [copies.thumbnail(noise(n, 64))[0] for n in range(260)]
     return np.stack([*first, *[-t if n % 2 else t // 2 * 2 for n, t in enumerate(first[:40])]])
 
 

@@ -11,18 +11,21 @@ import torch
 import torch.nn.functional as F
 from checkpoints import vocabulary
 
-from pipeline import adapters, embed, evaluation, protocols
-from pipeline.adapters.checkpoint import MissingWeights
-from pipeline.augment import evaluation_image
-from pipeline.embedder import Embedder
-from pipeline.grey import encode
-from pipeline.index import read_studies, write_studies
-from pipeline.model import CxrClip, load, save
-from pipeline.params import Other
-from pipeline.retrieval import candidates
-from pipeline.shards import Picture, ShardWriter, load_view
+from pipeline import adapters
+from pipeline.adapters.weights import MissingWeights
+from pipeline.config.load import load_params
+from pipeline.config.params import Other
+from pipeline.evaluation import embed, protocols, store
+from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.embedder import Embedder
+from pipeline.models.checkpoint import load_model, save_model
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.index import read_studies, write_studies
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import Picture, ShardWriter, load_view
 from pipeline.study import Study, View
-from pipeline.tokens import Tokenizer
+from pipeline.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
 SETS = protocols.load("paper").retrieval
@@ -56,8 +59,8 @@ def saved(folder, config, **changes):
     torch.manual_seed(3)
     words = Tokenizer.build(run.text_encoder, [*PROMPTS, *TEXTS] * 3)
     net = CxrClip(run, len(words), load_weights=False).eval()
-    save(net, words, run, folder)
-    return load(folder)
+    save_model(net, words, run, folder)
+    return load_model(folder)
 
 
 @pytest.mark.parametrize("encoder", ["resnet", "swin"])
@@ -78,7 +81,7 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
             studies = read_studies(index / f"{dataset}.parquet", ("test",))
             found = np.load(tmp_path / "out" / f"{dataset}.npz")
             assert set(found) == ({"images", "texts"} if dataset == "mimic_cxr" else {"images"})
-            pictures = np.stack([evaluation_image(load_view(s.first_frontal), 32) for s in studies])
+            pictures = np.stack([evaluation_crop(load_view(s.first_frontal), 32) for s in studies])
             wanted = net.encode_image(torch.from_numpy(pictures)).numpy()
             assert found["images"].dtype == np.float32
             assert np.abs(found["images"] - wanted).max() < 1e-5
@@ -105,7 +108,7 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
             ]
         ]
         picture = load_view(read_studies(index / "vindr_cxr.parquet", ("test",))[1].first_frontal)
-        batch = torch.from_numpy(evaluation_image(picture, 32))[None]
+        batch = torch.from_numpy(evaluation_crop(picture, 32))[None]
         tower = net.image_tower
         seen = []
         last = tower.model.layer4 if encoder == "resnet" else tower.model.norm
@@ -157,17 +160,16 @@ def test_missing_weights_leave_one_line(tmp_path):
     (out / "rsna.npz").touch()  # of a time when the weights were there
     with pytest.raises(MissingWeights) as error:
         adapters.load(Other("gloria", str(tmp_path / "w"), "GLoRIA"))
-    evaluation.write_missing(out, str(error.value))
+    store.write_missing(out, str(error.value))
     assert [p.name for p in out.iterdir()] == ["missing.json"]
-    assert evaluation.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
-    assert "*.ckpt: not there" in evaluation.missing(out)
-    assert evaluation.missing(tmp_path / "w") is None
+    assert store.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
+    assert "*.ckpt: not there" in store.missing(out)
+    assert store.missing(tmp_path / "w") is None
 
 
 def test_every_other_of_the_paper_profile_is_a_stage_and_its_folder_says_what_goes_there(tmp_path):
-    from pipeline import params
 
-    record = params.load(ROOT / "profiles" / "paper.yaml")
+    record = load_params(ROOT / "profiles" / "paper.yaml")
     for other in record.others.values():
         assert (ROOT / other.weights / "README.md").is_file()
     shutil.copy(ROOT / "dvc.yaml", tmp_path)

@@ -13,8 +13,8 @@ import yaml
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from pipeline import experiments, experiments_page
-from pipeline.experiments import Metric
+from pipeline.reporting import experiments, experiments_page
+from pipeline.reporting.experiments import Metric
 
 PARAMS = {
     "seed": 1,

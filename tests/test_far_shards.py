@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from pipeline import pretrain
+from pipeline.training import loop
 from tests.conftest import write_corpus
 
 TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
@@ -22,7 +22,7 @@ def far(studies, system):
 
 def train(folder, run, studies, prompts):
     """History without its times, and the weights' bytes."""
-    pretrain.train(
+    loop.train(
         write_corpus(folder, run, studies, prompts),
         folder / "model",
         folder / "history.csv",

@@ -14,20 +14,24 @@ from checkpoints import chexzero, chexzero_input
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from pipeline import adapters, few_shot, params
-from pipeline.augment import augment_image, evaluation_image
-from pipeline.embed import of_model
-from pipeline.encoders import ImageTower
-from pipeline.few_shot import cache_features, evaluate, linear_probe
-from pipeline.fine_tune import fine_tune, pictures, scores
-from pipeline.index import write_studies
-from pipeline.labelled import read_labelled, subset
-from pipeline.metrics import resamples
-from pipeline.model import CxrClip
-from pipeline.params import Augment, Bootstrap, FewShot, FineTune
-from pipeline.protocols import Prompts, Protocol, Task, TestSet
-from pipeline.results import load_results
-from pipeline.shards import load_view
+from pipeline import adapters
+from pipeline.config.load import load_params
+from pipeline.config.params import Augment, Bootstrap, FewShot, FineTune
+from pipeline.evaluation import few_shot
+from pipeline.evaluation.embed import of_model
+from pipeline.evaluation.few_shot import evaluate
+from pipeline.evaluation.fine_tune import fine_tune, pictures, scores
+from pipeline.evaluation.labelled import read_labelled, subset
+from pipeline.evaluation.linear_probe import _room, cache_features, linear_probe, probe
+from pipeline.evaluation.metrics import resamples
+from pipeline.evaluation.protocols import Prompts, Protocol, Task, TestSet
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.models.encoders import ImageTower
+from pipeline.reporting.results import load_results
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.index import write_studies
+from pipeline.storage.shards import load_view
+from pipeline.training.augment import augment_image
 from stages import few_shot_other
 
 ROOT = Path(__file__).parents[1]
@@ -220,7 +224,7 @@ def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setattr(few_shot.os, "posix_fallocate", full)
     with pytest.raises(ValueError, match="no room for 4"):
-        few_shot._room((1000, 1_000_000), tmp_path)
+        _room((1000, 1_000_000), tmp_path)
 
 
 def test_every_metric_is_the_mean_of_its_seeds(labelled, found):
@@ -231,7 +235,7 @@ def test_every_metric_is_the_mean_of_its_seeds(labelled, found):
     assert found["removed"] == {"rsna": 0, "vindr_cxr": 0}
     data = read(labelled, "vindr_cxr")
     truth = data.labels["test"]
-    inputs = {s: np.stack([evaluation_image(load_view(v), 32) for v in data.views(s)]) for s in ("valid", "test")}
+    inputs = {s: np.stack([evaluation_crop(load_view(v), 32) for v in data.views(s)]) for s in ("valid", "test")}
     with torch.no_grad():
         plain = {s: labelled[1].image_tower(torch.from_numpy(x)).numpy() for s, x in inputs.items()}
     weights = resamples([s.patient for s in data.studies["test"]], BOOTSTRAP, 3)
@@ -291,7 +295,7 @@ def test_clean_metrics_leave_out_what_training_has_shown(labelled, found):
     assert result["removed"] == {"rsna": 2}
     assert result["clean"].keys() == result["metrics"].keys() == {"rsna.p10", "rsna.p100"}
     keep = np.array([i not in (0, 3) for i in range(len(tests))])
-    logits = few_shot.probe(*(of_model(labelled[1], None, 32, 5), data, Augment(), options, 3, 0, labelled[0]))
+    logits = probe(*(of_model(labelled[1], None, 32, 5), data, Augment(), options, 3, 0, labelled[0]))
     weights = resamples([s.patient for s in tests], BOOTSTRAP, 3)[:, keep]
     for name in options.shares:
         truth, rows = data.labels["test"][keep], logits[name][0][keep]
@@ -330,7 +334,7 @@ def test_the_probe_of_somebody_elses_model(labelled, project):
     few_shot_other.main("theirs")
     found = json.loads((project / "data/results/few_shot/theirs.json").read_text())
     assert found["run"] == "theirs" and set(found["metrics"]) == {f"rsna.{share}" for share in ("p1", "p10", "p100")}
-    record = params.load(project / "params.yaml")
+    record = load_params(project / "params.yaml")
     options, data = record.evaluate.few_shot, read(labelled)
 
     def features(images):

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pipeline.files import Files, FilesError, Gone, lines, text
+from pipeline.storage.files import Files, FilesError, Gone, lines, text
 
 CONTENT = {f"folder/{n:03}.bin": np.random.default_rng(n).bytes(20_000 + n) for n in range(40)}
 

@@ -104,8 +104,8 @@ def mutated(files, number):
 def work(first, count):
     """Read the inputs; prints each number, and at the end one JSON object of what came out."""
     files = seeds()
-    from pipeline.grey import ImageError
-    from pipeline.images import read_view
+    from pipeline.ingest.images import read_view
+    from pipeline.storage.pictures import ImageError
 
     for data in files:
         read_view(data)

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from test_dicom import make
 
-from pipeline.grey import MAX_PIXELS, ImageError, decode, encode, resize
-from pipeline.images import read_image, read_view
+from pipeline.ingest.images import read_image, read_view
+from pipeline.storage.pictures import MAX_PIXELS, ImageError, decode, encode, resize
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 RAMP = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import index as module
-from pipeline.index import GROUP, SCHEMA, join_studies, read_studies, write_rejects, write_studies
+from pipeline.storage import index as module
+from pipeline.storage.index import GROUP, SCHEMA, join_studies, read_studies, write_rejects, write_studies
 from pipeline.study import Reject, Study, View
 
 

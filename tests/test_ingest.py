@@ -13,17 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import ingest as module
-from pipeline import pieces
-from pipeline.files import Gone
-from pipeline.grey import decode, encode, resize
-from pipeline.images import read_image
-from pipeline.index import read_studies
-from pipeline.ingest import IngestError, ingest
-from pipeline.params import Ingest, Source
-from pipeline.pieces import Job, decode_file
-from pipeline.shards import Picture, read_bytes
-from pipeline.sources import SourceError, open_archive
+from pipeline.config.params import Ingest, Source
+from pipeline.ingest import build as module
+from pipeline.ingest import pieces
+from pipeline.ingest.build import IngestError, ingest
+from pipeline.ingest.images import read_image
+from pipeline.ingest.pieces import Job, decode_file
+from pipeline.ingest.sources import SourceError, open_archive
+from pipeline.storage.files import Gone
+from pipeline.storage.index import read_studies
+from pipeline.storage.pictures import decode, encode, resize
+from pipeline.storage.shards import Picture, read_bytes
 
 N = 30
 
@@ -203,8 +203,8 @@ def contents(out):
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from pipeline.ingest import IngestError, ingest
-from pipeline.params import Ingest, Source
+from pipeline.ingest.build import IngestError, ingest
+from pipeline.config.params import Ingest, Source
 
 if __name__ == "__main__":
     root, out, limit, scheduler = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from test_sources import REAL, chexpert, chexpert_row, mimic, put, read_all, real, splits
 
-from pipeline.images import read_view
-from pipeline.index import read_studies
-from pipeline.ingest import ingest
-from pipeline.params import DATASETS, Ingest, Source
+from pipeline.config.params import DATASETS, Ingest, Source
+from pipeline.ingest.build import ingest
+from pipeline.ingest.images import read_view
+from pipeline.ingest.sources import SourceError, open_archive, read
 from pipeline.phantom.archives import write
-from pipeline.sources import SourceError, open_archive, read
+from pipeline.storage.index import read_studies
 from pipeline.study import Study
 
 

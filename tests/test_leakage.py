@@ -4,20 +4,20 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import duplicates, leakage, neighbours
-from pipeline.clean import clean, load_seen
-from pipeline.corpus import gather
-from pipeline.duplicates import Image
-from pipeline.grey import encode
-from pipeline.index import read_studies
-from pipeline.ingest import ingest
-from pipeline.leakage import identity
-from pipeline.params import Ingest, Source
+from pipeline.audit import copies, leakage, neighbours
+from pipeline.audit.copies import Image
+from pipeline.audit.leakage import identity
+from pipeline.config.params import Ingest, Source
+from pipeline.config.run_config import Roles
+from pipeline.evaluation.seen_images import clean, load_seen
+from pipeline.ingest.build import ingest
+from pipeline.ingest.sources import open_archive, read
 from pipeline.phantom.archives import write
-from pipeline.run_config import Roles
-from pipeline.shards import Picture, ShardWriter
-from pipeline.sources import open_archive, read
+from pipeline.storage.index import read_studies
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import Picture, ShardWriter
 from pipeline.study import View
+from pipeline.training.corpus import gather
 from tests.conftest import make_mixed
 
 
@@ -143,9 +143,9 @@ def test_an_archive_by_two_splits_from_its_files_to_clean_images(tmp_path, monke
             for study in read(open_archive(dataset, "phantom", tmp_path / "cache"), source, 0):
                 data = (tmp_path / "phantom" / study.views[0].path).read_bytes()
                 placed = writer.write(study, [Picture(encode(cv2.imdecode(np.frombuffer(data, "u1"), 0), 95), 0, 0)])
-                images += duplicates.images_of([placed])
+                images += copies.images_of([placed])
                 tests += [placed] * (placed.split == "test")
-    counts = duplicates.find_pairs(images, tmp_path / "audit/pairs.parquet", 0.8, 1)
+    counts = copies.find_pairs(images, tmp_path / "audit/pairs.parquet", 0.8, 1)
     assert (counts["identical"], counts["pairs"]) == (40, 40)
     group = leakage.groups(images, leakage.read_pairs(tmp_path / "audit/pairs.parquet"))
     leakage.write_seen(tmp_path / "audit/seen.parquet", leakage.seen(images, group))
@@ -167,8 +167,8 @@ def test_open_i_is_clean_of_what_its_training_split_has_not_shown(tmp_path, monk
         source, options = Source("openi", "phantom", "", split=split), Ingest(short_side=64, workers=1)
         ingest(dataset, source, options, tmp_path / dataset, index / f"{dataset}.parquet", tmp_path / "work", 0)
     whole, parts = (read_studies(index / f"{d}.parquet") for d in ("openi", "openi_by_patient"))
-    images = [image for studies in (whole, parts) for image in duplicates.images_of(studies)]
-    duplicates.find_pairs(images, tmp_path / "audit/pairs.parquet", 0.8, 1)
+    images = [image for studies in (whole, parts) for image in copies.images_of(studies)]
+    copies.find_pairs(images, tmp_path / "audit/pairs.parquet", 0.8, 1)
     rows = leakage.seen(images, leakage.groups(images, leakage.read_pairs(tmp_path / "audit/pairs.parquet")))
     leakage.write_seen(tmp_path / "audit/seen.parquet", rows)
     texts = Roles(texts=("openi_by_patient",))

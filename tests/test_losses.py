@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.losses import Embeddings, clip_loss, cxr_clip_loss, samples_needed
-from pipeline.params import Loss
+from pipeline.config.params import Loss
+from pipeline.training.losses import Embeddings, clip_loss, cxr_clip_loss, samples_needed
 
 
 def unit(rng, b=5, d=7):

@@ -5,8 +5,8 @@ import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
-from pipeline import metrics
-from pipeline.params import Bootstrap
+from pipeline.config.params import Bootstrap
+from pipeline.evaluation import metrics
 
 
 @pytest.mark.parametrize("levels", [3, 10, 10_000])

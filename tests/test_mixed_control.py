@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import embed, params, protocols, retrieval
-from pipeline.params import Bootstrap
-from pipeline.run_config import Roles, run_config
+from pipeline.config import params
+from pipeline.config.load import load_params
+from pipeline.config.params import Bootstrap
+from pipeline.config.run_config import Roles, run_config
+from pipeline.evaluation import embed, protocols, retrieval
 from tests.small_runs import ingested, trained
 
 ROOT = Path(__file__).parents[1]
@@ -31,13 +33,13 @@ def recall(p: params.Params, index: Path, fraction: float, out: Path, **train: f
 
 
 def test_pairs_taken_apart_retrieve_at_chance(tmp_path):
-    p = params.load(ROOT / "profiles/micro.yaml")
+    p = load_params(ROOT / "profiles/micro.yaml")
     assert 0.2 <= recall(p, ingested(tmp_path, p, mimic_cxr=200), 0.0, tmp_path / "apart")["value"] <= 2
 
 
 @pytest.mark.drill
 def test_pairs_retrieve_above_chance_and_the_same_data_apart_at_chance(tmp_path):
-    p = params.load(ROOT / "profiles/demo.yaml")
+    p = load_params(ROOT / "profiles/demo.yaml")
     studies = ingested(tmp_path, p, mimic_cxr=p.phantom.archives["mimic_cxr"])
     whole = recall(p, studies, 1.0, tmp_path / "pairs", epochs=23)
     apart = recall(p, studies, 0.0, tmp_path / "apart", epochs=12)  # as many steps: each study is two

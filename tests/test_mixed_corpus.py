@@ -8,15 +8,15 @@ import pytest
 import torch
 import yaml
 
-from pipeline import params
-from pipeline.batches import TrainingSet, ValidationSet, epoch_draws, training_batches, validation_batches
-from pipeline.corpus import gather, whole
-from pipeline.index import read_studies, write_studies
-from pipeline.mixed_batches import collate_mixed
-from pipeline.params import ParamsError
-from pipeline.pretrain import pack_of
-from pipeline.run_config import Roles, read_run_config, run_config, write_run_config
-from pipeline.tokens import Tokenizer
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.config.run_config import Roles, read_run_config, run_config, write_run_config
+from pipeline.storage.index import read_studies, write_studies
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training.batches import TrainingSet, ValidationSet, epoch_draws, training_batches, validation_batches
+from pipeline.training.corpus import gather, whole
+from pipeline.training.loop import pack_of
+from pipeline.training.mixed_batches import collate_mixed
 from tests.conftest import make_mixed, make_study
 from tests.test_params import RAW
 
@@ -41,7 +41,7 @@ def raw(**run):
 def load(tmp_path, made):
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(made))
-    return params.load(path)
+    return load_params(path)
 
 
 def test_a_mixed_run_has_roles_and_no_image_encoder(tmp_path):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.mixed_losses import joint
-from pipeline.step import finite, training_loss
-from pipeline.study_dropout import row_keys
+from pipeline.models.keyed_random import row_keys
+from pipeline.training.mixed_losses import joint
+from pipeline.training.step import finite, training_loss
 from tests.conftest import make_mixed
 from tests.mixed_steps import WORDS, batch_of, model, samples, step
 from tests.test_losses import info_nce

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.mixed_model import MixedNet
-from pipeline.params import ParamsError
-from pipeline.study_dropout import row_keys
+from pipeline.config.records import ParamsError
+from pipeline.models.keyed_random import row_keys
+from pipeline.models.mixed import MixedNet
 from tests.conftest import make_config, make_mixed
 
 WORDS = 50

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import embed, pretrain, protocols, retrieval, zero_shot
-from pipeline.augment import evaluation_image
-from pipeline.batches import ValidationSet
-from pipeline.fine_tune import Classifier
-from pipeline.index import write_studies
-from pipeline.mixed_model import MixedNet
-from pipeline.model import load
-from pipeline.params import Bootstrap, ParamsError
-from pipeline.run_config import Roles, read_run_config
-from pipeline.shards import load_view
-from pipeline.tokens import Tokenizer
+from pipeline.config.params import Bootstrap
+from pipeline.config.records import ParamsError
+from pipeline.config.run_config import Roles, read_run_config
+from pipeline.evaluation import embed, protocols, retrieval, zero_shot
+from pipeline.evaluation.fine_tune import Classifier
+from pipeline.models.checkpoint import load_model
+from pipeline.models.mixed import MixedNet
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.index import write_studies
+from pipeline.storage.shards import load_view
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training import loop
+from pipeline.training.batches import ValidationSet
 from tests.conftest import make_mixed
 from tests.test_resume import interrupt, outputs, stop, train
 
@@ -74,7 +76,7 @@ def test_a_run_of_one_kind_alone(corpus, tmp_path, kind):
     off = "mlm_weight" if kind == "images" else "regeneration_weight"
     folder = corpus(make_mixed(roles=roles, loss={"alignment_weight": 0.0, off: 0.0}, train={"epochs": 1}))
     train(folder, tmp_path / "out")
-    net, tokenizer, run = load(tmp_path / "out" / "model")
+    net, tokenizer, run = load_model(tmp_path / "out" / "model")
     assert isinstance(net, MixedNet) and not run.aligned and run.roles == roles
     assert len(tokenizer) == len(Tokenizer.build(run.text_encoder, [])) if kind == "images" else len(tokenizer) > 100
 
@@ -82,21 +84,21 @@ def test_a_run_of_one_kind_alone(corpus, tmp_path, kind):
 def test_the_validation_loss_has_all_terms_and_hides_the_same_every_time(corpus):
     folder = corpus(make_mixed())
     config = read_run_config(folder / "run.json")
-    t = pretrain._build(config, folder, folder / "work", torch.device("cpu"), 0, 1, lambda *_: None)
+    t = loop._build(config, folder, folder / "work", torch.device("cpu"), 0, 1, lambda *_: None)
     assert [len(v) for v in t.valid] == [len(v.studies) for v in t.valid] and isinstance(t.valid[0], ValidationSet)
-    first, again = (pretrain.validation_loss(t.net, t.valid, t.tokenizer, config, t.device) for _ in range(2))
+    first, again = (loop.validation_loss(t.net, t.valid, t.tokenizer, config, t.device) for _ in range(2))
     assert first == again and t.net.training is False
     one = replace(config, loss=replace(config.loss, mlm_weight=0.6))
     two = replace(config, loss=replace(config.loss, mlm_weight=0.9))
-    values = [pretrain.validation_loss(t.net, t.valid, t.tokenizer, c, t.device) for c in (one, two)]
+    values = [loop.validation_loss(t.net, t.valid, t.tokenizer, c, t.device) for c in (one, two)]
     assert values[0] - first == pytest.approx(values[1] - values[0]) and values[0] > first + 0.5
 
 
 def test_a_loss_that_is_not_finite_names_its_studies(corpus, tmp_path, monkeypatch):
     folder = corpus(make_mixed())
-    real = pretrain.compute_gradients
-    monkeypatch.setattr(pretrain, "compute_gradients", lambda *a: (torch.tensor(float("nan")), real(*a)[1]))
-    monkeypatch.setattr(pretrain, "finite", lambda net, batch, *_: torch.arange(batch.studies) != 3)
+    real = loop.compute_gradients
+    monkeypatch.setattr(loop, "compute_gradients", lambda *a: (torch.tensor(float("nan")), real(*a)[1]))
+    monkeypatch.setattr(loop, "finite", lambda net, batch, *_: torch.arange(batch.studies) != 3)
     with pytest.raises(
         FloatingPointError, match=r"in epoch 0 at step 0, from studies (mimic_cxr|chestxray14)/p\d+/s\d+;"
     ):
@@ -115,7 +117,7 @@ def test_a_tokenizer_without_mask_is_refused(corpus, monkeypatch):
 
     monkeypatch.setattr(Tokenizer, "build", without)
     with pytest.raises(ParamsError, match=r"model\.text_encoder: its tokenizer has no \[MASK\]"):
-        pretrain._build(config, folder, folder / "work", torch.device("cpu"), 0, 1, lambda *_: None)
+        loop._build(config, folder, folder / "work", torch.device("cpu"), 0, 1, lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +135,9 @@ def trained(studies, prompts, tmp_path_factory):
 def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
     model, index, tests = trained
     embedder = embed.from_checkpoint(model, batch_size=7)
-    net, tokenizer, _ = load(model)
+    net, tokenizer, _ = load_model(model)
     assert embed.embed(embedder, PROMPTS, SETS.values(), ["mimic_cxr"], index, tmp_path) == {"mimic_cxr": 30}
-    pictures = torch.from_numpy(np.stack([evaluation_image(load_view(s.first_frontal), 32) for s in tests]))
+    pictures = torch.from_numpy(np.stack([evaluation_crop(load_view(s.first_frontal), 32) for s in tests]))
     with torch.inference_mode():
         stored = np.load(tmp_path / "mimic_cxr.npz")
         assert np.abs(stored["images"] - net.encode_image(pictures).numpy()).max() < 1e-5
@@ -152,7 +154,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
 
 
 def test_fine_tuning_moves_a_copy_of_the_image_side(trained):
-    net, _, _ = load(trained[0])
+    net, _, _ = load_model(trained[0])
     before = {k: v.clone() for k, v in net.state_dict().items()}
     model = Classifier(net.image_tower, 3).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

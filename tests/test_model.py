@@ -7,11 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
-from pipeline import model as checkpoint
-from pipeline.encoders import ImageTower, TextTower
-from pipeline.model import CxrClip
-from pipeline.params import ImageEncoder, ParamsError, TextEncoder
-from pipeline.tokens import Tokenizer
+from pipeline.config.params import ImageEncoder, TextEncoder
+from pipeline.config.records import ParamsError
+from pipeline.models.checkpoint import load_model, save_model
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.models.encoders import ImageTower, TextTower
+from pipeline.text.tokenizer import Tokenizer
 from tests.conftest import BERT, RESNET, SWIN
 
 TEXTS = [f"There is a {thing} at the {place}." for thing in ("nodule", "scar") for place in ("apex", "base", "hilum")]
@@ -120,9 +121,9 @@ def test_a_saved_model_embeds_the_same(config, tokenizer, images, tmp_path, enco
     net.train()
     forward(net, images, tokenizer)  # moves the running statistics of BatchNorm
     net.eval()
-    checkpoint.save(net, tokenizer, run, tmp_path / "model")
+    save_model(net, tokenizer, run, tmp_path / "model")
     torch.manual_seed(99)
-    other, words, again = checkpoint.load(tmp_path / "model")
+    other, words, again = load_model(tmp_path / "model")
     assert again == run and not other.training
     assert all(map(torch.equal, words(TEXTS), tokenizer(TEXTS)))
     with torch.no_grad():
@@ -132,7 +133,7 @@ def test_a_saved_model_embeds_the_same(config, tokenizer, images, tmp_path, enco
 
 @pytest.mark.parametrize("change", ["missing", "extra"])
 def test_every_key_of_a_checkpoint_must_match(config, tokenizer, tmp_path, change):
-    checkpoint.save(build(config, tokenizer), tokenizer, config(), tmp_path)
+    save_model(build(config, tokenizer), tokenizer, config(), tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     if change == "missing":
         del weights["image_projection.bias"]
@@ -140,7 +141,7 @@ def test_every_key_of_a_checkpoint_must_match(config, tokenizer, tmp_path, chang
         weights["stranger"] = torch.zeros(1)
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(RuntimeError, match=r"image_projection\.bias|stranger"):
-        checkpoint.load(tmp_path)
+        load_model(tmp_path)
 
 
 def test_a_bert_of_a_folder_is_loaded_once_and_then_travels_with_the_model(config, tokenizer, images, tmp_path):
@@ -157,9 +158,9 @@ def test_a_bert_of_a_folder_is_loaded_once_and_then_travels_with_the_model(confi
     run = config(text_encoder=named)
     net = CxrClip(run, len(words)).eval()
     assert all(map(torch.equal, net.text_tower.model.state_dict().values(), bert.state_dict().values()))
-    checkpoint.save(net, words, run, tmp_path / "model")
+    save_model(net, words, run, tmp_path / "model")
     (tmp_path / "bert").rename(tmp_path / "gone")
-    other, read, again = checkpoint.load(tmp_path / "model")
+    other, read, again = load_model(tmp_path / "model")
     assert again == run
     with torch.no_grad():
         assert all(map(torch.equal, forward(other, images, read), forward(net, images, words)))

@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import model, params, protocols, regenerate
-from pipeline.augment import evaluation_image
-from pipeline.image_quality import psnr
-from pipeline.metrics import mean_with_interval, resamples
-from pipeline.params import Bootstrap
+from pipeline.config.load import load_params
+from pipeline.config.params import Bootstrap
+from pipeline.config.run_config import Roles, run_config
+from pipeline.evaluation import protocols, regenerate
+from pipeline.evaluation.image_quality import psnr
+from pipeline.evaluation.metrics import mean_with_interval, resamples
+from pipeline.models.checkpoint import load_model
 from pipeline.phantom.cases import Case
 from pipeline.phantom.picture import render
 from pipeline.phantom.with_reports import mimic_cxr_ids, mimic_cxr_plan
-from pipeline.run_config import Roles, run_config
-from pipeline.shards import load_view
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.shards import load_view
 from tests.small_runs import ingested, trained
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +31,7 @@ def drawn(case: Case, findings, width: int, size: int) -> np.ndarray:
     """The first frontal view of a case as a model sees it, with these findings, uint8 [size, size]."""
     number, view = next((n, view) for n, view in enumerate(case.views) if view != "LATERAL")
     image = render(case.patient, findings, view, width, case.view_seed(number)).image
-    return evaluation_image(np.round(image * 255).astype(np.uint8), size)
+    return evaluation_crop(np.round(image * 255).astype(np.uint8), size)
 
 
 def named_cells(case: Case, width: int, size: int, grid: int) -> np.ndarray:
@@ -88,7 +90,7 @@ def test_gains_are_those_of_a_model_that_reads():
 @pytest.mark.drill
 def test_a_report_that_names_what_is_hidden_helps(tmp_path):
     """3,000 pairs, 30 epochs with three quarters of the cells hidden, else the demo's mixed run."""
-    p = params.load(ROOT / "profiles/demo.yaml")
+    p = load_params(ROOT / "profiles/demo.yaml")
     index = ingested(tmp_path, p, mimic_cxr=3000)
     run = run_config(p, "mixed")
     run = replace(
@@ -98,14 +100,14 @@ def test_a_report_that_names_what_is_hidden_helps(tmp_path):
         mixed=replace(run.mixed, mask_ratio=0.75),
         train=replace(run.train, epochs=30),
     )
-    net, tokenizer, _ = model.load(trained(run, index, tmp_path / "run"), torch.device("cpu"))
+    net, tokenizer, _ = load_model(trained(run, index, tmp_path / "run"), torch.device("cpu"))
     filler = regenerate.of_network(net, tokenizer, torch.device("cpu"))
 
     sample = regenerate.read_sample(index, protocols.load("paper").retrieval["mimic_cxr"], 400, p.seed)
     cases = {mimic_cxr_ids(case)[1]: case for case in mimic_cxr_plan(3000, p.seed)}
     cases = [cases[int(s.study.removeprefix("s"))] for s in sample.studies]
     size = run.image_size
-    images = np.stack([evaluation_image(load_view(s.first_frontal), size) for s in sample.studies])
+    images = np.stack([evaluation_crop(load_view(s.first_frontal), size) for s in sample.studies])
     again = np.stack([drawn(c, c.findings, p.phantom.size, size) for c in cases])
     assert np.abs(images.astype(float) - again).mean(axis=(1, 2)).max() < 4  # two times JPEG and a resize apart
     cells = np.stack([named_cells(c, p.phantom.size, size, filler.grid) for c in cases])

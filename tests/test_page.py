@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import figures, page, tables
-from pipeline.params import Regeneration, Report
-from pipeline.shards import load_view
+from pipeline.config.params import Regeneration, Report
+from pipeline.reporting import figures, page, tables
+from pipeline.storage.shards import load_view
 
 
 class Tags(HTMLParser):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import params
-from pipeline.params import ParamsError
-from pipeline.run_config import read_run_config, run_config, speed, without_speed, write_run_config
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.config.run_config import read_run_config, run_config, speed, without_speed, write_run_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,7 +62,7 @@ def changed(dotted, value):
 def load(tmp_path, raw):
     path = tmp_path / "params.yaml"
     path.write_text(raw if isinstance(raw, str) else yaml.safe_dump(raw, sort_keys=False))
-    return params.load(path)
+    return load_params(path)
 
 
 def test_values_and_defaults(tmp_path):
@@ -251,7 +251,7 @@ def test_one_line_names_the_key(tmp_path, key, value, says):
 
 def test_a_file_that_is_no_params(tmp_path):
     with pytest.raises(ParamsError, match=r"nothere\.yaml: not found"):
-        params.load(tmp_path / "nothere.yaml")
+        load_params(tmp_path / "nothere.yaml")
     with pytest.raises(ParamsError, match=r"params\.yaml: line 3: not valid YAML"):
         load(tmp_path, "seed: 1\ntrain: 2\nloss: {a: [}\n")
     with pytest.raises(ParamsError, match="the file: expected a mapping"):
@@ -298,7 +298,7 @@ def test_a_run_like_another_names_its_differences_alone(tmp_path):
 def test_the_rows_of_table_4_differ_in_what_they_are_named_for():
     root = Path(__file__).parents[1]
     for profile in ("demo", "paper"):
-        record = params.load(root / "profiles" / f"{profile}.yaml")
+        record = load_params(root / "profiles" / f"{profile}.yaml")
         run = {name: replace(run_config(record, name), name="") for name in record.ablations}
         assert len(run) == 9
         off = {"icl_weight": 0.0, "tcl_weight": 0.0}
@@ -341,7 +341,7 @@ def test_how_fast_a_run_trains_is_no_part_of_what_it_trains(tmp_path):
     values["train"].update(workers=3, save_minutes=1.5)
     values["runs"]["swin_m"]["train"]["workers"] = 5
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(values))
-    a, b = params.load(tmp_path / "a.yaml"), params.load(tmp_path / "b.yaml")
+    a, b = load_params(tmp_path / "a.yaml"), load_params(tmp_path / "b.yaml")
     for name in ("swin_m", "resnet_m"):
         runs = [run_config(p, name) for p in (a, b)]
         assert runs[0] != runs[1] and without_speed(runs[0]) == without_speed(runs[1])
@@ -349,5 +349,5 @@ def test_how_fast_a_run_trains_is_no_part_of_what_it_trains(tmp_path):
     assert speed(b, "resnet_m")["workers"] == 3
     values["train"]["lr"] = 0.5
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(values))
-    changed = run_config(params.load(tmp_path / "b.yaml"), "resnet_m")
+    changed = run_config(load_params(tmp_path / "b.yaml"), "resnet_m")
     assert without_speed(changed) != without_speed(run_config(a, "resnet_m"))

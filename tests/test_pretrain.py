@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import pretrain
-from pipeline.params import ParamsError
-from pipeline.schedule import warmup_cosine
+from pipeline.config.records import ParamsError
+from pipeline.training import loop
+from pipeline.training.schedule import warmup_cosine
 from tests.conftest import RESNET, SWIN, write_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def train(folder, out):
     """(best validation loss, rows of the history, weights, rows as they were reported)."""
     told = []
     work = out / "work"
-    best = pretrain.train(folder, out / "model", out / "history.csv", work, lambda row, at: told.append((at, row)))
+    best = loop.train(folder, out / "model", out / "history.csv", work, lambda row, at: told.append((at, row)))
     weights = load_file(out / "model" / "model.safetensors") if (out / "model").exists() else None
     return best, history(out / "history.csv"), weights, told
 
@@ -114,11 +114,9 @@ def test_two_trainings_are_bit_identical(config, corpus, tmp_path):
 def test_a_seed_of_a_training_is_added_to_the_runs(config, corpus, tmp_path):
     one = config(train={"epochs": 1})
     work = tmp_path / "work"
-    pretrain.train(corpus(one), tmp_path / "a", tmp_path / "a.csv", work, lambda row, at: None, seed=2)
-    pretrain.train(
-        corpus(replace(one, seed=one.seed + 2)), tmp_path / "b", tmp_path / "b.csv", work, lambda row, at: None
-    )
-    pretrain.train(corpus(one), tmp_path / "c", tmp_path / "c.csv", work, lambda row, at: None)
+    loop.train(corpus(one), tmp_path / "a", tmp_path / "a.csv", work, lambda row, at: None, seed=2)
+    loop.train(corpus(replace(one, seed=one.seed + 2)), tmp_path / "b", tmp_path / "b.csv", work, lambda row, at: None)
+    loop.train(corpus(one), tmp_path / "c", tmp_path / "c.csv", work, lambda row, at: None)
     model = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
     assert model["a"] == model["b"] != model["c"]
     assert (tmp_path / "a" / "run.json").read_bytes() == (tmp_path / "b" / "run.json").read_bytes()
@@ -155,20 +153,20 @@ def test_it_learns(config, corpus, tmp_path):
 
 
 def test_the_validation_loss_is_the_mean_of_the_data_sets_means(config, studies, prompts, monkeypatch):
-    from pipeline.batches import ValidationSet
+    from pipeline.training.batches import ValidationSet
 
     run = config(train={"batch_size": 4})
     of = {d: [s for s in studies if s.split == "valid" and s.dataset == d] for d in run.datasets}
     sets = [ValidationSet(of[d], prompts, run) for d in run.datasets]
     made = iter([[1.0, 3.0], [10.0], [6.0]])  # 6 studies in batches of 4 are two, 4 are one
     flat = iter([x for losses in made for x in losses])
-    monkeypatch.setattr(pretrain, "training_loss", lambda *a, **k: (torch.tensor(next(flat)), {}))
+    monkeypatch.setattr(loop, "training_loss", lambda *a, **k: (torch.tensor(next(flat)), {}))
     net = torch.nn.Linear(1, 1)
     words = SimpleNamespace(encode=lambda texts: [np.zeros(1, dtype=np.int64) for _ in texts])
-    assert pretrain.validation_loss(net, sets, words, run, torch.device("cpu")) == pytest.approx((2 + 10 + 6) / 3)
+    assert loop.validation_loss(net, sets, words, run, torch.device("cpu")) == pytest.approx((2 + 10 + 6) / 3)
     assert not net.training
     with pytest.raises(ParamsError, match=r"runs\.tiny\.datasets: none has a validation split"):
-        pretrain.validation_loss(net, [], words, run, torch.device("cpu"))
+        loop.validation_loss(net, [], words, run, torch.device("cpu"))
 
 
 def test_the_best_epoch_by_validation_is_kept(config, corpus, tmp_path, monkeypatch):
@@ -178,7 +176,7 @@ def test_the_best_epoch_by_validation_is_kept(config, corpus, tmp_path, monkeypa
         seen.append({k: v.clone() for k, v in net.state_dict().items()})
         return next(losses)
 
-    monkeypatch.setattr(pretrain, "validation_loss", validation)
+    monkeypatch.setattr(loop, "validation_loss", validation)
     best, rows, weights, _ = train(corpus(config(train={"epochs": 4})), tmp_path)
     assert best == 1.0 and [row["valid_loss"] for row in rows][:2] == [3.0, 1.0]
     assert all(torch.equal(weights[k], v) for k, v in seen[1].items())
@@ -225,7 +223,7 @@ def test_a_loss_that_is_not_finite_is_an_error(config, corpus, tmp_path):
 
 
 def test_no_finite_validation_is_an_error(config, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "validation_loss", lambda *_: math.nan)
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: math.nan)
     with pytest.raises(FloatingPointError, match="no epoch had a finite validation loss"):
         train(corpus(config(train={"epochs": 1})), tmp_path)
 
@@ -249,6 +247,6 @@ def test_two_processes_compute_what_one_does(two_processes, tmp_path):
 
 
 def test_a_batch_must_divide_among_processes(config, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(pretrain, "join", lambda device, options: (0, 3))
+    monkeypatch.setattr(loop, "join", lambda device, options: (0, 3))
     with pytest.raises(ParamsError, match=r"train\.batch_size: 8 studies do not divide among 3 processes"):
         train(corpus(config()), tmp_path)

@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline import params as config
-from pipeline import prompts, protocols
-from pipeline.index import write_studies
-from pipeline.prompts import PromptError, Prompts, expand
-from pipeline.sources.chestxray14 import CLASSES as CHESTXRAY14
-from pipeline.sources.chexpert import CLASSES as CHEXPERT
+from pipeline.config import params as config
+from pipeline.evaluation import protocols
+from pipeline.ingest.sources.chestxray14 import CLASSES as CHESTXRAY14
+from pipeline.ingest.sources.chexpert import CLASSES as CHEXPERT
+from pipeline.storage.index import write_studies
 from pipeline.study import Study, View
+from pipeline.text import prompts
+from pipeline.text.prompts import PromptError, Prompts, expand
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ROOT / "pipeline" / "prompts.yaml"

@@ -5,9 +5,10 @@ import shutil
 import pytest
 import yaml
 
-from pipeline import prompts, protocols
-from pipeline.protocols import FOLDER, ProtocolError
-from pipeline.sources.chestxray14 import CLASSES as CHESTXRAY14
+from pipeline.evaluation import protocols
+from pipeline.evaluation.protocols import FOLDER, ProtocolError
+from pipeline.ingest.sources.chestxray14 import CLASSES as CHESTXRAY14
+from pipeline.text import prompts
 
 NAMES = sorted(p.stem for p in FOLDER.glob("*.yaml"))
 OWN = {

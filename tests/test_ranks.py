@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.batches import epoch_draws
+from pipeline.training.batches import epoch_draws
 from tests.conftest import make_config, write_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -152,7 +152,7 @@ def test_ranks_that_see_different_states_do_not_start(two, tmp_path):
     """The state lies on a disk of one node alone."""
     import torch
 
-    from pipeline import resume
+    from pipeline.training import resume
 
     parts = {"model": torch.nn.Linear(1, 1)}
     saved = resume.Saved(tmp_path, {"a": "b"}, parts, torch.device("cpu"), 0)
@@ -168,8 +168,8 @@ RESTARTED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from pipeline.params import Train
-from pipeline.ranks import any_of, join
+from pipeline.config.params import Train
+from pipeline.training.distributed import any_of, join
 
 cpu = torch.device("cpu")
 rank, world = join(cpu, Train(device="cpu", precision="fp32", timeout_minutes=0.1))
@@ -197,11 +197,11 @@ def test_a_restarted_attempt_joins(tmp_path):
 
 def test_another_number_of_processes_goes_on(two, whole, tmp_path):
     """The studies of each step are the same, so one process ends where two would, up to rounding."""
-    from pipeline import pretrain
+    from pipeline.training import loop
 
     train, corpus = two
     assert train(tmp_path, "SIGTERM")[0][0] == "Stopped"
-    pretrain.train(corpus, tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda values, step: None)
+    loop.train(corpus, tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda values, step: None)
     rows = outputs(tmp_path)[0]
     assert len(rows) == len(whole[0])
     for one, by_two in zip(rows, whole[0], strict=True):

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import protocols, regenerate
-from pipeline.augment import evaluation_image
-from pipeline.grey import encode
-from pipeline.image_quality import averaged, psnr, ssim, without_model
-from pipeline.index import read_studies, write_studies
-from pipeline.metrics import resamples
-from pipeline.params import Bootstrap
-from pipeline.shards import Picture, ShardWriter, load_view
+from pipeline.config.params import Bootstrap
+from pipeline.evaluation import protocols, regenerate
+from pipeline.evaluation.image_quality import averaged, psnr, ssim, without_model
+from pipeline.evaluation.metrics import resamples
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.index import read_studies, write_studies
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import Picture, ShardWriter, load_view
 from pipeline.study import Study, View
 
 SIZE, GRID = 48, 4
@@ -175,7 +175,7 @@ def index(tmp_path_factory):
 def participants(index):
     """Test studies that take part, and the picture of each text."""
     studies = [s for s in read_studies(index / "openi.parquet", ("test",)) if s.study not in ("s3", "s5")]
-    return studies, {s.findings: evaluation_image(load_view(s.first_frontal), SIZE) for s in studies}
+    return studies, {s.findings: evaluation_crop(load_view(s.first_frontal), SIZE) for s in studies}
 
 
 def evaluated(index, model, ratios=(0.25, 0.75), most=0, clean=None, seed=0):

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.reports import clean, sections
+from pipeline.ingest.report_sections import clean, sections
 
 OPENI = Path(__file__).parents[2] / "shared" / "real" / "NLMCXR_reports.tgz"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.params import DATASETS, READ_AGAIN
+from pipeline.config.params import DATASETS, READ_AGAIN
 
 ROOT = Path(__file__).parents[1]
 

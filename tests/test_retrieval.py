@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import protocols, retrieval
-from pipeline.index import write_studies
-from pipeline.metrics import resamples
-from pipeline.params import Bootstrap
+from pipeline.config.params import Bootstrap
+from pipeline.evaluation import protocols, retrieval
+from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.exact_ranks import ITEMS, _products, _sortable, ranks, text_ranks
+from pipeline.evaluation.metrics import resamples
+from pipeline.storage.index import write_studies
 from pipeline.study import Study, View
 
 ARCHIVES = ("chexpert", "mimic_cxr", "openi")
@@ -80,54 +82,54 @@ def test_ranks_equal_brute_force(case, dtype, monkeypatch):
     for queries, items in ((256, 4096), (37, 50), (70, 7)):
         monkeypatch.setattr(retrieval, "QUERIES", queries)
         monkeypatch.setattr(retrieval, "ITEMS", items)
-        assert retrieval.ranks(images, texts, targets).tolist() == forward
-        assert retrieval.text_ranks(images, texts, targets).tolist() == backward
-    assert retrieval.ranks(images, texts, targets).dtype == np.int64
+        assert ranks(images, texts, targets).tolist() == forward
+        assert text_ranks(images, texts, targets).tolist() == backward
+    assert ranks(images, texts, targets).dtype == np.int64
 
 
 def test_ranks_of_a_pool_large_enough_for_the_quick_product():
     rng = np.random.default_rng(0)
-    texts = unit(rng.normal(size=(retrieval.ITEMS + 5, 32)))
+    texts = unit(rng.normal(size=(ITEMS + 5, 32)))
     targets = rng.integers(len(texts), size=700)
     images = unit(texts[targets] + rng.normal(size=(700, 32)) * 0.4)
     cosines = images.astype(float) @ texts.T.astype(float)
     own = cosines[np.arange(700), targets][:, None]
     assert np.abs(cosines - own)[cosines != own].min() > 1e-12  # no near tie: plain double precision is exact here
-    assert retrieval.ranks(images, texts, targets).tolist() == (cosines >= own).sum(axis=1).tolist()
+    assert ranks(images, texts, targets).tolist() == (cosines >= own).sum(axis=1).tolist()
 
 
 def test_only_what_is_near_is_computed_again(monkeypatch):
     """The bounds are not so wide that all pairs are taken twice, nor so narrow that none is."""
     monkeypatch.setattr(retrieval, "_rough_dtype", lambda queries, items: torch.bfloat16)
-    again, products = [], retrieval._products
+    again, products = [], _products
     monkeypatch.setattr(retrieval, "_products", lambda *a: again.append(len(a[3])) or products(*a))
     rng = np.random.default_rng(1)
     images, texts = unit(rng.normal(size=(400, 128))), unit(rng.normal(size=(2000, 128)))
-    retrieval.ranks(images, texts, rng.integers(2000, size=400))
+    ranks(images, texts, rng.integers(2000, size=400))
     assert 400 * 2 < sum(again) < 400 * 2000 / 20
 
 
 def test_rounded_numbers_keep_their_order():
     """Both zeros are one: a product that ends as -0 is no less than a bound of 0."""
     values = torch.tensor([-3e38, -1.5, -1e-3, -1e-39, -0.0, 0.0, 1e-39, 1e-3, 1.0, 1.0078125, 3e38]).bfloat16()
-    keys = retrieval._sortable(values.clone()).astype(int)
+    keys = _sortable(values.clone()).astype(int)
     assert (np.sign(keys[:, None] - keys) == torch.sign(values[:, None].double() - values.double()).numpy()).all()
 
 
 def test_one_item_and_embeddings_that_are_broken():
     one, none = np.ones((1, 4), "f4"), np.zeros(1, dtype=np.int64)
-    assert retrieval.ranks(one, one, none).tolist() == retrieval.text_ranks(one, one, none).tolist() == [1]
+    assert ranks(one, one, none).tolist() == text_ranks(one, one, none).tolist() == [1]
     with pytest.raises(ValueError, match="not finite"):
-        retrieval.ranks(one, np.array([[1, np.nan, 0, 0]], "f4"), none)
+        ranks(one, np.array([[1, np.nan, 0, 0]], "f4"), none)
     with pytest.raises(ValueError, match="do not fit"):
-        retrieval.ranks(one, np.ones((1, 5), "f4"), none)
+        ranks(one, np.ones((1, 5), "f4"), none)
     with pytest.raises(ValueError, match="1 of 2 texts belong to no image"):
-        retrieval.text_ranks(one, np.ones((2, 4), "f4"), none)
+        text_ranks(one, np.ones((2, 4), "f4"), none)
 
 
 def test_threads_are_as_many_afterwards():
     before = torch.get_num_threads()
-    retrieval.ranks(*encoders("random"))
+    ranks(*encoders("random"))
     assert torch.get_num_threads() == before
 
 
@@ -139,19 +141,19 @@ def test_candidates_are_distinct_and_the_longer_section():
         study("d", "Only a lateral.", positions=("LATERAL",)),
         study("e", None, "Effusion.", positions=("LATERAL", "AP")),
     ]
-    pool = retrieval.candidates(studies, SETS["mimic_cxr"])
+    pool = candidates(studies, SETS["mimic_cxr"])
     assert pool.texts == ["Normal chest radiograph.", "Effusion."]
     assert pool.queries == [0, 1, 4]
     assert pool.targets.tolist() == [0, 0, 1]
     for name, text in (("chexpert5x200", "Short."), ("mimic_cxr", "Long findings."), ("openi", "Long findings.")):
-        assert retrieval.candidates([study("x", "Long findings.", "Short.")], SETS[name]).texts == [text]
+        assert candidates([study("x", "Long findings.", "Short.")], SETS[name]).texts == [text]
 
 
 def test_of_equally_long_sections_the_first_named_stands_for_the_study():
     both = [study("a", "four", "long")]
     for text, wanted in ((("findings", "impression"), "four"), (("impression", "findings"), "long")):
-        assert retrieval.candidates(both, replace(SETS["openi"], text=text)).texts == [wanted]
-    assert retrieval.candidates([study("a", "four")], replace(SETS["openi"], text=("impression",))).texts == []
+        assert candidates(both, replace(SETS["openi"], text=text)).texts == [wanted]
+    assert candidates([study("a", "four")], replace(SETS["openi"], text=("impression",))).texts == []
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +170,7 @@ def evaluated(tmp_path_factory):
         ]
         (folder / "index").mkdir(exist_ok=True)
         write_studies(folder / "index" / f"{dataset}.parquet", studies)
-        pool = retrieval.candidates(studies, SETS["mimic_cxr"])
+        pool = candidates(studies, SETS["mimic_cxr"])
         texts = unit(rng.normal(size=(40, 8)))
         images = unit(texts[pool.targets] + rng.normal(size=(60, 8)))
         (folder / "model").mkdir(exist_ok=True)

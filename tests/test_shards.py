@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.grey import encode
-from pipeline.shards import MAX_KEY, Picture, ShardError, ShardReader, ShardWriter, key, load_view, read_bytes
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import MAX_KEY, Picture, ShardError, ShardReader, ShardWriter, key, load_view, read_bytes
 from pipeline.study import Study, View
 
 
@@ -152,7 +152,7 @@ def test_reader_says_what_is_wrong(written, tmp_path):
 
 
 def test_reader_closes_the_oldest_descriptors(written, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.MAX_OPEN", 1)
+    monkeypatch.setattr("pipeline.storage.shards.MAX_OPEN", 1)
     reader = ShardReader()
     descriptors = Path("/proc/self/fd")
     before = len(list(descriptors.iterdir())) if descriptors.is_dir() else None

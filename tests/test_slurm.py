@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline import params
-from pipeline.run_config import run_config, write_run_config
+from pipeline.config.load import load_params
+from pipeline.config.records import ParamsError
+from pipeline.config.run_config import run_config, write_run_config
 from stages import slurm
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 def place(tmp_path, monkeypatch):
     """A folder with the micro profile and the corpus of its runs."""
     (tmp_path / "params.yaml").write_bytes((ROOT / "profiles" / "micro.yaml").read_bytes())
-    record = params.load(tmp_path / "params.yaml")
+    record = load_params(tmp_path / "params.yaml")
     for name in record.runs:
         (tmp_path / "data" / "corpus" / name).mkdir(parents=True)
         write_run_config(tmp_path / "data" / "corpus" / name / "run.json", run_config(record, name))
@@ -100,14 +101,14 @@ def test_what_is_asked_of_the_cluster(place, monkeypatch, capsys):
 
 
 def test_what_cannot_be_trained_is_not_asked_for(place, monkeypatch, capsys):
-    with pytest.raises(params.ParamsError, match=r"8 studies do not divide among 12 processes \(3 nodes of 4\)"):
+    with pytest.raises(ParamsError, match=r"8 studies do not divide among 12 processes \(3 nodes of 4\)"):
         written(monkeypatch, capsys, "resnet_mcc", "--nodes", "3")
-    with pytest.raises(params.ParamsError, match=r"runs\.other: no such run"):
+    with pytest.raises(ParamsError, match=r"runs\.other: no such run"):
         written(monkeypatch, capsys, "other")
-    with pytest.raises(params.ParamsError, match="one at least"):
+    with pytest.raises(ParamsError, match="one at least"):
         written(monkeypatch, capsys, "resnet_mcc", "--nodes", "0")
     values = yaml.safe_load((place / "params.yaml").read_text())
     values["train"]["lr"] = 0.5
     (place / "params.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(params.ParamsError, match=r"run\.json: not there, or of other parameters; run dvc repro corpus"):
+    with pytest.raises(ParamsError, match=r"run\.json: not there, or of other parameters; run dvc repro corpus"):
         written(monkeypatch, capsys, "resnet_mcc")

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import sources
-from pipeline.params import DATASETS, Source
-from pipeline.sources import SourceError, archive, open_archive, read
+from pipeline.config.params import DATASETS, Source
+from pipeline.ingest import sources
+from pipeline.ingest.sources import SourceError, archive, open_archive, read
 from pipeline.study import Reject, Study
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
@@ -495,7 +495,7 @@ REPORT = b"""<?xml version="1.0" encoding="utf-8"?>
 
 def fuzzed_xml(count, seed):
     """What becomes of mutated reports: a study or a reason, never anything else."""
-    from pipeline.sources.openi import _study
+    from pipeline.ingest.sources.openi import _study
 
     rng = np.random.default_rng(seed)
     outcomes = Counter()

@@ -15,10 +15,11 @@ import pytest
 import timm
 import torch
 
-from pipeline.batch_norm import synchronise_batch_norm
-from pipeline.batches import collate
-from pipeline.params import Loss, ParamsError
-from pipeline.step import compute_gradients, training_loss
+from pipeline.config.params import Loss
+from pipeline.config.records import ParamsError
+from pipeline.training.batch_norm import synchronise_batch_norm
+from pipeline.training.batches import collate
+from pipeline.training.step import compute_gradients, training_loss
 from tests import mixed_steps
 from tests.conftest import RESNET, make_config
 from tests.mixed_steps import Ids

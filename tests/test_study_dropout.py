@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
-from pipeline.encoders import ImageTower, TextTower
-from pipeline.params import ParamsError
-from pipeline.study_dropout import Rows, StudyDropout, draw_by_study, dropped, mixed, row_keys
+from pipeline.config.records import ParamsError
+from pipeline.models.encoders import ImageTower, TextTower
+from pipeline.models.keyed_dropout import Rows, StudyDropout, draw_by_study
+from pipeline.models.keyed_random import dropped, mixed, row_keys
 from tests.conftest import BERT, SWIN
 
 KEYS = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, 64))

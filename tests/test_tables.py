@@ -11,8 +11,8 @@ import fake_results as fake
 import numpy as np
 import pytest
 
-from pipeline import control, formats, table_form, tables
-from pipeline.results import Measure, ResultsError, headline_metrics, load_paper, load_results, load_summaries
+from pipeline.reporting import control, formats, table_form, tables
+from pipeline.reporting.results import Measure, ResultsError, headline_metrics, load_paper, load_results, load_summaries
 
 SEEDS = Path(__file__).parents[2] / "shared" / "seeds"
 ZS = {"vindr_cxr_zs_auc": "vindr_cxr.auc", "chexpert5x200_zs_accuracy": "chexpert5x200.accuracy"}

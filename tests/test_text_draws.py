@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline import pretrain
-from pipeline.augment import sentences
-from pipeline.batches import TrainingSet
-from pipeline.draws import draw_texts
 from pipeline.study import Study, View
-from pipeline.translations import FILE, Translations, text_hash
+from pipeline.text.sentences import split_sentences
+from pipeline.text.translations import FILE, Translations, text_hash
+from pipeline.training import loop
+from pipeline.training.batches import TrainingSet
+from pipeline.training.sampling import draw_texts
 
 MANY = 4000
 FINDINGS, IMPRESSION = "One a. Two b. Three c.", "Four d. Five e."
@@ -38,7 +38,7 @@ def wording(text):
     """(section, whether in other words, whether its sentences are swapped) of a text."""
     for section, again in AGAIN.items():
         for other, whole in enumerate((section, again)):
-            if sorted(sentences(text)) == sorted(sentences(whole)):
+            if sorted(split_sentences(text)) == sorted(split_sentences(whole)):
                 return section, bool(other), text != whole
     raise AssertionError(text)
 
@@ -107,11 +107,11 @@ def test_without_text_augmentation_no_translation_is_drawn(config):
 def test_unit_image_says_the_whole_report_again_or_not_at_all(config):
     run = config(sampling={"unit": "image"})
     whole, again = f"{FINDINGS} {IMPRESSION}", " ".join(AGAIN.values())
-    drawn = [sorted(sentences(text)) for (text,) in draws(report(), 1, run, AGAIN)]
-    assert all(text in (sorted(sentences(whole)), sorted(sentences(again))) for text in drawn)
-    assert share(text == sorted(sentences(again)) for text in drawn) == pytest.approx(0.5, abs=0.03)
+    drawn = [sorted(split_sentences(text)) for (text,) in draws(report(), 1, run, AGAIN)]
+    assert all(text in (sorted(split_sentences(whole)), sorted(split_sentences(again))) for text in drawn)
+    assert share(text == sorted(split_sentences(again)) for text in drawn) == pytest.approx(0.5, abs=0.03)
     half = draws(report(), 1, run, {FINDINGS: AGAIN[FINDINGS]})
-    assert all(sorted(sentences(text)) == sorted(sentences(whole)) for (text,) in half)
+    assert all(sorted(split_sentences(text)) == sorted(split_sentences(whole)) for (text,) in half)
 
 
 def test_training_draws_from_the_translations_it_is_given(config, studies, prompts):
@@ -142,13 +142,11 @@ def test_training_reads_the_translations_of_its_corpus(config, corpus, tmp_path,
     def spy(studies, prompts, run, translations):
         raise Reached({text: translations.get(text) for text in AGAIN})
 
-    monkeypatch.setattr(pretrain, "TrainingSet", spy)
+    monkeypatch.setattr(loop, "TrainingSet", spy)
     threads = torch.get_num_threads()
     try:
         with pytest.raises(Reached) as reached:
-            pretrain.train(
-                folder, tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda row, epoch: None
-            )
+            loop.train(folder, tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda row, epoch: None)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)

@@ -8,9 +8,10 @@ import torch
 from tokenizers import AddedToken, ByteLevelBPETokenizer
 from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
-from pipeline import tokens
-from pipeline.params import ParamsError, TextEncoder
-from pipeline.tokens import Tokenizer
+from pipeline.config.params import TextEncoder
+from pipeline.config.records import ParamsError
+from pipeline.text import tokenizer as module
+from pipeline.text.tokenizer import Tokenizer
 
 REPORTS = [
     *("There is a small left pleural effusion.", "The heart is mildly enlarged, unchanged.", "No pneumothorax."),
@@ -183,8 +184,8 @@ def test_a_tokenizer_of_another_kind_is_asked_for_a_text_once():
 
 
 def test_memory_is_bounded(kind, monkeypatch):
-    monkeypatch.setattr(tokens, "MAX_WORDS", 50)
-    monkeypatch.setattr(tokens, "MAX_TEXTS", 3)
+    monkeypatch.setattr(module, "MAX_WORDS", 50)
+    monkeypatch.setattr(module, "MAX_TEXTS", 3)
     tokenizer, by_word = kind
     ours = Tokenizer(tokenizer, 32)
     for start in range(60):

@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline import experiments, tracking
-from pipeline.params import Loss, Source
+from pipeline.config.params import Loss, Source
+from pipeline.reporting import experiments
+from pipeline.tracking import mlflow_runs
 
 ROOT = Path(__file__).parents[1]
 STORE = "sqlite:///{}/store.db"
@@ -65,9 +66,9 @@ def history(client, run, key):
 
 
 def test_nested_records_become_dotted_keys():
-    flat = tracking.flatten({"loss": {"mvs": True, "deep": {"er": 1e-4}}, "k": (1, 5), "name": ""})
+    flat = mlflow_runs.flatten({"loss": {"mvs": True, "deep": {"er": 1e-4}}, "k": (1, 5), "name": ""})
     assert flat == {"loss.mvs": "True", "loss.deep.er": "0.0001", "k": "(1, 5)", "name": ""}
-    record = tracking.flatten(Params(Source("r", "a", "b"), Loss()))
+    record = mlflow_runs.flatten(Params(Source("r", "a", "b"), Loss()))
     assert record["source.path"] == "a" and record["loss.tcl_weight"] == "0.5"
 
 
@@ -80,16 +81,16 @@ class Params:
 def test_stage_runs_become_children_of_one_repro(client, tmp_path, monkeypatch):
     (tmp_path / "history.csv").write_text("epoch\n0\n")
     monkeypatch.setenv("DVC_STAGE", "pretrain@resnet_m")
-    with tracking.stage_run("pretrain", "resnet_m", Loss(tcl_weight=0.25)) as record:
+    with mlflow_runs.stage_run("pretrain", "resnet_m", Loss(tcl_weight=0.25)) as record:
         for epoch in range(3):
             record.metrics({"train_loss": 3.0 - epoch, "valid_loss": 4.0 - epoch}, epoch)
         record.artifact(tmp_path / "history.csv")
     (tmp_path / "history.csv").unlink()  # the record holds a copy
     monkeypatch.setenv("DVC_STAGE", "tables")
-    with tracking.stage_run("tables", "all", {"loss": {"tcl_weight": 0.25}}) as record:
+    with mlflow_runs.stage_run("tables", "all", {"loss": {"tcl_weight": 0.25}}) as record:
         record.metrics({"table2.auc": 0.9})
-    assert tracking.send_waiting() == 2
-    assert tracking.send_waiting() == 0 and not list((tmp_path / "state" / "tracking").glob("*/record.json"))
+    assert mlflow_runs.send_waiting() == 2
+    assert mlflow_runs.send_waiting() == 0 and not list((tmp_path / "state" / "tracking").glob("*/record.json"))
 
     (parent,), (pretrain, tables) = runs(client)
     assert {r.data.tags["mlflow.parentRunId"] for r in (pretrain, tables)} == {parent.info.run_id}
@@ -112,7 +113,7 @@ def test_stage_runs_become_children_of_one_repro(client, tmp_path, monkeypatch):
 
 
 def test_a_failure_keeps_the_type_of_its_error_alone(client, tmp_path):
-    with pytest.raises(KeyError), tracking.stage_run("ingest", "siim", send=True):
+    with pytest.raises(KeyError), mlflow_runs.stage_run("ingest", "siim", send=True):
         raise KeyError("Doe^Jane")
     (parent,), (run,) = runs(client)
     assert (run.info.status, parent.info.status) == ("FAILED", "FAILED")
@@ -123,21 +124,21 @@ def test_a_failure_keeps_the_type_of_its_error_alone(client, tmp_path):
 
 def test_a_killed_stage_is_known_by_its_process(client, tmp_path):
     script = (
-        "import os; from pipeline.tracking import stage_run\n"
+        "import os; from pipeline.tracking.mlflow_runs import stage_run\n"
         "with stage_run('pretrain', 'swin_m') as r: r.metrics({'train_loss': 2.5}, 4); os.kill(os.getpid(), 9)"
     )
     ended = subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
     assert ended.returncode == -9
-    assert tracking.send_waiting() == 1
+    assert mlflow_runs.send_waiting() == 1
     _, (run,) = runs(client)
     assert run.info.status == "KILLED" and history(client, run, "train_loss") == [(4, 2.5)]
     assert not list((tmp_path / "state" / "tracking").glob("*/record.json"))
 
 
 def test_a_long_stage_is_sent_as_it_runs(client, tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking, "SEND_AFTER", 0.0)
-    monkeypatch.setattr(tracking, "SEND_EVERY", 0.0)
-    with tracking.stage_run("pretrain", "swin_m", Loss()) as record:
+    monkeypatch.setattr(mlflow_runs, "SEND_AFTER", 0.0)
+    monkeypatch.setattr(mlflow_runs, "SEND_EVERY", 0.0)
+    with mlflow_runs.stage_run("pretrain", "swin_m", Loss()) as record:
         record.metrics({"train_loss": 2.0}, 0)
         _, (run,) = runs(client)
         assert run.info.status == "RUNNING" and history(client, run, "train_loss") == [(0, 2.0)]
@@ -185,11 +186,11 @@ def test_curves_grow_while_a_training_runs(client, tmp_path, config, corpus):
 
 
 def test_a_curve_is_sent_now_and_then_and_at_the_end(client, monkeypatch):
-    monkeypatch.setattr(tracking, "SEND_AFTER", 0.0)
+    monkeypatch.setattr(mlflow_runs, "SEND_AFTER", 0.0)
     now, sends = [100.0], []
-    monkeypatch.setattr(tracking.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(tracking, "_send_or_say", lambda: sends.append(now[0]))
-    with tracking.stage_run("pretrain", "swin_m", Loss()) as record:
+    monkeypatch.setattr(mlflow_runs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(mlflow_runs, "_send_or_say", lambda: sends.append(now[0]))
+    with mlflow_runs.stage_run("pretrain", "swin_m", Loss()) as record:
         for _ in range(100):
             record.metrics({"step_loss": 2.0}, 50)
             now[0] += 1.0
@@ -206,15 +207,15 @@ def test_what_could_not_be_sent_stays_and_is_sent_once(client, tmp_path, monkeyp
     (tmp_path / "a.csv").write_text("1")
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, step, broken)
-        with tracking.stage_run("few_shot", "resnet_m", Loss(), send=True) as record:
+        with mlflow_runs.stage_run("few_shot", "resnet_m", Loss(), send=True) as record:
             record.metrics({"auc": 0.75})
             record.artifact(tmp_path / "a.csv")
         with pytest.raises(ConnectionError):
-            tracking.send_waiting()
+            mlflow_runs.send_waiting()
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and "ConnectionError" in said and "secret" not in said
     assert len(list((tmp_path / "state" / "tracking").glob("*/record.json"))) == 1
-    assert tracking.send_waiting() == 1
+    assert mlflow_runs.send_waiting() == 1
     (_,), (run,) = runs(client)  # one parent, one child
     assert run.info.status == "FINISHED" and run.data.params["tcl_weight"] == "0.5"
     assert history(client, run, "auc") == [(0, 0.75)]
@@ -225,7 +226,7 @@ def test_what_could_not_be_sent_stays_and_is_sent_once(client, tmp_path, monkeyp
 
 
 def test_a_stage_writes_its_record_without_mlflow(records):
-    with tracking.stage_run("zero_shot", "clip", Loss()) as record:
+    with mlflow_runs.stage_run("zero_shot", "clip", Loss()) as record:
         (running,) = records()
         assert (running["status"], running["pid"], running["ended"]) == ("RUNNING", os.getpid(), None)
         record.metrics({"auc": 0.5}, 2)
@@ -236,7 +237,7 @@ def test_a_stage_writes_its_record_without_mlflow(records):
 
 
 def test_nothing_is_recorded_where_tracking_is_off(records, tmp_path):
-    with tracking.stage_run("zero_shot", "clip", Loss(), enabled=False, send=True) as record:
+    with mlflow_runs.stage_run("zero_shot", "clip", Loss(), enabled=False, send=True) as record:
         record.metrics({"auc": 0.5})
         record.artifact(tmp_path / "nothing.csv")
     assert not (tmp_path / "state").exists()
@@ -246,16 +247,16 @@ def test_the_store_lies_at_the_repository(monkeypatch, tmp_path):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("DVC_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert tracking.store_uri() == f"sqlite:///{ROOT / 'mlflow.db'}"
+    assert mlflow_runs.store_uri() == f"sqlite:///{ROOT / 'mlflow.db'}"
     monkeypatch.setenv("DVC_ROOT", "/elsewhere")
-    assert tracking.store_uri() == "sqlite:////elsewhere/mlflow.db"
+    assert mlflow_runs.store_uri() == "sqlite:////elsewhere/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000")
-    assert tracking.store_uri() == "http://server:5000"
+    assert mlflow_runs.store_uri() == "http://server:5000"
 
 
 def test_stages_under_one_dvc_share_its_process(records, tmp_path):
     """Two stages that one ``dvc`` runs, each in its own shell, against a stage run by hand."""
-    stage = "from pipeline.tracking import stage_run\nwith stage_run('ingest', 'siim'): pass\n"
+    stage = "from pipeline.tracking.mlflow_runs import stage_run\nwith stage_run('ingest', 'siim'): pass\n"
     (tmp_path / "stage.py").write_text(stage)
     command = f"cd {tmp_path} && {sys.executable} stage.py; true"
     (tmp_path / "dvc").write_text(
@@ -265,7 +266,7 @@ def test_stages_under_one_dvc_share_its_process(records, tmp_path):
     started = subprocess.Popen([sys.executable, str(tmp_path / "dvc")], env=env)
     created = int(psutil.Process(started.pid).create_time())
     assert started.wait(timeout=60) == 0
-    with tracking.stage_run("ingest", "siim"):
+    with mlflow_runs.stage_run("ingest", "siim"):
         pass
     first, second, by_hand = (record["tags"]["repro"] for record in records())
     assert first == second == f"{started.pid}-{created}"
@@ -274,14 +275,15 @@ def test_stages_under_one_dvc_share_its_process(records, tmp_path):
 
 def test_stages_of_several_dvc_processes_can_share_a_repro(records, monkeypatch):
     monkeypatch.setenv("CXR_REPRO", "make-7")
-    with tracking.stage_run("ingest", "siim"):
+    with mlflow_runs.stage_run("ingest", "siim"):
         pass
     assert records()[0]["tags"]["repro"] == "make-7"
 
 
 def test_experiments_of_one_queue_worker_are_repros_of_their_own(records, tmp_path, monkeypatch):
     """A worker of the queue is a dvc process that starts another for each experiment."""
-    stage = f"{sys.executable} -c \"from pipeline.tracking import stage_run as s\nwith s('ingest', 'siim'): pass\""
+    code = "from pipeline.tracking.mlflow_runs import stage_run as s\nwith s('ingest', 'siim'): pass"
+    stage = f'{sys.executable} -c "{code}"'
     (tmp_path / "dvc").write_text(
         "import subprocess, sys\n"
         f"command = [{sys.executable!r}, __file__, 'exec'] if sys.argv[1] == 'worker' else {stage!r}\n"
@@ -300,7 +302,7 @@ def test_experiments_of_one_queue_worker_are_repros_of_their_own(records, tmp_pa
 def test_a_record_says_what_it_cost(records):
     """Memory is the most the process held: 100 MB show, though they are gone at the end."""
     script = (
-        "from pipeline.tracking import stage_run\n"
+        "from pipeline.tracking.mlflow_runs import stage_run\n"
         "with stage_run('embed', 'clip'): held = bytearray(b'x' * {}); del held\n"
     )
     for size in (1, 100_000_000):

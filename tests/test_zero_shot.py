@@ -13,15 +13,16 @@ import torch
 import yaml
 from sklearn.metrics import roc_auc_score
 
-from pipeline import neighbours, protocols, zero_shot
-from pipeline import params as config
-from pipeline.grey import encode
-from pipeline.index import read_studies, write_studies
-from pipeline.ingest import ingest
-from pipeline.metrics import resamples
-from pipeline.params import Audit, Bootstrap, Evaluate, FewShot, Ingest, Run, Source, Tracking
+from pipeline.audit import neighbours
+from pipeline.config import params as config
+from pipeline.config.params import Audit, Bootstrap, Evaluate, FewShot, Ingest, Run, Source, Tracking
+from pipeline.evaluation import protocols, zero_shot
+from pipeline.evaluation.metrics import resamples
+from pipeline.ingest.build import ingest
 from pipeline.phantom.archives import write as draw
-from pipeline.shards import Picture, ShardWriter, load_view
+from pipeline.storage.index import read_studies, write_studies
+from pipeline.storage.pictures import encode
+from pipeline.storage.shards import Picture, ShardWriter, load_view
 from pipeline.study import Study, View
 
 OPTIONS = Bootstrap(40)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.embedder import Embedder
-from pipeline.params import Other
+from pipeline.config.params import Other
+from pipeline.evaluation.embedder import Embedder
 
 
 def load(other: Other, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.adapters.checkpoint import Weights, fill, find_one
 from pipeline.adapters.towers import Bert, resnet50, resnet_maps, short_side, wordpieces
-from pipeline.embedder import Embedder
+from pipeline.adapters.weights import Weights, fill, find_one
+from pipeline.evaluation.embedder import Embedder
 
 MAX_TOKENS = 512
 SIDE, CENTRE = 512, 480  # of a picture, in pixels

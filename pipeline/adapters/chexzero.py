@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.adapters.checkpoint import Weights, fill, find
-from pipeline.embedder import Embedder
+from pipeline.adapters.weights import Weights, fill, find
+from pipeline.evaluation.embedder import Embedder
 
 MEAN, STD = 101.48761, 83.43944  # of grey in 0..255
 SIDE = 320  # of a picture in pixels, before it becomes the encoder's input

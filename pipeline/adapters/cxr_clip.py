@@ -9,19 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.adapters.checkpoint import Weights, find_one
-from pipeline.adapters.towers import (
-    HALF,
-    IMAGENET,
-    Bert,
-    Swin,
-    linear,
-    normalise,
-    resnet50,
-    short_side,
-    wordpieces,
-)
-from pipeline.embedder import Embedder
+from pipeline.adapters.towers import HALF, IMAGENET, Bert, Swin, linear, normalise, resnet50, short_side, wordpieces
+from pipeline.adapters.weights import Weights, find_one
+from pipeline.evaluation.embedder import Embedder
 
 OF_TRAINING = ("optimizer", "scheduler", "config", "epoch", "train_loss")
 MAX_TOKENS = 256

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.adapters.checkpoint import Weights, fill, find_one
 from pipeline.adapters.towers import HALF, Bert, linear, normalise, resnet50, resnet_maps, wordpieces
-from pipeline.embedder import Embedder
-from pipeline.tokens import Tokenizer
+from pipeline.adapters.weights import Weights, fill, find_one
+from pipeline.evaluation.embedder import Embedder
+from pipeline.text.tokenizer import Tokenizer
 
 OF_TRAINING = (
     *("epoch", "global_step", "pytorch-lightning_version", "callbacks", "optimizer_states", "lr_schedulers", "loops"),

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.adapters.checkpoint import POSITIONS, find
-from pipeline.embedder import Embedder
+from pipeline.adapters.weights import POSITIONS, find
+from pipeline.evaluation.embedder import Embedder
 
 
 def load(folder: Path, device: torch.device) -> Embedder:

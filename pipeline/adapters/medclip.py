@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.adapters.checkpoint import Weights, find_one
 from pipeline.adapters.towers import Bert, Swin, linear, normalise, resnet50, wordpieces
-from pipeline.embedder import Embedder
+from pipeline.adapters.weights import Weights, find_one
+from pipeline.evaluation.embedder import Embedder
 
 MAX_TOKENS = 77
 SIDE = 224  # of a picture, in pixels

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.adapters.checkpoint import Weights, fill, find_one, read
-from pipeline.embedder import Embedder
+from pipeline.adapters.weights import Weights, fill, find_one, read
+from pipeline.evaluation.embedder import Embedder
 
 
 def load(folder: Path, device: torch.device) -> Embedder:

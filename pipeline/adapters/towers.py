@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline.adapters.checkpoint import MissingWeights, fill
-from pipeline.tokens import Tokenizer
+from pipeline.adapters.weights import MissingWeights, fill
+from pipeline.text.tokenizer import Tokenizer
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -1,0 +1,386 @@
+"""params.yaml as typed, frozen, validated records; an unknown or ill-typed key is one clear error that names it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pipeline.config.records import Within
+
+OFFICIAL = "chestxray14_official"  # the archive chestxray14 read once more, with its owner's lists as the split
+BY_PATIENT = "openi_by_patient"  # the archive openi read once more, which is all test otherwise
+READ_AGAIN = {OFFICIAL: ("chestxray14", "official"), BY_PATIENT: ("openi", "patient")}  # -> reader and split
+LABEL_DATASETS = ("chexpert", "chestxray14", OFFICIAL)  # captions come from their labels through prompts
+PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS, BY_PATIENT)
+REPORT_DATASETS = ("mimic_cxr", "openi", BY_PATIENT)
+BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
+DATASETS = ("mimic_cxr", "chexpert", "chestxray14", *BINARY_DATASETS, "openi")  # an archive and a reader each
+ADAPTERS = (
+    "cxr_clip",
+    "gloria",
+    "medclip",
+    "biovil",
+    "chexzero",
+    "open_clip",
+    "hf_clip",
+)  # modules of pipeline/adapters
+MANIFEST = "manifest"  # the reader of archives that are nobody else's
+
+MANY = 1 << 20  # upper bound of a number that has no other
+Count = Annotated[int, Within(0, MANY)]
+Positive = Annotated[int, Within(1, MANY)]
+Share = Annotated[float, Within(0, 1)]
+Weight = Annotated[float, Within(0, MANY)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An archive: a folder, or an fsspec URL such as s3://bucket/folder.
+
+    ``reader`` is the module of pipeline/sources that understands its layout; ``stamp`` a small file that DVC watches in
+    the archive's stead (``python -m stages.fingerprint`` writes one).
+    """
+
+    reader: str
+    path: str
+    stamp: str
+    split: Literal["paper", "patient", "official"] = "paper"  # patient: chestxray14, rsna, openi; official: NIH's
+    reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
+    list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
+    manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path
+
+
+@dataclass(frozen=True)
+class Phantom:
+    """Synthetic archives to draw: archive -> number of studies."""
+
+    archives: dict[str, int]
+    size: int = 256
+
+
+@dataclass(frozen=True)
+class Ingest:
+    """How archives become shards."""
+
+    short_side: Annotated[int, Within(16, MANY)] = 512
+    jpeg_quality: Annotated[int, Within(1, 100)] = 95
+    shard_size: Positive = 512
+    workers: Count = 0  # local processes; 0 = one a core
+    scheduler: str = ""  # address of a dask scheduler whose workers do the work instead
+    target: str = ""  # URL under which the shards go; "" = data/shards
+    labels_only: bool = False
+    max_rejected: Share = 0.05
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The search for test images that training has seen."""
+
+    min_correlation: Share = 0.8  # of two pictures' detail, from which on they are copies
+    workers: Count = 0  # processes; 0 = one a core
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The file of training templates, and another one for runs that say ``prompts: ablation``."""
+
+    file: str
+    ablation: str = "pipeline/text/prompts_gloria.yaml"
+
+
+@dataclass(frozen=True)
+class BackTranslation:
+    """Reports said in other words by two MarianMT models, before training (paper section 4.2).
+
+    ``forward`` and ``back`` are hub names or local folders; both empty: no back-translation.
+    """
+
+    forward: str = ""  # from English into another language, such as Helsinki-NLP/opus-mt-en-it
+    back: str = ""  # and from that into English, such as Helsinki-NLP/opus-mt-it-en
+    beams: Annotated[int, Within(2, 100)] = 5
+    temperature: Annotated[float, Within(0, 100)] = 1.5
+    max_tokens: Annotated[int, Within(8, MANY)] = 128  # of a sentence; longer ones are cut at words
+    batch_size: Positive = 32  # sentences of a text translated at a time
+    workers: Positive = 1  # processes, which take turns on the CUDA devices
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What one draw from a study is (paper section 3.1)."""
+
+    unit: Literal["study", "image"] = "study"
+    negatives: Annotated[int, Within(1, 14)] = 3  # a study without any positive must say something
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Image and text augmentation (paper section 4.2)."""
+
+    image: bool = True
+    crop_scale: tuple[float, float] = (0.8, 1.1)
+    clahe: Share = 0.5
+    brightness: float = 0.1
+    contrast: float = 0.2
+    text: bool = True
+    text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.training.sampling.draw_texts``
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """A timm model: its name, whether hub weights are loaded, mean and deviation that its three input channels are
+    normalised with (of grey in [0, 1]; ImageNet's unless given), and extra arguments."""
+
+    name: str
+    pretrained: bool = True
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A BERT: by hub name or local folder, or (``name`` empty) a small one with a tokenizer trained on the corpus."""
+
+    name: str = ""
+    vocabulary: int = 2000
+    args: dict[str, Any] = field(default_factory=dict)
+    max_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class MixedModel:
+    """The one transformer of mixed runs (``pipeline.models.mixed``): image tokens of ``scales`` scales and words.
+
+    A token of scale k covers patch * 2**k pixels a side. ``mask_ratio`` of the coarsest scale's cells are hidden.
+    """
+
+    patch: Annotated[int, Within(2, 1024)] = 14
+    scales: Annotated[int, Within(1, 8)] = 3
+    width: Annotated[int, Within(4, MANY)] = 768
+    layers: Annotated[int, Within(1, 1000)] = 12
+    heads: Annotated[int, Within(1, 1000)] = 12
+    mask_ratio: float = 0.5
+
+
+@dataclass(frozen=True)
+class Model:
+    """Both encoders and the shared space; ``mixed``: what takes the encoders' place in mixed runs."""
+
+    image_encoders: dict[str, ImageEncoder]
+    text_encoder: TextEncoder
+    dim: int = 512
+    scale: float = 1 / 0.07
+    image_size: int = 224
+    mixed: MixedModel = MixedModel()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A method: the weight of each term, and what the terms look at. The defaults are CXR-CLIP (paper section 3.3).
+
+    ``pipeline.training.losses`` computes the contrastive terms, ``pipeline.training.declip`` those of DeCLIP,
+    ``pipeline.training.mixed_losses`` those of mixed runs; a table of methods is in docs/training.md.
+    """
+
+    mvs: bool = True  # image-text term over all four pairs, else over the first alone
+    mvs_weight: Weight = 1.0
+    icl_weight: Weight = 1.0
+    tcl_weight: Weight = 0.5
+    nn_weight: Weight = 0.0
+    simsiam_weight: Weight = 0.0
+    mlm_weight: Weight = 0.0
+    label_positives: bool = False  # studies with the same labels are one another's positives in the image-text term
+    label_smoothing: Share = 0.0
+    scale_limits: tuple[Weight, Weight] = (0.0, 100.0)  # of the factor on the cosines; the upper one is CLIP's
+    queue: Positive = 65536  # texts among which nn looks for the nearest
+    mlm_rate: Annotated[float, Within(0.01, 0.99)] = 0.15  # of the tokens
+    regeneration_weight: Weight = 0.0  # hidden regions of an image, at every scale (mixed runs)
+    alignment_weight: Weight = 0.0  # image and text of a pair, each by itself (mixed runs)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Optimisation (paper section 4.2)."""
+
+    launcher: str = "python"
+    epochs: Positive = 15
+    batch_size: Annotated[int, Within(2, MANY)] = 128
+    micro_batch: Count = 0  # studies of a process whose activations are held at a time; 0 = all
+    length_groups: Annotated[int, Within(1, 64)] = 4  # texts of a batch are padded to the longest of their group
+    compile: bool = False
+    lr: Share = 5e-5
+    weight_decay: float = 1e-4
+    warmup_epochs: Weight = 1.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count = 0  # of torch on CPU, which round otherwise when they are more; 0 = one a core
+    workers: Count = 0
+    shuffle_pairs: bool = False
+    patience: Count = 0  # epochs without a better validation loss that end a training; 0 = none do
+    save_minutes: Weight = 10.0  # between savings of the training state; it is saved after each epoch, too
+    timeout_minutes: Annotated[float, Within(0.05, MANY)] = (
+        10.0  # after which a process that does not answer ends the training
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: what it uses, and the keys it sets otherwise than the sections do.
+
+    In params.yaml a run may be ``like`` another one and name its differences alone; ``load`` fills in the rest.
+
+    A run of CXR-CLIP names ``image_encoder`` and ``datasets``; a mixed run its sources by role instead, and
+    ``datasets`` is then all of them.
+    """
+
+    image_encoder: str = ""
+    datasets: tuple[str, ...] = ()
+    paired: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    paired_fraction: Share = 1.0  # of the pairs that stay whole; of another one image and text are used apart
+    like: str = ""
+    prompts: Literal["file", "ablation"] = "file"  # which one of Prompts its captions are made with
+    sampling: dict[str, Any] = field(default_factory=dict)
+    augment: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.mixed and not self.datasets:
+            object.__setattr__(self, "datasets", (*self.paired, *self.images, *self.texts))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it names sources by role."""
+        return bool(self.paired or self.images or self.texts)
+
+
+@dataclass(frozen=True)
+class Other:
+    """Somebody else's trained model, evaluated beside the runs (docs/models.md)."""
+
+    adapter: str  # a module of pipeline/adapters
+    weights: str  # the folder its files lie in; it must exist, and may hold none of them
+    model: str  # its name in the tables, and so its backbone and data
+    backbone: str = ""
+    data: str = ""
+    trained_on: tuple[str, ...] = ()  # the data sets among ours: what its clean test images are clean of
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Fine-tuning of the whole image encoder on labels: of which runs, on which shares, and the recipe."""
+
+    runs: tuple[str, ...] = ()
+    shares: dict[str, Share] = field(default_factory=dict)
+    epochs: dict[str, Positive] = field(default_factory=dict)
+    lr: Share = 5e-5
+    weight_decay: Weight = 1e-4
+    batch_size: Positive = 64
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """Linear probe: shares of the training set by label, and the recipe."""
+
+    shares: dict[str, Share]
+    epochs: dict[str, Positive]
+    subset: Literal["stratified", "random"] = "stratified"  # random: one draw that looks at no label
+    seeds: tuple[Count, ...] = (0,)  # a repetition each, with its own subset; metrics are their means
+    lr: float = 5e-5
+    weight_decay: float = 1e-4
+    batch_size: Positive = 256
+    draws: Positive = 30  # augmentation draws of an image that the probe's epochs see in turn
+    fine_tune: FineTune = FineTune()
+
+
+@dataclass(frozen=True)
+class Official:
+    """Classification on ChestX-ray14's official test list: of which runs, and at which shares of ``FewShot``, linear or
+    fine-tuned."""
+
+    runs: tuple[str, ...] = ()
+    shares: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Resamples of the test set and the confidence of the interval."""
+
+    samples: Positive = 1000
+    confidence: Share = 0.95
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """The K of R@K."""
+
+    k: tuple[int, ...] = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Regeneration:
+    """Hidden regions of test images guessed again: by which mixed runs, and at which shares of hidden cells."""
+
+    runs: tuple[str, ...] = ()
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    images: Count = 0  # at most so many of a test set; 0 = all
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Everything after training."""
+
+    few_shot: FewShot
+    protocols: tuple[str, ...] = ("paper", "paper_prompts")  # names, or paths of files; tables show the first
+    official: Official = Official()
+    regeneration: Regeneration = Regeneration()
+    bootstrap: Bootstrap = Bootstrap()
+    retrieval: Retrieval = Retrieval()
+    batch_size: Positive = 256
+    threads: Count = 0  # of torch on CPU, which round otherwise when they are more; 0 = one a core
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page may show."""
+
+    show_patient_data: bool = False
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """MLflow."""
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True)
+class Params:
+    """The whole of params.yaml. ``seeds``: of trainings, each added to ``seed``; every run is trained with each."""
+
+    seed: int
+    sources: dict[str, Source]
+    phantom: Phantom
+    ingest: Ingest
+    prompts: Prompts
+    sampling: Sampling
+    augment: Augment
+    model: Model
+    loss: Loss
+    train: Train
+    runs: dict[str, Run]
+    main: tuple[str, ...]
+    ablations: tuple[str, ...]
+    control: str
+    evaluate: Evaluate
+    audit: Audit = Audit()
+    back_translation: BackTranslation = BackTranslation()
+    seeds: tuple[Count, ...] = (0,)
+    prompt_ablations: tuple[str, ...] = ()
+    compositions: tuple[str, ...] = ()
+    others: dict[str, Other] = field(default_factory=dict)
+    report: Report = Report()
+    tracking: Tracking = Tracking()

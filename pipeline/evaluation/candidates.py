@@ -1,0 +1,40 @@
+"""Retrieval's candidate texts: which text is a study's own, and the distinct ones of a test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.evaluation.protocols import RetrievalSet
+from pipeline.study import Study
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Distinct texts in order of first appearance; ``queries`` are the studies (by position) that take part and
+    ``targets`` the text of each."""
+
+    texts: list[str]
+    queries: list[int]
+    targets: np.ndarray
+
+
+def report_text(study: Study, rule: RetrievalSet) -> str | None:
+    """The longest of the sections that the rule names, the first named of equally long ones; None where all lack."""
+    sections = {"findings": study.findings, "impression": study.impression}
+    return max((sections[name] or "" for name in rule.text), key=len) or None
+
+
+def candidates(studies: Sequence[Study], rule: RetrievalSet) -> Candidates:
+    """Deduplicate the texts of test studies. A study without a text, or with lateral views only, takes no part."""
+    texts: dict[str, int] = {}
+    queries, targets = [], []
+    for i, study in enumerate(studies):
+        text = report_text(study, rule)
+        if text is None or all(v.position == "LATERAL" for v in study.views):
+            continue
+        queries.append(i)
+        targets.append(texts.setdefault(text, len(texts)))
+    return Candidates(list(texts), queries, np.array(targets, dtype=np.int64))

@@ -1,0 +1,189 @@
+"""Embeddings of test images, candidate texts and evaluation prompts, once a model (form: docs/results.md)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.config.params import BINARY_DATASETS
+from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.embedder import Embedder
+from pipeline.evaluation.protocols import TEST_SETS, RetrievalSet
+from pipeline.models.checkpoint import Net, load_model
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.index import read_studies
+from pipeline.storage.shards import load_view
+from pipeline.study import POSITIVE, View
+from pipeline.text.tokenizer import Tokenizer
+
+MAPS = 6  # examples of where an image agrees with a prompt
+NOT_ALIGNED = "not aligned: no pair in training"  # of a mixed run, which then has no zero-shot and no retrieval
+
+
+def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:
+    """One of our own checkpoints (``pipeline.models.checkpoint.save_model``): the evaluation crop as uint8 [S, S];
+    a linear probe stands on the pooled features before the projection.
+
+    Raises:
+        ValueError: the folder holds no checkpoint of this version.
+    """
+    net, tokenizer, run = load_model(folder, device)
+    return of_model(net, tokenizer, run.image_size, batch_size)
+
+
+def of_model(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int = 256) -> Embedder:
+    """A model in memory, in eval mode, as an ``Embedder`` on the device it is on."""
+    device = net.log_scale.device
+
+    def encode_texts(texts: list[str]) -> Tensor:
+        tokens, mask = tokenizer(texts)
+        return net.encode_text(tokens.to(device), mask.to(device))
+
+    return Embedder(
+        prepare=lambda picture: evaluation_crop(picture, image_size),
+        encode_images=net.encode_image,
+        encode_texts=encode_texts,
+        features=net.image_tower,
+        size=image_size,
+        scale=float(net.scale.detach()),
+        device=device,
+        batch_size=batch_size,
+    )
+
+
+def embed(
+    embedder: Embedder,
+    prompts: Sequence[str],
+    sets: Iterable[RetrievalSet],
+    sources: Iterable[str],
+    index: Path,
+    out: Path,
+) -> dict[str, int]:
+    """Write ``out``/<dataset>.npz of every test set among ``sources``, and ``out``/prompts.npz.
+
+    A data set's file holds ``images`` float32 [N, D] (one evaluation view a test study, in index order); where it is a
+    retrieval set ``texts`` [M, D] (the distinct candidate texts, in the order of ``candidates.candidates``); and where
+    the model has local scores ``local`` [N, P], one for each prompt. prompts.npz holds ``texts`` [P], their
+    ``embeddings`` float32 [P, D], and ``scale``. ``out`` is emptied first.
+
+    Args:
+        prompts: distinct evaluation prompts.
+        sets: retrieval sets, at most one a data set.
+        index: folder of <dataset>.parquet.
+
+    Returns:
+        Number of test images per data set.
+    """
+    shutil.rmtree(out, ignore_errors=True)  # nothing of an earlier run stays
+    out.mkdir(parents=True)
+    counts: dict[str, int] = {}
+    rules = {rule.dataset: rule for rule in sets}
+    for dataset in (d for d in TEST_SETS if d in set(sources)):
+        studies = read_studies(index / f"{dataset}.parquet", ("test",))  # CheXpert's test split is CheXpert5x200
+        if not studies:
+            continue
+        views = [s.first_frontal for s in studies]
+        arrays = {"images": embedder.embed_images(views, dataset)}
+        if dataset in rules and (texts := candidates(studies, rules[dataset]).texts):
+            arrays["texts"] = embedder.embed_texts(texts)
+        if embedder.local_scores and prompts:
+            arrays["local"] = embedder.embed_local(views, prompts, dataset)
+        _save(out / f"{dataset}.npz", arrays)
+        counts[dataset] = len(studies)
+    if prompts:
+        rows = embedder.embed_texts(prompts)
+        _save(out / "prompts.npz", {"texts": np.array(prompts), "embeddings": rows, "scale": np.array(embedder.scale)})
+    return counts
+
+
+def write_maps(
+    net: Net,
+    embedder: Embedder,
+    image_size: int,
+    classes: Mapping[str, Mapping[str, str]],
+    sources: Iterable[str],
+    index: Path,
+    out: Path,
+) -> int:
+    """Write ``out``/maps.npz: similarity maps of up to ``MAPS`` test images with the prompt of a class they have.
+
+    ``maps`` float32 [n, h, w] (cosines), ``dataset`` [n], ``position`` int64 [n] (of the test study in index order) and
+    ``text`` [n] (the prompt).
+
+    Args:
+        classes: data set -> class -> its prompt. Data sets take turns, each with the first test study that is positive
+            for its next class and not taken yet.
+
+    Returns:
+        n; 0 where the image encoder has no map.
+    """
+    chosen = _examples(classes, sources, index)
+    maps = []
+    if chosen:
+        inputs = np.stack([evaluation_crop(load_view(view), image_size) for _, _, view, _ in chosen])
+        places = similarity_places(net, torch.from_numpy(inputs).to(embedder.device))
+        if places is not None:
+            prompts = torch.from_numpy(embedder.embed_texts([text for *_, text in chosen])).to(places.device)
+            maps = list(torch.einsum("nhwd,nd->nhw", places, prompts).cpu().numpy())
+    kept = chosen[: len(maps)]
+    _save(
+        out / "maps.npz",
+        {
+            "maps": np.array(maps, dtype=np.float32) if maps else np.zeros((0, 1, 1), dtype=np.float32),
+            "dataset": np.array([dataset for dataset, *_ in kept], dtype=np.str_),
+            "position": np.array([position for _, position, _, _ in kept], dtype=np.int64),
+            "text": np.array([text for *_, text in kept], dtype=np.str_),
+        },
+    )
+    return len(maps)
+
+
+@torch.inference_mode()
+def similarity_places(net: Net, images: Tensor) -> Tensor | None:
+    """Unit-norm embeddings of every place of the last feature map: uint8 [B, S, S] -> float32 [B, h, w, dim].
+
+    The image projection is linear, so it commutes with the global average pool: the mean of the projected places is
+    the image's embedding before it gets unit norm. Hence a place's cosine with a text says what it contributes. None
+    for an encoder that is not pooled by an average over a map, such as a mixed run's.
+    """
+    if not isinstance(net, CxrClip):
+        return None
+    tower = net.image_tower
+    found = tower.model.forward_features(tower.normalise(images))
+    if found.dim() != 4:
+        return None
+    if getattr(tower.model, "output_fmt", "NCHW") == "NCHW":
+        found = found.permute(0, 2, 3, 1)
+    return F.normalize(net.image_projection(found).float(), dim=-1)
+
+
+def _examples(
+    classes: Mapping[str, Mapping[str, str]], sources: Iterable[str], index: Path
+) -> list[tuple[str, int, View, str]]:
+    """Data set, position among its test studies, view and prompt of up to ``MAPS`` examples."""
+    wanted = {d: list(classes[d].items()) for d in BINARY_DATASETS if d in classes and d in set(sources)}
+    studies = {d: read_studies(index / f"{d}.parquet", ("test",)) for d in wanted}
+    taken: dict[str, set[int]] = {d: set() for d in wanted}
+    found: list[tuple[str, int, View, str]] = []
+    while len(found) < MAPS and any(wanted.values()):
+        for dataset in wanted:
+            while wanted[dataset] and len(found) < MAPS:
+                cls, text = wanted[dataset].pop(0)
+                positions = [i for i, s in enumerate(studies[dataset]) if s.labels.get(cls) == POSITIVE]
+                free = [i for i in positions if i not in taken[dataset]]
+                if free:
+                    taken[dataset].add(free[0])
+                    found.append((dataset, free[0], studies[dataset][free[0]].first_frontal, text))
+                    break
+    return found
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    np.savez(path, allow_pickle=False, **arrays)

@@ -1,0 +1,147 @@
+"""Linear probe on a frozen image encoder, and fine-tuning of the whole, with a share of the training set (Table 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.params import BINARY_DATASETS, Augment, Bootstrap, FewShot
+from pipeline.evaluation.embedder import Embedder
+from pipeline.evaluation.fine_tune import Tower, fine_tune, pictures, scores
+from pipeline.evaluation.labelled import Labelled, read_labelled, subset
+from pipeline.evaluation.linear_probe import probe
+from pipeline.evaluation.metrics import classes_with_intervals, interval, resamples
+from pipeline.evaluation.protocols import Protocol
+from pipeline.evaluation.seen_images import Seen, clean
+
+
+def tuned(
+    tower: Tower,
+    data: Labelled,
+    size: int,
+    augment: Augment,
+    options: FewShot,
+    batch_size: int,
+    seed: int,
+    workers: int,
+) -> dict[str, dict[int, np.ndarray]]:
+    """As ``probe``, of the whole encoder fine-tuned."""
+    recipe = options.fine_tune
+    valid, test = (pictures(data, split, size) for split in ("valid", "test"))
+    logits: dict[str, dict[int, np.ndarray]] = {name: {} for name in recipe.shares}
+    for name, share in recipe.shares.items():
+        for s in options.seeds:
+            chosen = subset(data.labels["train"], share, seed + s, options.subset)
+            model = fine_tune(
+                *(tower, data, chosen, valid, size, augment, recipe.epochs[name], recipe, batch_size),
+                *(seed + s, workers),
+            )
+            logits[name][s] = scores(model, test, batch_size).double().numpy()
+    return logits
+
+
+def nothing(*notes: str) -> dict[str, Any]:
+    """The result of a model that nothing was computed for, with notes that say why."""
+    return {**{form: {} for form in ("metrics", "clean", "removed", "classes", "samples")}, "notes": list(notes)}
+
+
+def evaluate(
+    embedder: Embedder,
+    tower: Tower | None,
+    trained_on: Iterable[str],
+    augment: Augment,
+    index: Path,
+    protocol: Protocol,
+    sources: list[str],
+    seen: Seen,
+    options: FewShot,
+    bootstrap: Bootstrap,
+    seed: int,
+    workers: int,
+    work: Path,
+    datasets: Sequence[str] = BINARY_DATASETS,
+) -> dict[str, Any]:
+    """Probe data sets at every share; metrics "<dataset>.<share>" (form: docs/results.md).
+
+    Args:
+        tower: fine-tuned, too, at the shares of ``options.fine_tune``; None: not. It takes crops of the
+            embedder's ``size`` as they are.
+        protocol: whose classes are learned.
+        trained_on: data sets that the model was pre-trained on. With them the probed data set itself counts, all of it,
+            in what is not clean.
+        workers: processes that prepare images; 0: this one.
+        work: folder for features that are too many for memory.
+    """
+    result = nothing()
+    for dataset in (d for d in datasets if d in sources):
+        data = read_labelled(index, protocol, dataset)
+        if data is None:
+            result["notes"].append(f"{dataset}: a split has no study")
+            continue
+        logits = probe(embedder, data, augment, options, seed, workers, work)
+        if tower is not None:
+            logits |= tuned(tower, data, embedder.size, augment, options, embedder.batch_size, seed, workers)
+        tests = data.studies["test"]
+        weights = resamples([s.patient for s in tests], bootstrap, seed)
+        unseen = clean(seen, dataset, tests, [*trained_on, dataset])
+        result["removed"][dataset] = int((~unseen).sum())
+        for name, by_seed in logits.items():
+            key = f"{dataset}.{name}"
+            measure, samples, classes, notes = _measured(data.classes, data.labels["test"], by_seed, weights, bootstrap)
+            if measure is not None:
+                result["metrics"][key], result["samples"][key] = measure, samples
+            result["classes"].setdefault(dataset, {})[name] = classes
+            result["notes"] += [f"{dataset}: {name}: {note}" for note in notes]
+            if unseen.all() or not unseen.any():
+                continue
+            some = {s: rows[unseen] for s, rows in by_seed.items()}
+            measure, samples, _, _ = _measured(
+                data.classes, data.labels["test"][unseen], some, weights[:, unseen], bootstrap
+            )
+            if measure is not None:
+                result["clean"][key], result["samples"][f"clean/{key}"] = measure, samples
+        if not unseen.any():
+            result["notes"].append(f"{dataset}: no test image is clean")
+    return result
+
+
+def with_shares(options: FewShot, names: Iterable[str]) -> FewShot:
+    """The recipe with some of its shares alone, linear and fine-tuned ones."""
+    chosen = set(names)
+    tune = options.fine_tune
+    return replace(
+        options,
+        shares={name: share for name, share in options.shares.items() if name in chosen},
+        fine_tune=replace(tune, shares={name: share for name, share in tune.shares.items() if name in chosen}),
+    )
+
+
+def _measured(
+    classes: tuple[str, ...],
+    labels: np.ndarray,
+    logits: Mapping[int, np.ndarray],
+    weights: np.ndarray,
+    options: Bootstrap,
+) -> tuple[dict[str, Any] | None, np.ndarray | None, dict[str, Any], list[str]]:
+    """The macro AUC of one share, mean over seeds with each seed's own beside it; its values over the resamples, which
+    are means over seeds, too; each class's mean AUC, whose interval's ends are means of the seeds'; notes."""
+    truth = {c: labels[:, i] for i, c in enumerate(classes)}
+    found = {
+        s: classes_with_intervals(truth, {c: rows[:, i] for i, c in enumerate(classes)}, weights, options)
+        for s, rows in logits.items()
+    }
+    per_class: dict[str, Any] = {}
+    _, _, first, notes = next(iter(found.values()))
+    for c, measure in first.items():
+        ends = {part: float(np.mean([f[2][c][part] for f in found.values()])) for part in ("value", "low", "high")}
+        per_class[c] = {**measure, **ends}
+    macros = {s: macro["value"] for s, (macro, _, _, _) in found.items() if macro is not None}
+    if not macros:
+        return None, None, per_class, notes
+    samples = np.mean([f[1] for f in found.values() if f[1] is not None], axis=0)
+    measure = interval(float(np.mean(list(macros.values()))), samples, options, len(labels))
+    return {**measure, "seeds": {str(s): value for s, value in macros.items()}}, samples, per_class, notes

@@ -1,0 +1,118 @@
+"""Full fine-tuning: the image encoder and a linear layer on it learn the labels (the paper's supplement)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config.params import Augment, FineTune
+from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches
+from pipeline.models.encoders import ImageTower
+from pipeline.models.mixed import ImagePart
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.shards import load_view
+from pipeline.training.schedule import warmup_cosine
+
+Tower = ImageTower | ImagePart
+
+
+class Classifier(nn.Module):
+    """An image encoder with a linear layer on its pooled features."""
+
+    def __init__(self, tower: Tower, classes: int) -> None:
+        """The encoder is copied: the one given stays as it is."""
+        super().__init__()
+        self.tower = copy.deepcopy(tower)
+        self.layer = nn.Linear(tower.width, classes)
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Grey uint8 [B, S, S] -> logits [B, C]; ``keys`` as in ``ImageTower.forward``."""
+        logits: Tensor = self.layer(self.tower(images, keys))
+        return logits
+
+
+def pictures(data: Labelled, split: str, size: int) -> Tensor:
+    """Every image of a split as evaluation sees it, uint8 [N, size, size]."""
+    return torch.from_numpy(np.stack([evaluation_crop(load_view(v), size) for v in data.views(split)]))
+
+
+def fine_tune(
+    tower: Tower,
+    data: Labelled,
+    chosen: np.ndarray,
+    valid: Tensor,
+    size: int,
+    augment: Augment,
+    epochs: int,
+    options: FineTune,
+    batch_size: int,
+    seed: int,
+    workers: int,
+) -> Classifier:
+    """Train a copy of the encoder and a new linear layer with BCE, AdamW, 10 % warm-up and cosine; of all epochs that
+    of lowest validation loss is kept.
+
+    The encoder is in training mode (BatchNorm's statistics move on). An image has another augmentation each epoch. An
+    epoch is cut in batches of at most ``options.batch_size`` that differ by one image at most, so that BatchNorm never
+    sees a few left over. On CUDA passes run in bfloat16.
+
+    Args:
+        chosen: positions of training images; ``valid``: ``pictures`` of the validation split.
+        batch_size: images a validation pass.
+
+    Returns:
+        The classifier in evaluation mode, on the encoder's device.
+    """
+    device = tower.mean.device
+    torch.manual_seed(seed)
+    model = Classifier(tower, len(data.classes)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    steps = math.ceil(len(chosen) / options.batch_size)
+    warmup = max(1, round(0.1 * epochs * steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, epochs * steps))
+    target = torch.from_numpy(data.labels["train"]).float()
+    truth = torch.from_numpy(data.labels["valid"]).float()
+    draws = torch.Generator().manual_seed(seed)
+    views = data.views("train")
+    best: dict[str, Any] = {}
+    best_loss = math.inf
+    for epoch in range(epochs):
+        parts = [p.tolist() for p in torch.randperm(len(chosen), generator=draws).tensor_split(steps)]
+        items = AugmentedViews(views, [(epoch, int(i)) for i in chosen], size, augment, seed)
+        model.train()
+        for images, positions in batches(items, parts, workers):
+            keys = torch.randint(1 << 62, (len(images),), generator=draws)  # of stochastic depth
+            with _autocast(device):
+                logits = model(images.to(device), keys.to(device))
+            loss = F.binary_cross_entropy_with_logits(logits.float(), target[positions].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        valid_loss = F.binary_cross_entropy_with_logits(scores(model, valid, batch_size), truth).item()
+        if not math.isfinite(valid_loss):
+            raise ValueError(f"{data.name}: fine-tuning diverged; lower evaluate.few_shot.fine_tune.lr")
+        if valid_loss < best_loss:
+            best_loss, best = valid_loss, {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(best)
+    return model.eval()
+
+
+@torch.inference_mode()
+def scores(model: Classifier, images: Tensor, batch_size: int) -> Tensor:
+    """Logits of ``pictures`` in evaluation mode, float32 [N, C] on the CPU."""
+    model.eval()
+    device = model.layer.weight.device
+    with _autocast(device):
+        return torch.cat([model(part.to(device)).float().cpu() for part in images.split(batch_size)])
+
+
+def _autocast(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -1,0 +1,120 @@
+"""A labelled data set for linear probe and fine-tuning: its splits, its subsets, augmented draws of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.config.params import Augment
+from pipeline.evaluation.protocols import Protocol, classes_of
+from pipeline.storage.index import read_studies
+from pipeline.study import Study, View, positives
+from pipeline.training.augment import augment_view
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One data set with a label per class.
+
+    Attributes:
+        studies: split (train, valid, test) -> studies in index order, none of them empty.
+        labels: split -> bool [N, C].
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    studies: Mapping[str, Sequence[Study]]
+    labels: dict[str, np.ndarray]
+
+    def views(self, split: str) -> list[View]:
+        """The frontal view of each study."""
+        return [s.first_frontal for s in self.studies[split]]
+
+
+def read_labelled(index: Path, protocol: Protocol, dataset: str) -> Labelled | None:
+    """The classes whose zero-shot AUC the protocol measures, with labels; None where a split has no study."""
+    classes = tuple(classes_of(protocol, dataset))
+    studies = {s: read_studies(index / f"{dataset}.parquet", (s,)) for s in ("train", "valid", "test")}
+    if not all(studies.values()):
+        return None
+    labels = {s: np.stack([positives(rows, c) for c in classes], axis=1) for s, rows in studies.items()}
+    return Labelled(dataset, classes, studies, labels)
+
+
+def subset(labels: np.ndarray, share: float, seed: int, how: Literal["stratified", "random"]) -> np.ndarray:
+    """The positions of a seeded share of the training set, sorted; round(share * N) of them, at least one.
+
+    ``random`` is one draw that looks at no label. ``stratified`` takes, as long as places last:
+
+    1. of a class with n positives round(share * n), the rarest class first; an image counts for all its classes;
+    2. one positive of each class that has none yet, the most frequent class first: at 1 % not every rare class finds
+       a place, and common ones must not go without for their sake;
+    3. images without any of the classes, then any.
+
+    Args:
+        labels: bool [N, C].
+    """
+    count = len(labels)
+    take = max(1, round(count * share))
+    order = np.random.default_rng([seed, count]).permutation(count)
+    if how == "random" or take == count:
+        return np.sort(order[:take])
+    chosen = np.zeros(count, dtype=bool)
+
+    def fill(candidates: np.ndarray, places: int) -> None:
+        """Choose up to so many of the candidates (bool [N]) that are not yet chosen, in the drawn order."""
+        free = order[(candidates & ~chosen)[order]]
+        chosen[free[: max(0, min(places, take - int(chosen.sum())))]] = True
+
+    totals = labels.sum(axis=0)
+    for c in np.argsort(totals, kind="stable"):
+        fill(labels[:, c], round(share * int(totals[c])) - int(labels[chosen, c].sum()))
+    for c in np.argsort(-totals, kind="stable"):
+        fill(labels[:, c], 1 - int(labels[chosen, c].sum()))
+    fill(~np.any(labels, axis=1), take)
+    fill(np.ones(count, dtype=bool), take)
+    return np.flatnonzero(chosen)
+
+
+class AugmentedViews(Dataset[tuple[np.ndarray, int]]):
+    """Training images under augmentation; the draw of an image depends on seed, draw and its position alone."""
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        draws: Sequence[tuple[int, int]],
+        size: int,
+        options: Augment,
+        seed: int,
+        prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        """``draws``: (draw, position in ``views``) of each item; ``prepare``: uint8 [size, size] -> model input."""
+        self.views, self.draws, self.size, self.options = views, draws, size, options
+        self.seed, self.prepare = seed, prepare
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, item: int) -> tuple[np.ndarray, int]:
+        """The model's input and the position of the image."""
+        draw, position = self.draws[item]
+        rng = np.random.default_rng([self.seed, draw, position])
+        picture = augment_view(self.views[position], self.size, self.options, rng)
+        return (self.prepare(picture) if self.prepare else picture), position
+
+
+def batches(
+    data: AugmentedViews, parts: Iterable[list[int]], workers: int
+) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order, by ``workers`` processes."""
+    return DataLoader(data, batch_sampler=parts, num_workers=workers, collate_fn=_stack)
+
+
+def _stack(items: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(np.stack([x for x, _ in items])), torch.tensor([position for _, position in items])

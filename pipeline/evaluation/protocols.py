@@ -1,0 +1,344 @@
+"""Evaluation protocols: which prompts are used, how they become scores, what is measured, and which texts are searched;
+read from YAML files.
+
+``pipeline/evaluation/protocols/<name>.yaml`` are those of the paper and of other projects (docs/protocols.md); a user's
+own is named by its path. Prompts are used letter for letter.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from pipeline.config.params import DATASETS, OFFICIAL, Count
+from pipeline.config.records import ParamsError, hint, read_record
+from pipeline.text import prompts as templates
+
+FOLDER = Path(__file__).parent / "protocols"
+TEST_SETS = (*(d for d in DATASETS if d != "chestxray14"), OFFICIAL)  # archives whose test images are embedded
+REPORT_SETS = ("chexpert", "mimic_cxr", "openi")  # those of them with reports
+NAME = re.compile(r"[A-Za-z0-9_]+")  # both stand in the names of metrics
+WAYS = ("positive", "grid", "lists", "file", "as_in")
+
+
+class ProtocolError(ValueError):
+    """A protocol that cannot be used; the message is one line that names the file and the key."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """So many prompts of each class, drawn without replacement; 0 = all, as where a class has no more."""
+
+    count: Count = 0
+    seed: Count = 0
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Where a test set's prompts come from: exactly one of ``WAYS``.
+
+    ``positive`` and ``negative``: templates, {} being the class, for each of ``classes``. ``grid``: class -> lists of
+    terms, each combination of which, joined by spaces, is a prompt. ``lists``: class -> prompts. ``file``: a file of
+    training templates (as ``pipeline/text/prompts.yaml``; relative to the protocol), whose positive sentences of
+    ``classes`` are the prompts. ``as_in``: "<protocol>/<test set>", the prompts of that one.
+    """
+
+    classes: tuple[str, ...] = ()
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    grid: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    file: str = ""
+    as_in: str = ""
+    sample: Sample = Sample()
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """One test set as a protocol's file writes it.
+
+    ``aggregate``: a class's cosine is the mean or the largest over its prompts, or that with the normalised mean of
+    their embeddings. ``local``: a prompt's cosine is first averaged with the local score where the model has one.
+    ``z_score``: a class's values are made mean 0 and deviation 1 over the test set. ``score``: the cosine itself, or
+    positive and negative cosine as a difference or through a softmax without a scale. ``metric``: macro AUC over the
+    classes, or accuracy of the class with the largest score.
+    """
+
+    dataset: str
+    prompts: Prompts
+    aggregate: Literal["mean", "max", "embedding"]
+    score: Literal["difference", "softmax", "cosine"]
+    metric: Literal["auc", "accuracy"]
+    split: Literal["test"] = "test"  # only test images are embedded
+    local: bool = False
+    z_score: bool = False
+
+
+@dataclass(frozen=True)
+class RetrievalSet:
+    """One retrieval set as a protocol's file writes it.
+
+    ``text``: sections of a report. The longest stands for its study, of equally long ones that which is named first; a
+    study without any takes no part. ``candidates``: the distinct texts of all studies that take part. ``studies``:
+    those with a frontal view, which is the query.
+    """
+
+    dataset: str
+    text: tuple[Literal["findings", "impression"], ...]
+    candidates: Literal["distinct"]
+    studies: Literal["frontal"]
+    split: Literal["test"] = "test"  # only test images are embedded
+
+
+@dataclass(frozen=True)
+class _File:
+    test_sets: dict[str, TestSet]
+    retrieval: dict[str, RetrievalSet] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A test set with its prompts written out: class -> prompts, in order, repeated ones included.
+
+    ``negative`` is empty where the score is the cosine itself.
+    """
+
+    name: str
+    rule: TestSet
+    positive: dict[str, list[str]]
+    negative: dict[str, list[str]]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """``name`` is its file's, without ``.yaml``; ``tasks`` and ``retrieval`` (name -> set) in the order of the file."""
+
+    name: str
+    tasks: dict[str, Task]
+    retrieval: dict[str, RetrievalSet] = field(default_factory=dict)
+
+
+def load(name: str) -> Protocol:
+    """Read a protocol: one of ``FOLDER`` by its name, or any file by its path (it holds a "/" or ends in ".yaml").
+
+    Raises:
+        ProtocolError: one line that names the file, the key, and what is wrong with it.
+    """
+    path = _path(name)
+    if not NAME.fullmatch(path.stem):
+        raise ProtocolError(f"{path}: a protocol's name is letters, digits and _; rename the file")
+    tasks = {}
+    found = _read(path)
+    for key, rule in found.test_sets.items():
+        if not NAME.fullmatch(key):
+            raise ProtocolError(f"{path}: test_sets.{key}: a test set's name is letters, digits and _")
+        try:
+            _known(rule.dataset)
+            positive, negative = _sides(rule.prompts, path)
+            _check(rule, positive, negative)
+        except (ParamsError, ProtocolError, templates.PromptError) as error:
+            raise ProtocolError(f"{path}: test_sets.{key}.{error}") from None
+        tasks[key] = Task(key, rule, positive, negative)
+    _check_retrieval(found.retrieval, path)
+    return Protocol(path.stem, tasks, found.retrieval)
+
+
+def load_all(names: Sequence[str]) -> list[Protocol]:
+    """The protocols of ``evaluate.protocols``; the first is what the tables show.
+
+    Raises:
+        ProtocolError: one cannot be used, or two have one name.
+    """
+    found = [load(name) for name in names]
+    for i, protocol in enumerate(found):
+        if protocol.name in {p.name for p in found[:i]}:
+            raise ProtocolError(f"evaluate.protocols: two are named {protocol.name}; rename a file")
+    return found
+
+
+def prompt_texts(names: Sequence[str]) -> list[str]:
+    """All distinct prompts of these protocols, in order of first appearance; what every model embeds."""
+    tasks = [task for protocol in load_all(names) for task in protocol.tasks.values()]
+    sides = [side for task in tasks for side in (task.positive, task.negative)]
+    return list(dict.fromkeys(text for side in sides for texts in side.values() for text in texts))
+
+
+def classes_of(protocol: Protocol, dataset: str) -> list[str]:
+    """The classes whose AUC a protocol measures on a data set; what a probe on it learns.
+
+    Raises:
+        ProtocolError: the protocol measures no AUC there.
+    """
+    for task in protocol.tasks.values():
+        if task.rule.dataset == dataset and task.rule.metric == "auc":
+            return list(task.positive)
+    raise ProtocolError(f"evaluate.protocols: {protocol.name}, the first, measures no AUC on {dataset}")
+
+
+def retrieval_sets(protocol: Protocol, sources: Collection[str]) -> dict[str, RetrievalSet]:
+    """The retrieval sets of a protocol by name.
+
+    Raises:
+        ProtocolError: it has none, although a data set among ``sources`` has reports.
+    """
+    if not protocol.retrieval and (there := [d for d in REPORT_SETS if d in sources]):
+        raise ProtocolError(
+            f"evaluate.protocols: {protocol.name}, the first, has no retrieval sets, and {', '.join(there)} could be "
+            "searched; give it a key retrieval (docs/protocols.md)"
+        )
+    return protocol.retrieval
+
+
+def measuring(names: Sequence[str], dataset: str) -> Protocol:
+    """The first of these protocols that measures an AUC on a data set.
+
+    Raises:
+        ProtocolError: none does, or one cannot be used.
+    """
+    for protocol in load_all(names):
+        if any(t.rule.dataset == dataset and t.rule.metric == "auc" for t in protocol.tasks.values()):
+            return protocol
+    raise ProtocolError(f"evaluate.protocols: none measures an AUC on {dataset}; add the protocol chestxray14")
+
+
+def _path(name: str) -> Path:
+    if "/" in name or name.endswith(".yaml"):
+        return Path(name)
+    path = FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
+        raise ProtocolError(
+            f"evaluate.protocols: {name!r} is none of {', '.join(known)}{hint(name, known)}, nor a path of a .yaml file"
+        )
+    return path
+
+
+def _read(path: Path) -> _File:
+    try:
+        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_record(_File, raw)
+    except FileNotFoundError:
+        raise ProtocolError(f"{path}: not found; evaluate.protocols names it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
+        where = f"line {line}: " if line else ""
+        raise ProtocolError(f"{path}: {where}not valid YAML; a prompt with {{}} must stand in quotes") from None
+    except ParamsError as error:
+        raise ProtocolError(f"{path}: {error}") from None
+
+
+def _known(dataset: str) -> None:
+    if dataset not in TEST_SETS:
+        raise ProtocolError(
+            f"dataset: {dataset!r} is no test set; known are {', '.join(TEST_SETS)}{hint(dataset, TEST_SETS)}"
+        )
+
+
+def _check_retrieval(found: dict[str, RetrievalSet], path: Path) -> None:
+    """Raises ``ProtocolError`` where a retrieval set cannot be used."""
+    taken: dict[str, str] = {}
+    for key, rule in found.items():
+        at = f"{path}: retrieval.{key}"
+        if not NAME.fullmatch(key):
+            raise ProtocolError(f"{at}: a retrieval set's name is letters, digits and _")
+        if rule.dataset not in REPORT_SETS:
+            close = hint(rule.dataset, REPORT_SETS)
+            raise ProtocolError(f"{at}.dataset: {rule.dataset!r} is none with reports: {', '.join(REPORT_SETS)}{close}")
+        if rule.dataset in taken:
+            raise ProtocolError(f"{at}.dataset: {rule.dataset} is searched by {taken[rule.dataset]} already")
+        if not rule.text or len(set(rule.text)) < len(rule.text):
+            raise ProtocolError(f"{at}.text: expected one section or more, each once")
+        taken[rule.dataset] = key
+
+
+def _sides(spec: Prompts, path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Positive and negative prompts by class, sampled."""
+    ways = [way for way in WAYS if getattr(spec, way)]
+    if len(ways) != 1:
+        raise ProtocolError(f"prompts: needs one of {', '.join(WAYS)}, has {' and '.join(ways) or 'none'}")
+    if (spec.classes != ()) != (ways[0] in ("positive", "file")):
+        what = "missing" if not spec.classes else f"not to be given beside {ways[0]}"
+        raise ProtocolError(f"prompts.classes: {what}")
+    if len(set(spec.classes)) != len(spec.classes):
+        raise ProtocolError("prompts.classes: a class stands there twice")
+    if spec.negative and not spec.positive:
+        raise ProtocolError(f"prompts.negative: not to be given beside {ways[0]}")
+    if spec.negative and spec.sample.count:
+        raise ProtocolError("prompts.sample: not to be given beside negative prompts")
+    negative: dict[str, list[str]] = {}
+    if spec.positive:
+        positive, negative = _filled(spec, "positive"), _filled(spec, "negative")
+    elif spec.grid:
+        positive = {name: _combined(name, lists) for name, lists in spec.grid.items()}
+    elif spec.lists:
+        positive = {name: list(texts) for name, texts in spec.lists.items()}
+    elif spec.file:
+        pools = templates.load(path.parent / spec.file)
+        positive = {name: list(pools.sentences(name, templates.VALUES["positive"])) for name in spec.classes}
+    else:
+        positive, negative = _of_another(spec.as_in)
+    for name, texts in positive.items():
+        if not texts or not all(text.strip() for text in texts):
+            raise ProtocolError(f"prompts: {name} has {'a blank prompt' if texts else 'no prompt'}")
+    return {name: _drawn(name, texts, spec.sample) for name, texts in positive.items()}, negative
+
+
+def _of_another(reference: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    name, slash, key = reference.rpartition("/")
+    if not slash:
+        raise ProtocolError(f"prompts.as_in: {reference!r} is not <protocol>/<test set>")
+    path = _path(name)
+    others = _read(path).test_sets
+    if key not in others:
+        raise ProtocolError(f"prompts.as_in: {path} has no test set {key!r}{hint(key, others)}")
+    if others[key].prompts.as_in:
+        raise ProtocolError(f"prompts.as_in: {reference} itself refers to {others[key].prompts.as_in}; name that")
+    return _sides(others[key].prompts, path)
+
+
+def _filled(spec: Prompts, side: Literal["positive", "negative"]) -> dict[str, list[str]]:
+    """The templates of one side with each class put in; {} where the side has none."""
+    found: tuple[str, ...] = getattr(spec, side)
+    for text in found:
+        if any(brace in text.replace("{}", "") for brace in "{}"):
+            raise ProtocolError(f"prompts.{side}: {text!r}: a brace is not {{}}, the place of the class")
+        if not text.strip():
+            raise ProtocolError(f"prompts.{side}: a blank prompt")
+        if "{}" not in text and len(spec.classes) > 1:
+            raise ProtocolError(f"prompts.{side}: {text!r} is the same for every class; put {{}} where the class goes")
+    return {name: [text.replace("{}", name) for text in found] for name in spec.classes} if found else {}
+
+
+def _combined(name: str, lists: dict[str, tuple[str, ...]]) -> list[str]:
+    """Every combination of a class's lists, the last varying fastest; a repeated term counts as often as it stands."""
+    combinations = [" ".join(filter(None, terms)) for terms in product(*lists.values())] if lists else []
+    if not combinations:
+        raise ProtocolError(f"prompts.grid.{name}: expected lists of terms, none of them empty")
+    return combinations
+
+
+def _drawn(name: str, texts: list[str], sample: Sample) -> list[str]:
+    """A seeded draw without replacement, in the order of the list; each class has its own stream."""
+    if not sample.count or sample.count >= len(texts):
+        return texts
+    rng = np.random.default_rng([sample.seed, zlib.crc32(name.encode())])
+    return [texts[i] for i in np.sort(rng.permutation(len(texts))[: sample.count])]
+
+
+def _check(rule: TestSet, positive: dict[str, list[str]], negative: dict[str, list[str]]) -> None:
+    """What types alone cannot say."""
+    if bool(negative) != (rule.score != "cosine"):
+        has = "has" if negative else "has no"
+        raise ProtocolError(f"score: {rule.score}, but the test set {has} negative prompts")
+    if rule.local and rule.aggregate == "embedding":
+        raise ProtocolError("local: a local score is one prompt's; aggregate it by mean or max")
+    if rule.metric == "accuracy" and len(positive) < 2:
+        raise ProtocolError("metric: accuracy needs two classes or more")

@@ -1,0 +1,88 @@
+"""One row's evaluation as the evaluation stages write it, and what stands for embeddings of a model that is not there
+(form: docs/results.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.params import Params
+from pipeline.storage.atomic import replacing
+
+MISSING = "missing.json"
+
+
+def rows(params: Params) -> dict[str, tuple[str, ...]]:
+    """All that is evaluated, and the data sets each was trained on.
+
+    Keys: ``<run>/<seed>`` of our trainings and the names of other people's models, which are the places of their
+    embeddings and results.
+    """
+    ours = {f"{name}/{seed}": run.datasets for name, run in params.runs.items() for seed in params.seeds}
+    return ours | {name: other.trained_on for name, other in params.others.items()}
+
+
+def write_missing(embeddings: Path, why: str) -> None:
+    """The folder of a model whose weights are not there, or whose two modalities training never brought together:
+    missing.json alone, {"missing": which file goes where, or what was not trained}."""
+    shutil.rmtree(embeddings, ignore_errors=True)
+    embeddings.mkdir(parents=True)
+    (embeddings / MISSING).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
+
+
+def missing(embeddings: Path) -> str | None:
+    """What ``write_missing`` wrote into a folder of embeddings; None where the embeddings are there."""
+    path = embeddings / MISSING
+    return str(json.loads(path.read_text(encoding="utf-8"))["missing"]) if path.is_file() else None
+
+
+def write(path: Path, run: str, found: dict[str, Any]) -> None:
+    """Write one evaluation of one run, whole or not at all: JSON at ``path``, ``found["samples"]`` as .npz beside it.
+
+    ``samples`` holds each metric's values over the resamples, float64 [B], which pair up between runs: the draws depend
+    on the test set and the seed alone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = dict(found)
+    samples = found.pop("samples", {})
+    with replacing(path) as partial:
+        partial.write_text(json.dumps({"run": run, **found}, indent=1) + "\n", encoding="utf-8")
+    with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **samples)
+
+
+def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        ValueError: it is not there or damaged; one line with ``remedy``, the command that writes it.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not found; run: {remedy}") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        raise ValueError(f"{path}: damaged; run: {remedy}") from None
+
+
+def values(found: dict[str, Any]) -> dict[str, float]:
+    """The bare metric values with their interval's ends, by dotted name, for tracking."""
+    flat = {}
+    for name, metric in found["metrics"].items():
+        flat[name] = metric["value"]
+        flat[f"{name}.low"], flat[f"{name}.high"] = metric["low"], metric["high"]
+    return flat
+
+
+def show(stage: str, run: str, found: dict[str, Any]) -> None:
+    """Print metrics in percent with their intervals, and the notes."""
+    for name, m in found["metrics"].items():
+        print(f"{stage} {run}: {name} {100 * m['value']:.1f} [{100 * m['low']:.1f}, {100 * m['high']:.1f}]")
+    for note in found["notes"]:
+        print(f"{stage} {run}: note: {note}")

@@ -1,0 +1,314 @@
+"""Archive -> shards, index and an account of every image.
+
+An archive's studies are listed first (the plan) and cut into shards of ``shard_size`` studies. Each shard is then one
+piece of work, done by any process on any machine that sees the archive and the work folder: it decodes its studies'
+images, writes its tar and, last, its part of the index. A piece whose part is there is done, so a run that was killed
+anywhere goes on where it was, and its bytes are those of a run that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import joblib  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from pipeline import study
+from pipeline.config.params import Ingest, Source
+from pipeline.ingest import images, pieces, sources
+from pipeline.ingest.dicom import display, pixels, reader
+from pipeline.ingest.pieces import Job, is_done, write_piece
+from pipeline.ingest.sources.archive import Archive
+from pipeline.storage import index, pictures, shards
+from pipeline.storage.files import IN_PACK, Gone
+from pipeline.storage.index import join_studies, read_studies, write_rejects, write_studies
+from pipeline.storage.shards import key
+from pipeline.study import SPLITS, Reject, Study
+
+UNLISTED = "an image that no list of the archive names, or another copy of one"
+AHEAD = 2  # pieces of work a process that are handed out: what bounds memory
+
+
+class IngestError(RuntimeError):
+    """An ingest whose result must not be used; one line."""
+
+
+def ingest(
+    dataset: str, source: Source, options: Ingest, out_shards: Path, out_index: Path, work: Path, seed: int
+) -> dict[str, Any]:
+    """Read an archive and write its shards, index, rejects and summary.
+
+    Writes ``out_shards/<dataset>-*.tar`` (or below ``options.target``, a URL), ``out_shards/rejects.parquet``,
+    ``out_index`` (Parquet) and beside it the summary (.json), which is also returned. In it written_images +
+    rejected_images == found_images, where found are the images of all listed studies. With ``options.labels_only`` no
+    image is opened and nothing is found or written.
+
+    Args:
+        work: folder on the file system of ``out_shards``, for what a later run can go on from; removed at the end.
+
+    Raises:
+        SourceError: the archive cannot be read at all.
+        IngestError: more than ``options.max_rejected`` of the images were rejected (rejects.parquet is written by
+            then), the archive vanished or the disk is full (the next run goes on), or a study stands in two splits.
+    """
+    for old in (
+        *out_shards.glob(f"{dataset}-*.tar*"),
+        out_shards / "rejects.parquet",
+        out_index,
+        out_index.with_suffix(".json"),
+    ):
+        old.unlink(missing_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it frees, more with each piece
+    try:
+        archive = sources.open_archive(dataset, source.path, work / "packs")
+        target = f"{options.target.rstrip('/')}/{dataset}" if options.target else out_shards.as_posix()
+        job = Job(
+            dataset=dataset,
+            files=archive.files.absolute(),
+            witness=min(archive.names, key=lambda name: (IN_PACK in name, name), default=""),
+            work=str(work.resolve()),
+            target=target,
+            short_side=options.short_side,
+            jpeg_quality=options.jpeg_quality,
+            parent=0 if options.scheduler else os.getpid(),
+        )
+        plan = _plan(job, archive, source, options.shard_size, seed)
+        count = 0 if options.labels_only else plan.pieces
+        _forget_unless_same(job, archive.fingerprint)
+        _run(job, count, plan.studies, options)
+    except Gone as error:
+        raise IngestError(f"{dataset}: {error}; run again when it is back, it goes on where it was") from None
+    except OSError as error:
+        raise IngestError(
+            f"{dataset}: a shard could not be written ({error.strerror or type(error).__name__}); "
+            "run again when that is mended, it goes on where it was"
+        ) from None
+    summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
+    shutil.rmtree(work)
+    return summary
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the archive's lists hold: studies to be written (in files, one a piece), rejects, and images by split."""
+
+    pieces: int
+    studies: int
+    listed: dict[str, dict[str, int]]
+    rejects: list[Reject]
+
+
+def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> Plan:
+    """Write the plan of every piece of ``size`` studies, holding one at a time."""
+    split_of: dict[str, str] = {}
+    on_disk = archive.images
+    used = bytearray(len(on_disk))  # a byte an image; a set of names would take a hundred
+    listed = {split: {"studies": 0, "images": 0} for split in SPLITS}
+    rejects = [Reject(archive.dataset, name, "file", reason) for name, reason in archive.problems]
+    count = 0
+    shutil.rmtree(job.plan(0).parent, ignore_errors=True)
+
+    def studies() -> Iterator[Study]:
+        for item in sources.read(archive, source, seed):
+            if isinstance(item, Reject):
+                rejects.append(item)
+                continue
+            name = key(item)
+            before = split_of.get(name)
+            if before not in (None, item.split):
+                raise IngestError(
+                    f"{archive.dataset}: study {name} stands in two splits, {before} and {item.split}; "
+                    "mend the archive's lists"
+                )
+            if before:
+                rejects.append(Reject(archive.dataset, name, "study", "a study of this id was listed before"))
+                continue
+            split_of[name] = item.split
+            listed[item.split]["studies"] += 1
+            listed[item.split]["images"] += len(item.views)
+            for view in item.views:
+                place = bisect_left(on_disk, view.path)
+                if place < len(on_disk) and on_disk[place] == view.path:
+                    used[place] = 1
+            yield item.with_views(replace(view, shard=view.path) for view in item.views)
+
+    remaining = studies()
+    while group := list(islice(remaining, size)):
+        write_studies(job.plan(count), group)
+        count += 1
+    unused = (name for name, was in zip(on_disk, used, strict=True) if not was)
+    rejects += [Reject(archive.dataset, name, "unlisted", UNLISTED) for name in unused]
+    return Plan(count, len(split_of), listed, rejects)
+
+
+def _forget_unless_same(job: Job, fingerprint: str) -> None:
+    """Drop the pieces of an earlier run that had other studies, files, settings or code."""
+    work = Path(job.work)
+    token = hashlib.sha256()
+    for plan in sorted(job.plan(0).parent.glob("*.parquet")):
+        token.update(plan.read_bytes())
+    settings = {**asdict(job), "files": job.files.root, "parent": 0, "fingerprint": fingerprint}
+    token.update(json.dumps(settings, sort_keys=True).encode())
+    for module in (reader, display, pixels, pictures, images, index, pieces, shards, study):
+        token.update(Path(module.__file__ or "").read_bytes())
+    state = work / "state.json"
+    if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != token.hexdigest():
+        for folder in ("parts", "shards"):
+            shutil.rmtree(work / folder, ignore_errors=True)
+        state.write_text(json.dumps(token.hexdigest()), encoding="utf-8")
+    for folder in ("parts", "shards"):
+        (work / folder).mkdir(exist_ok=True)
+        for stray in (work / folder).glob("*.partial"):
+            stray.unlink()
+
+
+def _run(job: Job, count: int, studies: int, options: Ingest) -> None:
+    """Do every piece that is not done, a bounded number at a time. One that kills its process is done again alone."""
+    todo = iter([n for n in range(count) if not is_done(job, n)])
+    crashed: list[int] = []
+    with tqdm(total=count, desc=f"ingest {job.dataset} ({studies} studies)", unit="shard", mininterval=1.0) as bar:
+        bar.update(sum(is_done(job, n) for n in range(count)))
+        while True:
+            with _executor(options) as (executor, workers):
+                pending: dict[Future[None], int] = {}
+                broken = False
+                while not broken:
+                    while len(pending) < workers * AHEAD and (number := next(todo, None)) is not None:
+                        pending[executor.submit(write_piece, job, number)] = number
+                    if not pending:
+                        break
+                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                        number = pending.pop(future)
+                        try:
+                            future.result()
+                            bar.update()
+                        except Exception as error:
+                            if not _is_crash(error):
+                                raise
+                            crashed.append(number)
+                            broken = isinstance(error, BrokenExecutor)
+                crashed += (
+                    pending.values()
+                )  # of a broken pool: some were only waiting, and doing them alone is harmless
+            if not broken:
+                break
+        for number in sorted(crashed):
+            if not is_done(job, number):
+                write_piece(job, number, alone=True)
+            bar.update()
+
+
+def _is_crash(error: Exception) -> bool:
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"  # the latter is dask's
+
+
+@contextmanager
+def _executor(options: Ingest) -> Iterator[tuple[Executor, int]]:
+    """Local processes, or the workers of the dask scheduler at ``options.scheduler``; and how many there are."""
+    if options.scheduler:
+        from distributed import Client
+
+        with Client(options.scheduler) as client:
+            workers = len(client.scheduler_info()["workers"]) or 1
+            yield client.get_executor(pure=False, retries=0), workers
+        return
+    workers = options.workers or joblib.cpu_count()
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    try:
+        yield pool, workers
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _finish(
+    job: Job,
+    count: int,
+    plan: Plan,
+    source: Source,
+    archive: Archive,
+    options: Ingest,
+    out_shards: Path,
+    out_index: Path,
+) -> dict[str, Any]:
+    """Gather the parts, settle the account, and put everything in its place."""
+    out_shards.mkdir(parents=True, exist_ok=True)
+    rejects = list(plan.rejects)
+    counts = {split: {"studies": 0, "images": 0} for split in SPLITS}
+    for number in range(count):
+        rejects += [Reject(**row) for row in pq.read_table(job.part(number).with_suffix(".rejects")).to_pylist()]
+        for item in read_studies(job.part(number)):
+            counts[item.split]["studies"] += 1
+            counts[item.split]["images"] += len(item.views)
+    rejected = sum(r.kind == "image" for r in rejects)
+    found = 0 if options.labels_only else sum(n["images"] for n in plan.listed.values())
+    summary: dict[str, Any] = {
+        "dataset": job.dataset,
+        "labels_only": options.labels_only,
+        "phantom": job.files.has("PHANTOM.json"),
+        "listed": plan.listed,
+        "written": counts,
+        "found_images": found,
+        "written_images": sum(n["images"] for n in counts.values()),
+        "rejected_images": rejected,
+        "reasons": dict(sorted(Counter(r.reason for r in rejects).items())),
+        "notes": sources.notes(archive, source),
+    }
+    write_rejects(out_shards / "rejects.parquet", rejects)
+    print(account(summary))
+    if not plan.studies:
+        raise IngestError(
+            f"{job.dataset}: the archive at {source.path} lists no usable study; see {out_shards}/rejects.parquet"
+        )
+    share = rejected / found if found else 0.0
+    if share > options.max_rejected:
+        for number in range(count):  # what was rejected may be mended without a file changing: permissions, say
+            if pq.read_metadata(job.part(number).with_suffix(".rejects")).num_rows:
+                job.part(number).unlink()
+        reasons = Counter(r.reason for r in rejects if r.kind == "image").most_common(3)
+        raise IngestError(
+            f"{job.dataset}: {share:.1%} of {found} images rejected, more than ingest.max_rejected = "
+            f"{options.max_rejected:.1%} ({'; '.join(f'{reason}: {n}' for reason, n in reasons)}); "
+            f"see {out_shards}/rejects.parquet (images are looked for anywhere under {source.path})"
+        )
+    join_studies(out_index, map(job.part, range(count)))
+    out_index.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    for tar in sorted((Path(job.work) / "shards").glob("*.tar")):
+        tar.replace(out_shards / tar.name)
+    return summary
+
+
+def account(summary: dict[str, Any]) -> str:
+    """The summary as one screen of text: counts per split and per reason."""
+    lines = [f"{summary['dataset']}{' (phantom)' if summary['phantom'] else ''}", ""]
+    lines.append(f"  {'split':<8}{'studies':>10}{'images':>10}{'written':>10}{'images':>10}")
+    for split in SPLITS:
+        listed, written = summary["listed"][split], summary["written"][split]
+        counts = (listed["studies"], listed["images"], written["studies"], written["images"])
+        lines.append(f"  {split:<8}" + "".join(f"{n:>10,}" for n in counts))
+    if summary["labels_only"]:
+        lines.append("  label files only: no image was opened")
+    else:
+        lines.append(
+            f"  images: {summary['found_images']:,} found = {summary['written_images']:,} written "
+            f"+ {summary['rejected_images']:,} rejected"
+        )
+    top = sorted(summary["reasons"].items(), key=lambda item: -item[1])
+    lines += [f"  {n:>8,} x {reason}" for reason, n in top[:12]]
+    lines += [f"  note: {note}" for note in summary["notes"]]
+    return "\n".join(lines)

@@ -1,0 +1,343 @@
+"""The stored values of a DICOM: native, run-length and JPEG-family pixel data -> integer or float arrays (PS3.5).
+
+Taken from the file's own bytes, so that every size is checked before anything of that size is allocated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import struct
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.storage.pictures import ImageError
+
+Values = NDArray[Any]
+
+LOSSLESS_JPEG = "1.2.840.10008.1.2.4.57"
+EXTENDED_JPEG = "1.2.840.10008.1.2.4.51"
+
+
+@contextlib.contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Codecs written in C print to the process's own stderr; here it goes nowhere."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def stored(
+    data: bytes, offset: int, length: int, kind: str, syntax: str, little: bool, big: bool, facts: dict[str, Any]
+) -> tuple[Values, int, bool]:
+    """Stored values [H, W] or [H, W, 3] (u)int8..64, significant bits and signedness.
+
+    Padding of the words and overlays in unused bits (PS3.5 8.1.1) are cleared, signs extended.
+    """
+    if kind == "native":
+        if length < 0:
+            raise ImageError("DICOM pixel data encapsulated against its transfer syntax")
+        values, bits, signed = _native(data, offset, length, little, big, facts), facts["stored"], facts["signed"]
+        shift = facts["shift"]
+    else:
+        if length >= 0:
+            raise ImageError("DICOM pixel data not encapsulated as its transfer syntax asks")
+        frame = _fragments(data, offset)
+        shift = 0
+        if kind == "rle":
+            values, bits, signed = _rle(frame, facts), facts["stored"], facts["signed"]
+            shift = facts["shift"]
+        elif kind == "jpeg":
+            values, bits, signed = _jpeg(frame, syntax, facts)
+        elif kind == "jpeg-ls":
+            values, bits, signed = _jpeg_ls(frame, syntax, facts)
+        else:
+            values, bits, signed = _jpeg2000(frame, facts)
+        if signed and facts["stored"] < bits and int(values.max()) < 1 << facts["stored"]:
+            bits = facts["stored"]  # a stream of wider words around signed values that were not extended
+    if values.ndim == 2 and kind != "native" and values.shape != (facts["rows"], facts["columns"]):
+        raise ImageError("DICOM pixel data has another shape than its header states")
+    return _significant(values, bits, shift, signed), bits, signed
+
+
+def _significant(values: Values, bits: int, shift: int, signed: bool) -> Values:
+    """Unsigned words -> the ``bits`` above the lowest ``shift`` ones, sign extended if signed; no copy if so."""
+    width = values.dtype.itemsize * 8
+    if shift:
+        values = values >> values.dtype.type(shift)
+    if signed:
+        values = values.view(values.dtype.str.replace("u", "i"))
+    if bits < width:
+        low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+        if int(values.max()) > high or int(values.min()) < low:
+            if signed:
+                spare = values.dtype.type(width - bits)
+                return np.asarray((values << spare) >> spare)
+            return np.asarray(values & values.dtype.type(high))
+    return values
+
+
+def _native(data: bytes, offset: int, length: int, little: bool, big: bool, facts: dict[str, Any]) -> Values:
+    """Uncompressed words (PS3.5 8.1.1, 8.2), of YBR_FULL_422 the luma only."""
+    rows, columns, samples, size = facts["rows"], facts["columns"], facts["samples"], facts["allocated"] // 8
+    subsampled = facts["interpretation"] == "YBR_FULL_422"
+    if subsampled and (columns % 2 or size != 1):
+        raise ImageError("DICOM with subsampled colour of an odd width or more than 8 bits")
+    count = rows * columns * (2 if subsampled else samples)
+    swapped = not little and size == 1 and big  # bytes packed in big endian words
+    if min(length, len(data) - offset) < count * size:
+        raise ImageError("DICOM pixel data truncated")
+    if swapped:
+        stop = offset + count + count % 2
+        if stop > len(data):
+            raise ImageError("DICOM pixel data truncated")
+        flat = np.frombuffer(data[offset:stop], ">u2").astype("<u2").view(np.uint8)[:count]
+    else:
+        flat = np.frombuffer(data, f"{'<' if little else '>'}u{size}", count, offset)
+        if not little and size > 1:
+            flat = flat.astype(f"=u{size}")
+        elif not flat.flags.aligned:
+            flat = flat.copy()
+    if subsampled:  # two lumas, then the two colour differences they share (PS3.3 C.7.6.3.1.2)
+        return np.ascontiguousarray(flat.reshape(-1, 4)[:, :2]).reshape(rows, columns)
+    if samples == 1:
+        return flat.reshape(rows, columns)
+    if facts["planar"] == 1:
+        return flat.reshape(3, rows, columns).transpose(1, 2, 0)
+    return flat.reshape(rows, columns, 3)
+
+
+def floats(
+    data: bytes, offset: int, length: int, keyword: str, kind: str, little: bool, facts: dict[str, Any]
+) -> Values:
+    """Float or double float pixel data (PS3.3 C.7.6.24, C.7.6.25), native only, as float64 [H, W]."""
+    size = 4 if keyword == "FloatPixelData" else 8
+    count = facts["rows"] * facts["columns"]
+    if kind != "native" or facts["samples"] != 1 or facts["allocated"] != size * 8:
+        raise ImageError("DICOM float pixel data do not fit their header")
+    if min(length, len(data) - offset) < count * size:
+        raise ImageError("DICOM pixel data truncated")
+    flat = np.frombuffer(data, f"{'<' if little else '>'}f{size}", count, offset)
+    return flat.astype(np.float64).reshape(facts["rows"], facts["columns"])
+
+
+def _fragments(data: bytes, offset: int) -> bytes:
+    """The one frame's fragments, joined (PS3.5 A.4); the first item is the offset table."""
+    parts, first = [], True
+    while True:
+        if offset + 8 > len(data):
+            raise ImageError("DICOM encapsulated pixel data truncated")
+        tag, size = data[offset : offset + 4], int.from_bytes(data[offset + 4 : offset + 8], "little")
+        offset += 8
+        if tag == b"\xfe\xff\xdd\xe0":
+            break
+        if tag != b"\xfe\xff\x00\xe0":
+            raise ImageError("DICOM encapsulated pixel data damaged")
+        if offset + size > len(data):
+            raise ImageError("DICOM encapsulated pixel data truncated")
+        if not first:
+            parts.append(data[offset : offset + size])
+        first, offset = False, offset + size
+    if not any(parts):
+        raise ImageError("DICOM encapsulated pixel data empty")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _rle(frame: bytes, facts: dict[str, Any]) -> Values:
+    """RLE (PS3.5 G): one PackBits segment for each byte of each sample, highest byte first."""
+    rows, columns, samples, size = facts["rows"], facts["columns"], facts["samples"], facts["allocated"] // 8
+    pixels = rows * columns
+    if len(frame) < 64:
+        raise ImageError("DICOM RLE header truncated")
+    count, *offsets = struct.unpack("<16I", frame[:64])
+    if count != samples * size or size > 2:
+        raise ImageError("DICOM RLE segments do not fit the header")
+    bounds = [*offsets[:count], len(frame)]
+    if bounds[0] < 64 or any(a > b for a, b in pairwise(bounds)):
+        raise ImageError("DICOM RLE header damaged")
+    planes = np.zeros((samples, pixels, size), np.uint8)
+    for index in range(count):
+        segment = _unpack(frame[bounds[index] : bounds[index + 1]], pixels)
+        planes[index // size, :, size - 1 - index % size] = segment
+    words = planes.reshape(samples, pixels * size).view(f"<u{size}").astype(f"=u{size}", copy=False)
+    if samples == 1:
+        return words.reshape(rows, columns)
+    return words.reshape(samples, rows, columns).transpose(1, 2, 0)
+
+
+def _unpack(segment: bytes, pixels: int) -> Values:
+    """One PackBits segment (PS3.5 G.3.2) of ``pixels`` bytes; more than these are padding."""
+    parts, done, at, end = [], 0, 0, len(segment)
+    while done < pixels and at < end:
+        code = segment[at]
+        if code < 128:
+            part = segment[at + 1 : at + 2 + code]
+            at += 2 + code
+        elif code > 128:
+            part = segment[at + 1 : at + 2] * (257 - code)
+            at += 2
+        else:
+            at += 1
+            continue
+        parts.append(part)
+        done += len(part)
+    if done < pixels:
+        raise ImageError("DICOM RLE data truncated")
+    return np.frombuffer(b"".join(parts), np.uint8, pixels)
+
+
+def _jpeg_frame(frame: bytes) -> tuple[int, int, int, int, bytes]:
+    """Marker, precision, height, width and component ids of the frame header (ISO 10918-1 B.2.2, ISO 14495-1 C.2.2).
+
+    All segments up to the first scan must follow each other: GDCM ends the process where they do not.
+    """
+    at, found = 2, None
+    while frame[:2] == b"\xff\xd8" and at + 4 <= len(frame) and frame[at] == 0xFF:
+        marker = frame[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        size = int.from_bytes(frame[at + 2 : at + 4], "big")
+        if marker == 0xDA and found:
+            return found
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            if found or at + 10 > len(frame):
+                break
+            precision, height, width, count = struct.unpack_from(">BHHB", frame, at + 4)
+            ids = frame[at + 10 : at + 10 + 3 * count : 3]
+            if len(ids) != count:
+                break
+            found = marker, precision, height, width, ids
+        if size < 2:
+            break
+        at += 2 + size
+    if found:
+        raise ImageError("DICOM compressed pixel data truncated or damaged (before the first scan)")
+    raise ImageError("DICOM holds no JPEG where its transfer syntax asks for one")
+
+
+def _check_frame(height: int, width: int, samples: int, precision: int, facts: dict[str, Any]) -> None:
+    """A codec allocates what its own header says, so that must be what DICOM's says."""
+    if (height, width, samples) != (facts["rows"], facts["columns"], facts["samples"]):
+        raise ImageError("DICOM pixel data has another shape than its header states")
+    if not 2 <= precision <= min(16, facts["allocated"]):
+        raise ImageError("DICOM compressed pixel data has another depth than its header states")
+
+
+def _damaged(error: Exception) -> ImageError:
+    return ImageError(f"DICOM compressed pixel data truncated or damaged ({type(error).__name__})")
+
+
+def _jpeg(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, int, bool]:
+    """JPEG baseline and extended (PS3.5 8.2.1) and lossless. Pillow reads 8-bit lossy ones, GDCM the others.
+
+    Colour that JPEG itself stores as luma and colour differences comes as luma only.
+    """
+    marker, precision, height, width, ids = _jpeg_frame(frame)
+    _check_frame(height, width, len(ids), precision, facts)
+    if marker in (0xC0, 0xC1, 0xC2) and precision == 8:
+        from PIL import Image
+
+        try:
+            picture: Any = Image.open(io.BytesIO(frame), formats=("JPEG",))
+            if len(ids) == 3 and facts["interpretation"] == "RGB":
+                # Without Adobe's marker nothing in the stream says what its components are: DICOM's header does.
+                if "adobe_transform" not in picture.info and ids != b"RGB":
+                    picture.draft("YCbCr", picture.size)  # as stored
+            else:
+                picture.draft("L", picture.size)
+            return np.asarray(picture), 8, facts["signed"]
+        except Exception as error:
+            raise _damaged(error) from None
+    if marker == 0xC3:
+        syntax = LOSSLESS_JPEG
+    elif marker in (0xC0, 0xC1) and precision == 12:
+        syntax = EXTENDED_JPEG
+    else:
+        raise ImageError("DICOM JPEG process is not supported")
+    return _gdcm(frame, syntax, precision, facts), precision, facts["signed"]
+
+
+def _gdcm(frame: bytes, syntax: str, precision: int, facts: dict[str, Any]) -> Values:
+    """One JPEG or JPEG-LS frame by GDCM, the free decoder of 12-bit and lossless JPEG for Python: words [H, W(, 3)].
+
+    Its sizes must have been checked: GDCM ends the process where they differ from the stream's.
+    """
+    try:
+        import gdcm  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        raise ImageError("DICOM transfer syntax needs the package python-gdcm") from None
+
+    rows, columns, samples = facts["rows"], facts["columns"], facts["samples"]
+    size = 1 if precision <= 8 else 2
+    for name in ("DebugOff", "WarningOff", "ErrorOff"):
+        getattr(gdcm.Trace, name)()
+    kinds = gdcm.PhotometricInterpretation
+    try:
+        with _no_stderr():
+            fragment = gdcm.Fragment()
+            fragment.SetByteStringValue(frame)
+            sequence = gdcm.SequenceOfFragments.New()
+            sequence.AddFragment(fragment)
+            element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+            element.SetValue(sequence.__ref__())
+            image = gdcm.Image()
+            image.SetNumberOfDimensions(2)
+            image.SetDimensions((columns, rows, 1))
+            image.SetDataElement(element)
+            image.SetPhotometricInterpretation(kinds(kinds.MONOCHROME2 if samples == 1 else kinds.RGB))
+            image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+            image.SetPixelFormat(gdcm.PixelFormat(samples, size * 8, precision, precision - 1, 0))
+            text = image.GetBuffer()
+        flat = np.frombuffer(text.encode("utf-8", "surrogateescape"), f"=u{size}")  # its bytes come as a str
+        return flat.reshape((rows, columns) if samples == 1 else (rows, columns, samples))
+    except Exception as error:
+        raise _damaged(error) from None
+
+
+def _jpeg_ls(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, int, bool]:
+    """JPEG-LS (PS3.5 8.2.3, ISO 14495-1)."""
+    marker, precision, height, width, ids = _jpeg_frame(frame)
+    if marker != 0xF7:
+        raise ImageError("DICOM holds no JPEG-LS where its transfer syntax asks for one")
+    _check_frame(height, width, len(ids), precision, facts)
+    return _gdcm(frame, syntax, precision, facts), precision, facts["signed"]
+
+
+def _jpeg2000(frame: bytes, facts: dict[str, Any]) -> tuple[Values, int, bool]:
+    """JPEG 2000 (PS3.5 8.2.4). The stream's own precision and sign hold where DICOM's header states others."""
+    try:
+        from openjpeg import utils
+    except ImportError:
+        raise ImageError("DICOM transfer syntax needs the package pylibjpeg-openjpeg") from None
+    try:
+        with _no_stderr():
+            stream = utils.get_parameters(frame)
+    except Exception as error:
+        raise _damaged(error) from None
+    samples, precision = int(stream["samples_per_pixel"]), int(stream["precision"])
+    _check_frame(int(stream["rows"]), int(stream["columns"]), samples, precision, facts)
+    try:
+        with _no_stderr():
+            buffer = utils.decode_pixel_data(frame, version=2)
+        flat = np.frombuffer(buffer, np.uint8 if precision <= 8 else "=u2")
+        shape = (facts["rows"], facts["columns"]) if samples == 1 else (facts["rows"], facts["columns"], samples)
+        values = flat.reshape(shape)
+    except Exception as error:
+        raise _damaged(error) from None
+    return values, precision, facts["signed"] or bool(stream["is_signed"])

@@ -1,0 +1,144 @@
+"""One piece of an ingest: the studies of one shard, decoded and written by any process on any machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from pipeline.ingest import images
+from pipeline.storage.files import Files, Gone
+from pipeline.storage.index import read_studies, write_rejects, write_studies
+from pipeline.storage.memory import keep_memory
+from pipeline.storage.pictures import ImageError, encode
+from pipeline.storage.shards import Picture, ShardWriter, publish
+from pipeline.study import Reject, Study
+
+MISSING = "file missing"
+CRASHED = "the decoder crashed on it"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs to do any piece of an ingest. ``work`` is a folder that all processes see; ``address`` of a
+    shard is ``<target>/<dataset>-<number>.tar``, where ``target`` is a folder or URL."""
+
+    dataset: str
+    files: Files
+    witness: str  # a file that is there as long as the archive is
+    work: str
+    target: str
+    short_side: int
+    jpeg_quality: int
+    parent: int  # local processes stop when this process is gone; 0 = processes that another system looks after
+
+    def plan(self, number: int) -> Path:
+        """The piece's studies as the archive lists them; a view's ``shard`` is there the file it is to be read from."""
+        return Path(self.work) / "plan" / f"{number:06d}.parquet"
+
+    def part(self, number: int) -> Path:
+        """The piece's share of the index; its presence says that the piece is done."""
+        return Path(self.work) / "parts" / f"{number:06d}.parquet"
+
+    def tar(self, number: int) -> Path:
+        """The piece's tar before it is published."""
+        return Path(self.work) / "shards" / f"{self.dataset}-{number:06d}.tar"
+
+    def address(self, number: int) -> str:
+        """Where the index says the tar is."""
+        return f"{self.target}/{self.dataset}-{number:06d}.tar"
+
+
+def write_piece(job: Job, number: int, alone: bool = False) -> None:
+    """Decode the studies of a piece, write and publish its tar, then its part of the index.
+
+    Args:
+        alone: decode in a process of its own, so that a crash of a codec costs that image only.
+    """
+    keep_memory()
+    written: list[Study] = []
+    rejects: list[Reject] = []
+    with ShardWriter(job.tar(number), job.address(number)) as writer, _decoder(job, alone) as decode:
+        for item in read_studies(job.plan(number)):
+            good = []
+            for view in item.views:
+                result = decode(view.shard)
+                if isinstance(result, Picture):
+                    good.append((view, result))
+                else:
+                    rejects.append(Reject(job.dataset, view.shard or view.id, "image", result))
+            if good:
+                views, pictures = zip(*good, strict=True)
+                written.append(writer.write(item.with_views(views), pictures))
+            else:
+                rejects.append(Reject(job.dataset, f"{item.patient}/{item.study}", "study", "no readable image"))
+            if job.parent and job.parent not in (os.getpid(), os.getppid()):
+                raise SystemExit("the ingest that started this process is gone")
+    if written:
+        publish(job.tar(number), job.address(number))
+    write_rejects(job.part(number).with_suffix(".rejects"), rejects)
+    write_studies(job.part(number), written)
+
+
+@contextmanager
+def _decoder(job: Job, alone: bool) -> Iterator[Any]:
+    """A function from a file's name to its picture, or to the reason why there is none."""
+    if not alone:
+        yield lambda path: decode_file(job, path)
+        return
+    pools: list[ProcessPoolExecutor] = []
+
+    def decode(path: str) -> Picture | str:
+        for _ in range(2):  # a process may also be killed for want of memory: once is no verdict
+            if not pools:
+                pools.append(ProcessPoolExecutor(1, get_context("spawn")))
+            try:
+                return pools[0].submit(decode_file, job, path).result()
+            except BrokenExecutor:
+                pools.pop().shutdown(wait=False)
+        return CRASHED
+
+    try:
+        yield decode
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=True)
+
+
+def decode_file(job: Job, path: str) -> Picture | str:
+    """The encoded picture of one file of the archive, or the reason there is none.
+
+    Raises:
+        Gone: the archive is no longer there.
+    """
+    if not path:
+        return MISSING
+    try:
+        data = job.files.loose(path) or job.files.read(path, images.MAX_FILE)
+        image, position = images.read_view(data, job.short_side)
+        height, width = image.shape
+        return Picture(encode(image, job.jpeg_quality), width, height, position)
+    except ImageError as error:
+        reason = str(error)
+    except Gone:
+        raise
+    except Exception as error:  # one bad file never stops the archive; the type alone says nothing of its content
+        reason = str(error) if isinstance(error, OSError) and not error.errno else f"unexpected {type(error).__name__}"
+    if not job.files.has(job.witness):
+        raise Gone(f"the archive at {job.files.root} is no longer there")
+    return reason
+
+
+def is_done(job: Job, number: int) -> bool:
+    """Whether a piece is finished: its part is written last, but its tar may have been taken away since."""
+    part = job.part(number)
+    if not part.is_file():
+        return False
+    return "://" in job.target or job.tar(number).is_file() or not pq.read_metadata(part).num_rows

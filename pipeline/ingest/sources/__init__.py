@@ -1,0 +1,116 @@
+"""Archives as their publishers lay them out -> ``Study`` records with the paper's splits. One module an archive.
+
+A reader opens label files and reports, never an image. It yields every study the label files list, with all listed
+views; a view whose file is not on disk has an empty ``path`` (ingest turns it into a reject). What cannot become a
+study at all (unusable row, report without text) comes as a ``Reject``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pipeline.config.params import READ_AGAIN, Source
+from pipeline.ingest.sources.archive import WHERE, Archive, SourceError, open_archive
+from pipeline.storage.files import PACK_SUFFIXES, Files, FilesError
+from pipeline.study import Reject, Study
+
+__all__ = ["SourceError", "fingerprint", "notes", "open_archive", "read"]
+
+
+def read(archive: Archive, source: Source, seed: int) -> Iterator[Study | Reject]:
+    """Every study of an archive, in a fixed order.
+
+    Args:
+        archive: as ``open_archive`` lists it.
+        source: its entry in params.yaml.
+        seed: used only where the paper's own list is absent (CheXpert5x200); the paper's splits have their own.
+
+    Raises:
+        SourceError: one of its label files is missing or has another layout; says where to get it.
+    """
+    # Imported by name, not through a table of names, so that every reader is found by searching for its module.
+    match source.reader:
+        case "mimic_cxr":
+            from pipeline.ingest.sources.mimic_cxr import read_mimic_cxr
+
+            return read_mimic_cxr(archive, _reports(archive, source))
+        case "chexpert":
+            from pipeline.ingest.sources.chexpert import read_chexpert
+
+            return read_chexpert(archive, source.list_5x200, seed)
+        case "chestxray14":
+            from pipeline.ingest.sources.chestxray14 import read_chestxray14
+
+            return read_chestxray14(archive, source.split)
+        case "vindr_cxr":
+            from pipeline.ingest.sources.vindr_cxr import read_vindr_cxr
+
+            return read_vindr_cxr(archive)
+        case "rsna":
+            from pipeline.ingest.sources.rsna import read_rsna
+
+            return read_rsna(archive, source.split)
+        case "siim":
+            from pipeline.ingest.sources.siim import read_siim
+
+            return read_siim(archive)
+        case "openi":
+            from pipeline.ingest.sources.openi import read_openi
+
+            return read_openi(archive, source.split)
+        case "manifest":
+            from pipeline.ingest.sources.manifest import read_manifest
+
+            return read_manifest(archive, source.manifest)
+    raise SourceError(f"{archive.dataset}: there is no reader {source.reader!r}")
+
+
+def _reports(archive: Archive, source: Source) -> Archive:
+    """Where MIMIC-CXR's reports lie: among the images, in another tree, or in one zip file."""
+    if not source.reports:
+        return archive
+    if not source.reports.lower().endswith(PACK_SUFFIXES):
+        return open_archive(archive.dataset, source.reports, archive.files.cache)
+    folder, _, pack = source.reports.rpartition("/")
+    files = Files(folder or ".", archive.files.cache)
+    try:
+        return Archive(archive.dataset, files, tuple(files.list_pack(pack)), (), "")
+    except FilesError as error:
+        raise SourceError(
+            f"{archive.dataset}: {source.reports}: {error}. To get it: {WHERE[archive.dataset]}"
+        ) from None
+
+
+def fingerprint(dataset: str, source: Source) -> dict[str, str]:
+    """What changes whenever a file of an archive does: a digest of all names, sizes and times of change, of its images
+    and, where they lie elsewhere, of its reports and its CheXpert5x200 list. No file is opened.
+
+    Raises:
+        SourceError: there is nothing where it should be.
+    """
+    prints = {}
+    for key, place in (("path", source.path), ("reports", source.reports), ("list_5x200", source.list_5x200)):
+        files = Files(place, "")
+        if place and files.exists():
+            prints[key] = files.fingerprint()
+        elif place and files.local is not None and files.local.is_file():
+            status = files.local.stat()
+            prints[key] = f"{status.st_size} {status.st_mtime_ns}"
+        elif place:
+            raise SourceError(f"{dataset}: sources.{dataset}.{key}: {place} not found. To get it: {WHERE.get(dataset)}")
+    return prints
+
+
+def notes(archive: Archive, source: Source) -> list[str]:
+    """What a reader of the tables must know about how this archive was read; one sentence each."""
+    if archive.dataset in READ_AGAIN:
+        return []
+    if source.split != "paper":
+        how = "as the owner's lists say" if source.split == "official" else "by patient"
+        return [f"Split {how}, not as the paper does: the counts and metrics are not the paper's"]
+    if source.reader == "chexpert":
+        from pipeline.ingest.sources.chexpert import find_list
+
+        if find_list(archive, source.list_5x200) is None:
+            return ["CheXpert5x200 list absent: a seeded list drawn by the same rule is used"]
+    return []

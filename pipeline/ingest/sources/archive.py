@@ -1,0 +1,216 @@
+"""What the readers share: an archive's files, its label tables and images among them, and the paper's random splits."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config.params import READ_AGAIN
+from pipeline.storage.files import Files, FilesError, Gone, base, lines, text
+
+WHERE = {
+    "mimic_cxr": "credentialed PhysioNet access: physionet.org/content/mimic-cxr-jpg (images, split and metadata csv) "
+    "and physionet.org/content/mimic-cxr (reports)",
+    "chexpert": "registration with Stanford AIMI: stanfordmlgroup.github.io/competitions/chexpert",
+    "chestxray14": "open, NIH Clinical Center: nihcc.app.box.com/v/ChestXray-NIHCC",
+    "vindr_cxr": "credentialed PhysioNet access: physionet.org/content/vindr-cxr",
+    "rsna": "Kaggle account: kaggle.com/c/rsna-pneumonia-detection-challenge",
+    "siim": "Kaggle account: kaggle.com/datasets/jesperdramsch/siim-acr-pneumothorax-segmentation-data",
+    "openi": "open, NLM: openi.nlm.nih.gov/faq (NLMCXR_reports.tgz, NLMCXR_png.tgz, NLMCXR_dcm.tgz)",
+}
+WHERE |= {again: WHERE[reader] for again, (reader, _) in READ_AGAIN.items()}
+IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # where one image comes in two formats, the earlier wins
+LABELS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+MAX_TABLE = 1 << 33  # bytes; CheXpert Plus with all its reports is one gigabyte
+MAX_REPORT = 1 << 20  # bytes; real ones are 10 kB
+MAX_CELL = 1 << 24  # characters; a run-length mask is longer than the csv module's default of 131,072 allows
+
+
+class SourceError(ValueError):
+    """An archive that cannot be read as a whole; one line with the path, what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One archive as a reader sees it: every file below its root, those inside zip and tar files included."""
+
+    dataset: str
+    files: Files
+    names: tuple[str, ...]
+    problems: tuple[tuple[str, str], ...]
+    fingerprint: str
+
+    @property
+    def images(self) -> list[str]:
+        """Every image file, sorted."""
+        return [name for name in self.names if name.lower().endswith(IMAGE_SUFFIXES)]
+
+    def text(self, name: str) -> str | None:
+        """The text of a report, or ``None`` where it cannot be read or is too large to be one."""
+        try:
+            return text(self.files.read(name, MAX_REPORT))
+        except Gone:
+            raise
+        except FilesError:
+            return None
+
+
+def open_archive(dataset: str, path: str, cache: Path) -> Archive:
+    """List an archive.
+
+    Args:
+        path: its folder or fsspec URL.
+        cache: see ``files.Files``.
+
+    Raises:
+        SourceError: there is nothing at ``path``.
+    """
+    files = Files(path, cache)
+    if not files.exists():
+        raise SourceError(
+            f"{dataset}: archive folder {path} not found; set sources.{dataset}.path, or leave sources.{dataset} "
+            f"out. To get it: {WHERE.get(dataset, 'it is your own')}"
+        )
+    listing = files.walk()
+    return Archive(dataset, files, listing.files, listing.problems, listing.fingerprint)
+
+
+def find_table(archive: Archive, names: Iterable[str]) -> str | None:
+    """The first of the named csv files that the archive has, plain or ``.gz``, loose or packed, also with a
+    ``kaggle_`` prefix; of several of one name the one nearest to the root."""
+    by_base: dict[str, str] = {}
+    for name in sorted(archive.names, key=lambda n: (n.count("/"), n)):
+        if name.lower().endswith((".csv", ".csv.gz")):
+            by_base.setdefault(base(name), name)
+    for name in names:
+        for variant in (f"{prefix}{name}{suffix}" for prefix in ("", "kaggle_") for suffix in ("", ".gz")):
+            if variant in by_base:
+                return by_base[variant]
+    return None
+
+
+def table(archive: Archive, names: Sequence[str]) -> str:
+    """As ``find_table``, for a file the archive cannot be read without.
+
+    Raises:
+        SourceError: none of the names exists.
+    """
+    name = find_table(archive, names)
+    if name is None:
+        raise SourceError(
+            f"{archive.dataset}: label file {names[0]} (or .gz, .zip) not found below {archive.files.root}. "
+            f"To get it: {WHERE.get(archive.dataset, 'it is your own')}"
+        )
+    return name
+
+
+def rows(archive: Archive, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of one of the archive's csv files as text; see ``read_rows``."""
+    return read_rows(archive.dataset, f"{archive.files.root}/{name}", content(archive, name), columns)
+
+
+def content(archive: Archive, name: str) -> bytes:
+    """All of a label file.
+
+    Raises:
+        SourceError: it cannot be read. Gone: the archive is no longer there.
+    """
+    try:
+        return archive.files.read(name, MAX_TABLE)
+    except Gone:
+        raise
+    except FilesError as error:
+        raise SourceError(f"{archive.dataset}: {archive.files.root}/{name}: {error}; download it again") from None
+
+
+def read_rows(dataset: str, path: str, data: bytes, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a csv file's content (plain or gzip) as text, column names and cells stripped of spaces; ids are never
+    read as numbers. A byte-order mark, CRLF and Latin-1 are understood.
+
+    Args:
+        path: for the message of an error.
+        columns: those the caller relies on.
+
+    Raises:
+        SourceError: a column is missing, or the file is damaged.
+    """
+    csv.field_size_limit(MAX_CELL)
+    try:
+        reader = csv.reader(lines(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data))
+        header = [name.strip() for name in next(reader, [])]
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise SourceError(f"{dataset}: {path}: no column {missing[0]!r}; is this the archive's own label file?")
+        for cells in reader:
+            if cells:
+                # A row cut short reads as blank cells: which is what it says.
+                cells += [""] * (len(header) - len(cells))
+                yield {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise SourceError(f"{dataset}: {path}: damaged ({type(error).__name__}); download it again") from None
+
+
+def label(cell: str) -> int | None:
+    """A label cell: 1, 0, -1, or ``None`` for blank (not mentioned).
+
+    Raises:
+        ValueError: anything else.
+    """
+    return None if cell == "" else _label(cell)
+
+
+def _label(cell: str) -> int:
+    if cell not in LABELS:
+        raise ValueError("not a label")
+    return LABELS[cell]
+
+
+def by_stem(paths: Iterable[str]) -> dict[str, str]:
+    """File name without suffix -> path. Of two formats of one image the DICOM wins, then the path that sorts first."""
+    index: dict[str, str] = {}
+    paths = sorted(paths)
+    for suffix in IMAGE_SUFFIXES:
+        for path in paths:
+            if path.lower().endswith(suffix):
+                index.setdefault(base(path)[: -len(suffix)], path)
+    return index
+
+
+def split_two(n: int, share: float, seed: int = 0) -> tuple[list[int], list[int]]:
+    """The rows scikit-learn's ``train_test_split(range(n), test_size=share, random_state=seed)`` returns.
+
+    Written out (one permutation of numpy's frozen ``RandomState``) because importing scikit-learn takes longer than
+    reading a small archive; the tests compare the two.
+    """
+    if n < 2:
+        return list(range(n)), []
+    order = np.random.RandomState(seed).permutation(n).tolist()
+    held = int(np.ceil(n * share))
+    return order[held:], order[:held]
+
+
+def train_valid(n: int, share: float = 0.2) -> list[str]:
+    """Split of each of ``n`` items, by default 80 / 20 (ChestX-ray14 and VinDr-CXR; paper Table 1)."""
+    splits = ["train"] * n
+    for i in split_two(n, share)[1]:
+        splits[i] = "valid"
+    return splits
+
+
+def train_valid_test(n: int, held: float = 0.3) -> list[str]:
+    """Split of each of ``n`` items, by default 70 / 15 / 15 (RSNA and SIIM; paper Table 1). The second cut's first half
+    is test: only so do the paper's counts of 4,003 / 4,003 and 1,808 / 1,807 come out on the right sides.
+    """
+    splits = ["train"] * n
+    rest = split_two(n, held)[1]
+    test, valid = split_two(len(rest), 0.5)
+    for half, name in ((test, "test"), (valid, "valid")):
+        for i in half:
+            splits[rest[i]] = name
+    return splits

@@ -1,0 +1,94 @@
+"""The two encoders (paper section 3.2): timm for images, a BERT of transformers for text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.params import ImageEncoder, TextEncoder
+from pipeline.config.records import ParamsError
+from pipeline.models.keyed_dropout import draw_by_study
+from pipeline.text.tokenizer import from_hub
+
+
+class ImageTower(nn.Module):
+    """A timm model up to its global average pool (the paper pools ResNet and Swin alike)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, options: ImageEncoder, image_size: int, load_weights: bool) -> None:
+        """``load_weights`` False builds the architecture alone, to be filled from a checkpoint."""
+        super().__init__()
+        import timm
+
+        args = dict(options.args)
+        if "swin" in options.name:
+            args.setdefault("img_size", image_size)
+        pretrained = options.pretrained and load_weights
+        try:
+            self.model = timm.create_model(options.name, pretrained=pretrained, num_classes=0, **args)
+        except (OSError, RuntimeError, TypeError) as error:
+            if pretrained:
+                raise ParamsError(
+                    f"model.image_encoders: weights of {options.name} could not be had ({type(error).__name__}); they "
+                    "come from the Hugging Face hub: allow network access once, or set pretrained: false"
+                ) from None
+            raise ParamsError(f"model.image_encoders: timm cannot build {options.name}: {error}") from None
+        self.model = self.model.to(memory_format=torch.channels_last)
+        self.rows = draw_by_study(self.model, f"model.image_encoders: {options.name}")
+        self.width: int = self.model.num_features
+        self.register_buffer("mean", torch.tensor(options.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(options.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Grey uint8 [B, S, S] -> pooled features [B, width].
+
+        ``keys``, int64 [B], decide what stochastic depth drops in training (see ``pipeline.models.keyed_dropout``).
+        """
+        self.rows.are(keys)
+        return self.model(self.normalise(images))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Grey uint8 [B, S, S] -> the model's input [B, 3, S, S]: grey in [0, 1], less mean, over deviation."""
+        factor, offset = 1 / (255 * self.std), -self.mean / self.std
+        grey = images.to(factor.dtype).unsqueeze(-1)
+        x = torch.addcmul(offset.view(3), grey, factor.view(3))  # [B, S, S, 3]
+        return x.permute(0, 3, 1, 2)  # which in torch's terms is channels-last
+
+
+class TextTower(nn.Module):
+    """A BERT, pooled at the last non-padding token ([SEP] stands for the paper's [EOS])."""
+
+    def __init__(self, options: TextEncoder, vocabulary: int, load_weights: bool) -> None:
+        super().__init__()
+        from transformers import AutoConfig, AutoModel, BertModel
+
+        if options.name and load_weights:
+            self.model = from_hub(BertModel.from_pretrained, options.name, add_pooling_layer=False)
+        elif options.name:
+            self.model = BertModel(from_hub(AutoConfig.from_pretrained, options.name), add_pooling_layer=False)
+        else:
+            sizes = {"model_type": "roformer", "max_position_embeddings": options.max_tokens, **options.args}
+            self.model = AutoModel.from_config(AutoConfig.for_model(vocab_size=vocabulary, **sizes))
+            if hasattr(self.model, "pooler"):
+                self.model.pooler = None  # never used: DDP would wait for its gradients
+        self.rows = draw_by_study(self.model, "model.text_encoder")
+        self.width: int = self.model.config.hidden_size
+
+    def forward(self, tokens: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Token ids and attention mask, int64 [B, L], padded on the right -> features [B, width].
+
+        ``keys``, int64 [B], decide what dropout drops in training (see ``pipeline.models.keyed_dropout``).
+        """
+        return self.pooled(self.hidden(tokens, mask, keys), mask)
+
+    def hidden(self, tokens: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
+        """The last layer's states, [B, L, width]; arguments as in ``forward``."""
+        self.rows.are(keys)
+        return self.model(input_ids=tokens, attention_mask=mask).last_hidden_state
+
+    def pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Of [B, L, width] the state at the last token of each row, [B, width]."""
+        last = mask.sum(dim=1) - 1
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]

@@ -1,0 +1,44 @@
+"""Table 1: studies and images a split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.reporting.results import Summary
+from pipeline.reporting.table_form import Cell, Column, Row, Table, table_of
+
+
+def counts(paper: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Table:
+    """Table 1: studies (MIMIC-CXR) or images (the others) a split, as the label files list them."""
+    table = paper["table1"]
+    names = {c["dataset"]: paper["datasets"][c["dataset"]]["name"] for c in table["columns"]}
+    rows = []
+    for row in table["rows"]:
+        cells = []
+        for column, printed in zip(table["columns"], row["paper"], strict=True):
+            summary = summaries.get(column["dataset"])
+            if summary is None:
+                cells.append(Cell(paper=printed))
+                continue
+            ours = summary.listed.get(row["key"], {}).get(column["unit"], 0)
+            written = None if summary.labels_only else summary.written.get(row["key"], {}).get(column["unit"], 0)
+            if printed is None and not ours:  # the paper has no such split and neither have we
+                cells.append(Cell())
+            else:
+                cells.append(Cell(ours=ours, paper=printed, written=written, comparable=not summary.phantom))
+        rows.append(Row(key=row["key"], model=row["model"], cells=tuple(cells)))
+    notes = []
+    for dataset, name in names.items():
+        summary = summaries.get(dataset)
+        if summary is None:
+            notes.append(f"{name}: not among sources.")
+        elif not summary.phantom:
+            notes.append(f"{name}: {table['known'][dataset].strip()}")
+        if summary:
+            notes += [f"{name}: {note}" for note in summary.notes]
+    phantom = [n for d, n in names.items() if d in summaries and summaries[d].phantom]
+    if phantom:
+        notes.insert(0, f"Phantom counts, not to be compared with the paper's: {', '.join(phantom)}.")
+    columns = tuple(Column(c["dataset"], names[c["dataset"]], c["unit"]) for c in table["columns"])
+    return table_of("1", table, (("Split", "model"),), columns, rows, notes, decimals=0)

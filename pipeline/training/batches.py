@@ -1,0 +1,300 @@
+"""Study-level sampling (paper section 3.1): from studies in shards to batches of images and token ids.
+
+Every draw is decided by (seed, epoch, data set, study) alone, so it is the same on any number of processes and workers.
+Which studies make a batch is decided by seed, epoch, batch size and number of studies: all data sets of a run are one
+list in random order, so each has exactly its share of every epoch, and on average its share of every batch.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.config.run_config import RunConfig
+from pipeline.storage.evaluation_crop import evaluation_crop
+from pipeline.storage.memory import keep_memory
+from pipeline.storage.shards import load_view
+from pipeline.study import Study
+from pipeline.text.prompts import Prompts
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.text.translations import Translations
+from pipeline.training.augment import augment_view
+from pipeline.training.losses import samples_needed
+from pipeline.training.sampling import draw_key, draw_texts, draw_views, generator, label_key, speaks, validation_texts
+
+
+class Sample(NamedTuple):
+    """One draw of one study: its n images (uint8 [S, S]) and m texts, n and m 1 or 2 (0 of what a mixed run's study has
+    not); its place in its set; the key
+    from which all that is random about it is drawn, dropout included (see ``draw_key``); and that of its labels (see
+    ``label_key``), 0 where no term of the loss asks."""
+
+    images: list[np.ndarray]
+    texts: list[str]
+    place: int
+    key: int
+    labels: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B draws of studies, all first samples before all second ones.
+
+    Texts are sorted by length and cut in groups, each padded to its own longest.
+
+    Attributes:
+        images: grey uint8 [n * B, S, S].
+        tokens, mask: int64 [g, L_g] for each group; together m * B rows.
+        order: int64 [m * B], the row of the concatenated groups that holds text k.
+        places: int64 [B], index of each study in its set.
+        keys: int64 [B], of each draw.
+        labels: int64 [B], of each study.
+        studies: B.
+    """
+
+    images: Tensor
+    tokens: tuple[Tensor, ...]
+    mask: tuple[Tensor, ...]
+    order: Tensor
+    places: Tensor
+    keys: Tensor
+    labels: Tensor
+    studies: int
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on a device; from pinned memory it is made while the device computes."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """A copy in pinned memory; torch's loader calls this where it was told to pin."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            images=change(self.images),
+            tokens=tuple(map(change, self.tokens)),
+            mask=tuple(map(change, self.mask)),
+            order=change(self.order),
+            places=change(self.places),
+            keys=change(self.keys),
+            labels=change(self.labels),
+            studies=self.studies,
+        )
+
+
+class TrainingSet(Dataset[Sample]):
+    """Draws of training studies, addressed by (epoch, index)."""
+
+    def __init__(
+        self,
+        studies: Sequence[Study],
+        prompts: dict[str, Prompts],
+        config: RunConfig,
+        translations: Translations | None = None,
+    ) -> None:
+        """``texts_of[i]`` is the study whose texts study i gets: itself, or another one in the shuffled control."""
+        self.studies = studies
+        self.prompts = prompts
+        self.translations = translations
+        self.config = config
+        self.counts = samples_needed(config.loss)
+        self.texts_of = shuffled(len(studies), config)
+
+    def __len__(self) -> int:
+        """Number of studies."""
+        return len(self.studies)
+
+    def __getitem__(self, draw: Sequence[int] | np.ndarray) -> Sample:
+        """The draw of one study in one epoch: ``draw`` is (epoch, index)."""
+        epoch, index = map(int, draw)
+        study, partner = self.studies[index], int(self.texts_of[index])
+        other = study if partner == index else self.studies[partner]
+        key = draw_key(self.config.seed, epoch, study)
+        rng = generator(key)
+        if not study.views:
+            views = []
+        elif self.config.sampling.unit == "image":
+            views = draw_views(study, 1, rng) * self.counts[0]
+        else:
+            views = draw_views(study, self.counts[0], rng)
+        load = load_view if len(set(map(id, views))) == len(views) else cache(load_view)  # one drawn twice is read once
+        images = [augment_view(v, self.config.image_size, self.config.augment, rng, load) for v in views]
+        prompts = self.prompts.get(other.dataset)
+        texts = []
+        if speaks(other):
+            texts = draw_texts(other, self.counts[1], prompts, self.config, rng, self.translations)
+        return Sample(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
+
+
+class ValidationSet(Dataset[Sample]):
+    """The one fixed view of validation studies: no augmentation, sections in order, positive prompts only."""
+
+    def __init__(self, studies: Sequence[Study], prompts: dict[str, Prompts], config: RunConfig) -> None:
+        self.studies = studies
+        self.prompts = prompts
+        self.config = config
+        self.counts = samples_needed(config.loss)
+        self.texts_of = shuffled(len(studies), config)
+
+    def __len__(self) -> int:
+        """Number of studies."""
+        return len(self.studies)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The first frontal view and another position's first view, the findings and the impression, as they exist
+        (with ``sampling.unit: image`` one view and the whole report, twice); nothing is dropped out in validation, so
+        the key is 0; in a mixed run it says what is hidden, the same every time."""
+        study, other = self.studies[index], self.studies[self.texts_of[index]]
+        views = []
+        if study.views:
+            first = study.first_frontal
+            second = next((v for v in study.views if v.position != first.position), first)
+            if self.config.sampling.unit == "image":
+                second = first
+            views = [first, second][: self.counts[0]]
+        images = [evaluation_crop(load_view(v), self.config.image_size) for v in views]
+        texts = []
+        if speaks(other):
+            texts = validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
+        key = draw_key(0, 0, study) if self.config.mixed else 0
+        return Sample(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
+
+
+def shuffled(count: int, config: RunConfig) -> np.ndarray:
+    """Whose texts each study gets, int64 [count]: its own, or with ``train.shuffle_pairs`` a random other's."""
+    if not config.train.shuffle_pairs:
+        return np.arange(count)
+    order = np.random.default_rng([config.seed, count]).permutation(count)
+    partner = np.empty(count, dtype=np.int64)
+    partner[order] = np.roll(order, 1)  # one cycle through all studies: nobody keeps their own
+    return partner
+
+
+def steps_before(count: int, batch: int, epoch: int) -> int:
+    """Steps that are done when an epoch begins, or (``epoch`` the number of epochs) the steps of a whole training: a
+    step for every full batch of the studies seen until then."""
+    return epoch * count // batch
+
+
+def epoch_draws(count: int, batch: int, seed: int, epoch: int) -> np.ndarray:
+    """The draws of an epoch, int64 [K, batch, 2]: K steps, of each the epoch and the place of ``batch`` studies.
+
+    Every epoch is a fresh permutation of all studies, and the epochs follow each other without a gap: what fills no
+    whole batch at the end of one is carried into the first batch of the next, still as its own epoch's draw. So each
+    study is drawn once an epoch, and a training leaves out less than one batch, at its very end. Such a first batch
+    takes no study that was carried into it, since nobody is their own negative.
+
+    Raises:
+        ValueError: fewer studies than a batch.
+    """
+    if count < batch:
+        raise ValueError(f"train.batch_size: {batch} studies a step, but the corpus holds only {count}; lower it")
+    draws = np.empty((0, 2), dtype=np.int64)
+    # Rearranging the first batch leaves the last one as it is, unless there are fewer than two.
+    start = max(0, epoch - 1) if count >= 2 * batch else 0
+    for now in range(start, epoch + 1):
+        order = np.random.default_rng([seed, now]).permutation(count)
+        carried = draws[len(draws) - now * count % batch :]
+        again = np.isin(order[:batch], carried[:, 1])
+        order[:batch] = np.concatenate([order[:batch][~again], order[:batch][again]])
+        draws = np.concatenate([carried, np.stack([np.full(count, now), order], axis=1)])
+    return draws[: len(draws) // batch * batch].reshape(-1, batch, 2)
+
+
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer, groups: int) -> Batch:
+    """Stack the draws of B studies, all first images (texts) before all second ones.
+
+    Args:
+        groups: how many length groups the texts are cut in, as even in number as can be; fewer where there are fewer
+            texts. Which studies stand together never depends on length.
+    """
+    images = [image for k in range(len(samples[0].images)) for image in (s.images[k] for s in samples)]
+    texts = [text for k in range(len(samples[0].texts)) for text in (s.texts[k] for s in samples)]
+    ids = tokenizer.encode(texts)
+    by_length = np.argsort([len(row) for row in ids], kind="stable")
+    parts = np.array_split(by_length, min(groups, len(ids)))
+    grouped = [padded([ids[i] for i in part]) for part in parts]
+    return Batch(
+        images=torch.from_numpy(np.stack(images)),
+        tokens=tuple(tokens for tokens, _ in grouped),
+        mask=tuple(mask for _, mask in grouped),
+        order=torch.from_numpy(np.argsort(by_length)),
+        places=torch.tensor([s.place for s in samples]),
+        keys=torch.tensor([s.key for s in samples]),
+        labels=torch.tensor([s.labels for s in samples]),
+        studies=len(samples),
+    )
+
+
+def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Ids and mask, int64 [B, L], L the longest row's length. The pad is 0, whatever the vocabulary calls it: the mask
+    keeps it from having any effect."""
+    lengths = np.array([len(row) for row in rows])
+    there = np.arange(lengths.max()) < lengths[:, None]
+    tokens = np.zeros(there.shape, dtype=np.int64)
+    tokens[there] = np.concatenate(rows)
+    return torch.from_numpy(tokens), torch.from_numpy(there.astype(np.int64))
+
+
+Pack = Callable[[Sequence[Sample]], Any]  # draws to a batch; unlike a lambda a partial reaches spawned workers
+
+
+def packed(data: TrainingSet | ValidationSet, tokenizer: Tokenizer) -> Pack:
+    """``collate`` as the run has it."""
+    return partial(collate, tokenizer=tokenizer, groups=data.config.train.length_groups)
+
+
+def training_batches(
+    data: TrainingSet,
+    tokenizer: Tokenizer,
+    epoch: int,
+    rank: int,
+    world: int,
+    workers: int,
+    start: int = 0,
+    pack: Pack | None = None,
+) -> Iterator[Any]:
+    """This rank's share of every step of an epoch from ``start`` on: rank r of w takes studies r, r + w, ... of the
+    global batch. From now on this process keeps the memory it frees (see ``keep_memory``), and so do its workers.
+
+    A batch is a ``Batch``, or what ``pack`` makes of the draws.
+    """
+    keep_memory()
+    steps = epoch_draws(len(data), data.config.train.batch_size, data.config.seed, epoch)[start:]
+    mine = [step[rank::world] for step in steps]
+    loader: DataLoader[Any] = DataLoader(
+        data,
+        batch_sampler=mine,
+        num_workers=workers,
+        collate_fn=pack or packed(data, tokenizer),
+        prefetch_factor=4 if workers else None,
+        pin_memory=data.config.train.device != "cpu" and torch.cuda.is_available(),
+        worker_init_fn=_serve_to_the_end,
+    )
+    return iter(loader)
+
+
+def _serve_to_the_end(worker: int) -> None:
+    """A signal to the whole process group asks the trainer to stop, which needs its workers for the step in hand; they
+    end when it does."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def validation_batches(data: ValidationSet, tokenizer: Tokenizer, pack: Pack | None = None) -> Iterator[Any]:
+    """Fixed batches in a fixed order, mixed over studies by one permutation; a last one of a single study is left out,
+    since it has nothing to be told apart from."""
+    order = np.random.default_rng(0).permutation(len(data))
+    size = data.config.train.batch_size
+    for start in range(0, len(order), size):
+        part = order[start : start + size]
+        if len(part) > 1:
+            yield (pack or packed(data, tokenizer))([data[int(i)] for i in part])

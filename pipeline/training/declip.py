@@ -1,0 +1,207 @@
+"""The terms that DeCLIP (Li et al., ICLR 2022) adds to contrastive ones, each with what it needs beside the two towers:
+
+    nn        image -> the remembered text nearest to its own: a queue of texts
+    simsiam   two images of a study (DeCLIP: two augmentations of one) predict one another: a projector and a predictor
+    mlm       words that were taken out of the first text: a head on the text tower
+
+All of it is training's alone: the model that evaluation reads is the ``CxrClip`` inside the ``Learner``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config.params import Loss
+from pipeline.config.records import ParamsError
+from pipeline.config.run_config import RunConfig
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.models.masked_tokens import MaskedWords
+from pipeline.models.vectors import at_least_float32, unit
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training.distributed import gathered
+from pipeline.training.losses import Embeddings, image_text_pairs, info_nce
+
+WIDTH, BOTTLENECK = 1024, 512  # of the projector, and within the predictor
+
+
+class TextQueue(nn.Module):
+    """The texts of the latest steps, first in, first out."""
+
+    texts: Tensor
+
+    def __init__(self, size: int, dim: int) -> None:
+        """Room for ``size`` embeddings, float32 [size, dim]; none is in it."""
+        super().__init__()
+        self.register_buffer("texts", torch.zeros(size, dim))
+        self.seen = 0  # texts that ever were in it
+
+    def push(self, texts: Tensor) -> None:
+        """Add unit-norm [B, dim] in their order, in the place of the oldest."""
+        size = len(self.texts)
+        places = (self.seen + torch.arange(len(texts), device=texts.device))[-size:] % size
+        self.texts[places] = texts.detach()[-size:].to(self.texts.dtype)
+        self.seen += len(texts)
+
+    @torch.no_grad()
+    def nearest(self, texts: Tensor) -> Tensor:
+        """For each of [b, dim] the remembered text of the largest cosine, [b, dim]; while none is, the text itself."""
+        if not self.seen:
+            return texts.detach()
+        known = self.texts[: self.seen]
+        return known[(texts.to(known.dtype) @ known.T).argmax(dim=1)].to(texts.dtype)
+
+    def get_extra_state(self) -> Tensor:
+        """What belongs to the state beside the texts."""
+        return torch.tensor(self.seen)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Inverse of ``get_extra_state``."""
+        self.seen = int(state)
+
+
+class SimSiam(nn.Module):
+    """Chen & He, CVPR 2021: each of two embeddings of a picture predicts the other one, which is held still."""
+
+    def __init__(self, dim: int, wide: int = WIDTH, narrow: int = BOTTLENECK) -> None:
+        """``dim``: of the images' embeddings; ``wide``: of the projector's, and of what is predicted."""
+        super().__init__()
+
+        def layer(width: int, to: int) -> list[nn.Module]:
+            return [nn.Linear(width, to, bias=False), nn.BatchNorm1d(to)]  # whose own bias would take any other away
+
+        self.projector = nn.Sequential(*layer(dim, wide), nn.ReLU(), *layer(wide, wide), nn.ReLU(), *layer(wide, wide))
+        self.predictor = nn.Sequential(*layer(wide, narrow), nn.ReLU(), nn.Linear(narrow, wide))
+
+    def forward(self, image1: Tensor, image2: Tensor) -> Tensor:
+        """Embeddings [b, dim], not normalised -> minus the mean cosine, a scalar from -1 to 1. BatchNorm sees each of
+        the two by itself."""
+        z1, z2 = self.projector(image1), self.projector(image2)
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        cosines = [F.cosine_similarity(p, z.detach(), dim=-1) for p, z in ((p1, z2), (p2, z1))]
+        return -torch.cat(cosines).mean()
+
+
+class Heads(nn.Module):
+    """What the terms of one run need; None for a term of weight 0."""
+
+    def __init__(self, net: CxrClip, config: RunConfig, special: Sequence[int], mask_id: int) -> None:
+        """``special``: ids that are no words, ``mask_id`` among them."""
+        super().__init__()
+        loss, text = config.loss, net.text_tower
+        self.queue = TextQueue(loss.queue, config.dim) if loss.nn_weight else None
+        self.simsiam = SimSiam(config.dim) if loss.simsiam_weight else None
+        self.words = None
+        if loss.mlm_weight:
+            embedding = text.model.get_input_embeddings()
+            self.words = MaskedWords(text.width, embedding, special, mask_id, loss.mlm_rate)
+
+    def take_out(self, tokens: Tensor, mask: Tensor, keys: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """``MaskedWords.take_out`` of those rows that are first texts, bool [g]; no word of the others is asked for."""
+        if self.words is None:
+            return tokens, torch.full_like(tokens, -1)
+        return self.words.take_out(tokens, mask * first.unsqueeze(1), keys)
+
+    def terms(
+        self,
+        images: tuple[Tensor, ...],
+        missed: Tensor,
+        mine: Embeddings,
+        scale: Tensor,
+        weights: Loss,
+        rank: int,
+        world: int,
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, weight and value of each term, over this process's studies: the mean over processes is the batch's.
+
+        Args:
+            images: embeddings before they get unit norm, [b, dim] each.
+            missed: sum of -log p over this process's words that were taken out, over their number in the whole batch.
+            mine: embeddings of this process.
+        """
+        if self.queue is not None:
+            yield "nn", weights.nn_weight, neighbour_loss(mine, self.queue, scale, weights, rank, world)
+        if self.simsiam is not None:
+            with torch.autocast(images[0].device.type, enabled=False):
+                value = self.simsiam(*(at_least_float32(image) for image in images))
+            yield "simsiam", weights.simsiam_weight, value
+        if self.words is not None:
+            yield "mlm", weights.mlm_weight, missed * world
+
+    def remember(self, everyone: Embeddings, world: int) -> None:
+        """Put the first texts of a step in the queue, in the order of the batch: of w processes number r holds studies
+        r, r + w, ..."""
+        if self.queue is not None:
+            self.queue.push(everyone.text1.unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1))
+
+
+def neighbour_loss(e: Embeddings, queue: TextQueue, scale: Tensor, weights: Loss, rank: int, world: int) -> Tensor:
+    """InfoNCE from images to the remembered texts nearest to their own, the mean over the image-text pairs; scalar.
+
+    Candidates are the neighbours of the whole batch's texts. Nothing flows back into the queue, so the texts learn
+    nothing from it.
+    """
+    target = torch.arange(len(e.text1), device=e.text1.device) + rank * len(e.text1)
+    pairs = image_text_pairs(weights)
+    near = {}
+    for name in dict.fromkeys(text for _, text in pairs):
+        own = queue.nearest(getattr(e, name))
+        near[name] = gathered(own).flatten(0, 1) if world > 1 else own
+    terms = [info_nce(getattr(e, i), near[t], scale, target, weights.label_smoothing) for i, t in pairs]
+    return torch.stack(terms).mean()
+
+
+class Learner(nn.Module):
+    """A ``CxrClip`` and, beside it, what its training needs and nobody else."""
+
+    def __init__(self, net: CxrClip, heads: Heads) -> None:
+        super().__init__()
+        self.net = net
+        self.heads = heads
+
+    def encode_image(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """As ``CxrClip.encode_image``, but before the embeddings get unit norm."""
+        return at_least_float32(self.net.image_projection(self.net.image_tower(images, keys)))
+
+    def encode_text(self, tokens: Tensor, mask: Tensor, keys: Tensor, words: Tensor) -> Tensor:
+        """As ``CxrClip.encode_text``, with one column more: the sum of -log p of the ``words`` (int64 [B, L], -1: none)
+        that were taken out of a text. [B, dim + 1]."""
+        tower = self.net.text_tower
+        hidden = tower.hidden(tokens, mask, keys)
+        embeddings = unit(self.net.text_projection(tower.pooled(hidden, mask)))
+        missed = embeddings.new_zeros(len(tokens))
+        if self.heads.words is not None:
+            missed = self.heads.words(hidden, words, tower.model.get_input_embeddings().weight)
+        return torch.cat([embeddings, missed.unsqueeze(1)], dim=1)
+
+    def forward(
+        self,
+        images: Tensor,
+        tokens: Sequence[Tensor],
+        mask: Sequence[Tensor],
+        image_keys: Tensor,
+        text_keys: Tensor,
+        words: Sequence[Tensor],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``encode_image`` and ``encode_text`` of all groups, and the scale; arguments as in ``CxrClip.forward``."""
+        keys = text_keys.split([len(t) for t in tokens])
+        texts = [self.encode_text(*group) for group in zip(tokens, mask, keys, words, strict=True)]
+        return self.encode_image(images, image_keys), torch.cat(texts), self.net.scale
+
+
+def learner(net: CxrClip, config: RunConfig, tokenizer: Tokenizer) -> nn.Module:
+    """What is trained: the model itself, or with terms of DeCLIP a ``Learner`` around it.
+
+    Raises:
+        ParamsError: the tokenizer has no [MASK].
+    """
+    loss = config.loss
+    if not (loss.nn_weight or loss.simsiam_weight or loss.mlm_weight):
+        return net
+    mask_id = tokenizer.tokenizer.mask_token_id
+    if loss.mlm_weight and mask_id is None:
+        raise ParamsError("loss.mlm_weight: the tokenizer of model.text_encoder has no [MASK]; set 0")
+    return Learner(net, Heads(net, config, tokenizer.tokenizer.all_special_ids, mask_id))

@@ -1,0 +1,154 @@
+"""The objective of mixed runs, each term over the items of the whole batch that have a part in it:
+
+    regeneration  an image's hidden regions at every scale; from the image alone, or beside the words of its pair
+    mlm           words taken out of a text; from the text alone, or beside the visible regions of its pair
+    alignment     the whole image and the whole text of a pair, each embedded by itself: CLIP's loss over all pairs
+
+A pair is masked jointly or each half by itself, by a coin. The coin, the hidden cells and the words that are taken out
+follow from the study's draw alone, so they are the same in any batch and on any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.config.params import Loss
+from pipeline.models.keyed_random import dropped, row_keys, stream_seeds
+from pipeline.models.mixed import MixedNet
+from pipeline.models.vectors import at_least_float32
+from pipeline.training.distributed import gathered
+from pipeline.training.losses import clip_loss
+from pipeline.training.mixed_batches import MixedBatch
+
+
+def mixed_objective(
+    net: MixedNet, batch: MixedBatch, weights: Loss, device: torch.device, world: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """All terms of this process's share of a batch.
+
+    Args:
+        batch: this process's studies, on the CPU (what goes where is decided there).
+        weights: a term of weight 0 is not computed, and what only it asks for is neither hidden nor taken out.
+
+    Returns:
+        The weighted sum, and the terms by name. A term is the sum over this process's items over their number in the
+        whole batch, times ``world``: the mean over processes is the term of the whole batch. One without items is 0.
+    """
+    image_rows, text_rows = _rows(batch)
+    on = batch.to(device)
+    missed = regenerated = net.log_scale.new_zeros(())
+    asked = on.keys.new_zeros(())
+    tokens, words = on.tokens, torch.full_like(on.tokens, -1)
+    if weights.mlm_weight and len(tokens):
+        tokens, words = net.words.take_out(tokens, on.mask, row_keys(on.keys, kind=2, samples=1)[on.text_of])
+        asked = (words >= 0).sum()
+    hidden = net.hide(row_keys(on.keys, kind=3, samples=1)[on.image_of]) if weights.regeneration_weight else None
+    # Images alone, texts alone, both together: rows of the batch's images and of its texts.
+    for i, t in ((image_rows[0], None), (None, text_rows[0]), (image_rows[1], text_rows[1])):
+        i = None if i is None or not len(i) else i.to(device)
+        t = None if t is None or not len(t) else t.to(device)
+        wanted = (i is not None and weights.regeneration_weight) or (t is not None and weights.mlm_weight)
+        if not wanted:
+            continue
+        covered = hidden[i] if i is not None and hidden is not None else None
+        images = None if i is None else on.images[i]
+        text = (None, None) if t is None else (tokens[t], on.mask[t])
+        image_states, text_states = net(images, covered, *text)
+        if images is not None and covered is not None:
+            regenerated = regenerated + regeneration(net, image_states, images, covered).sum()
+        if t is not None and weights.mlm_weight:
+            missed = missed + net.words(text_states, words[t], net.word_embeddings.weight).sum()
+    image_of, text_of = batch.image_of, batch.text_of
+    of_pairs = (torch.isin(image_of, text_of).nonzero().flatten(), torch.isin(text_of, image_of).nonzero().flatten())
+    counts = _counts([on.keys.new_tensor(len(image_of)), asked, on.keys.new_tensor(len(of_pairs[0]))], world)
+    totals = counts.sum(dim=0).clamp(min=1)
+    parts: dict[str, Tensor] = {}
+    if weights.regeneration_weight:
+        parts["regeneration"] = regenerated / int(totals[0]) * world
+    if weights.mlm_weight:
+        parts["mlm"] = missed / int(totals[1]) * world
+    if weights.alignment_weight:
+        i, t = (rows.to(device) for rows in of_pairs)
+        pairs = counts[:, 2].tolist()
+        parts["alignment"] = alignment(net, on.images[i], on.tokens[t], on.mask[t], weights.label_smoothing, pairs)
+    loss = sum((getattr(weights, f"{name}_weight") * value for name, value in parts.items()), torch.zeros_like(missed))
+    return loss, parts
+
+
+def joint(keys: Tensor) -> Tensor:
+    """Whether the draw of a pair is masked jointly: int64 [B] -> bool [B], half of all keys."""
+    return dropped(stream_seeds(row_keys(keys, kind=4, samples=1)), (), 0.5)
+
+
+def _rows(batch: MixedBatch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Rows of the images that are seen alone and of those beside their text; the same of the texts. The second ones
+    belong together row by row."""
+    both = joint(batch.keys) & _has(batch.image_of, batch.studies) & _has(batch.text_of, batch.studies)
+    at = [both[of] for of in (batch.image_of, batch.text_of)]
+    images, texts = [((~x).nonzero().flatten(), x.nonzero().flatten()) for x in at]
+    return images, texts
+
+
+def _has(of: Tensor, studies: int) -> Tensor:
+    return torch.zeros(studies, dtype=torch.bool).index_fill(0, of, True)
+
+
+def _counts(mine: Sequence[Tensor], world: int) -> Tensor:
+    """How many images, words and pairs each process has, int64 [world, 3] on the CPU."""
+    row = torch.stack(list(mine))
+    if world == 1:
+        return row[None].cpu()
+    rows = row.new_empty(world, len(row))
+    dist.all_gather_into_tensor(rows.flatten(), row)
+    return rows.cpu()
+
+
+def regeneration(net: MixedNet, states: Tensor, images: Tensor, hidden: Tensor) -> Tensor:
+    """The error of each image, float32 [B]: the mean over scales of the mean squared difference over hidden pixels, in
+    the units of ``MixedNet.pieces``.
+
+    Args:
+        states: of the images [B, N, width]; ``images``: uint8 [B, S, S]; ``hidden``: bool [B, G, G].
+    """
+    errors = []
+    for guess, truth, covered in zip(net.guess(states), net.pieces(images), net.covered(hidden), strict=True):
+        off = (at_least_float32(guess) - truth).square().mean(dim=2)
+        errors.append((off * covered).sum(dim=1) / covered.sum(dim=1))
+    return torch.stack(errors).mean(dim=0)
+
+
+def alignment(
+    net: MixedNet, images: Tensor, tokens: Tensor, mask: Tensor, label_smoothing: float, pairs: Sequence[int]
+) -> Tensor:
+    """CLIP's loss over the pairs of all processes: this one's rows, over the number of all rows, times the processes.
+
+    Processes hold different numbers of pairs: each sends as many rows as the one that has most, and those that stand
+    for nothing are left out again.
+
+    Args:
+        images: uint8 [p, S, S]; ``tokens``, ``mask``: int64 [p, L], row by row the same studies.
+        pairs: how many each process has; this one p.
+    """
+    own, total, most, world = len(images), sum(pairs), max(pairs), len(pairs)
+    if not total:
+        return net.log_scale.new_zeros(())
+    if own:
+        mine = torch.stack([net.encode_image(images), net.encode_text(tokens, mask)])
+    else:  # takes part in the gather and in its way back
+        mine = net.log_scale.new_zeros(2, 0, net.image_projection.out_features).requires_grad_()
+    rank = dist.get_rank() if world > 1 else 0
+    everyone = mine
+    if world > 1:
+        sent = gathered(F.pad(mine, (0, 0, 0, most - own)))  # [world, 2, most, dim]
+        everyone = torch.cat([rows[:, :count] for rows, count in zip(sent, pairs, strict=True)], dim=1)
+    if not own:
+        return everyone.sum() * 0
+    own_place = torch.arange(own, device=images.device) + sum(pairs[:rank])
+    alike = own_place.unsqueeze(1) == torch.arange(total, device=images.device)
+    loss = clip_loss(mine[0], mine[1], net.scale, label_smoothing, everyone[0], everyone[1], alike=alike)
+    return loss * own / total * world

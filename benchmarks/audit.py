@@ -30,10 +30,10 @@ import pyarrow.parquet as pq
 
 from pipeline.audit.copies import find_pairs, images_of
 from pipeline.phantom.cases import EVERYTHING, plan
-from pipeline.phantom.picture import render
+from pipeline.phantom.picture import render_picture
 from pipeline.storage import pictures
 from pipeline.storage.pictures import Grey
-from pipeline.storage.shards import Picture, ShardWriter
+from pipeline.storage.shards import EncodedPicture, ShardWriter
 from pipeline.study import Study, View
 
 VIEWS = {("PA",): 0.3, ("AP",): 0.2, ("PA", "LATERAL"): 0.3, ("PA", "PA"): 0.1, ("AP", "PA"): 0.1}
@@ -126,12 +126,12 @@ def _draw_study(cases: list, number: int, side: int) -> list[tuple[str, Grey]]:
     aspect = 1.0 if number // PER_PATIENT % 2 else 1.2
     drawn = []
     for n, view in enumerate(case.views):
-        image = render(patient, case.findings, view, side, case.view_seed(n), aspect).image
+        image = render_picture(patient, case.findings, view, side, case.view_seed(n), aspect).image
         drawn.append((view, np.round(image * 255).astype(np.uint8)))
     return drawn
 
 
-def _draw_with_copies(number: int, side: int, seed: int, planted: bool) -> list[tuple[str, Picture]]:
+def _draw_with_copies(number: int, side: int, seed: int, planted: bool) -> list[tuple[str, EncodedPicture]]:
     """A study's views as shards hold them, and the changed copy of its first view where one is planted."""
     drawn = draw(number, side, seed)
     found = [(view, _picture(image)) for view, image in drawn]
@@ -144,8 +144,8 @@ def _draw_with_copies(number: int, side: int, seed: int, planted: bool) -> list[
     return found
 
 
-def _picture(image: Grey) -> Picture:
-    return Picture(pictures.encode(image, 95), image.shape[1], image.shape[0])
+def _picture(image: Grey) -> EncodedPicture:
+    return EncodedPicture(pictures.encode(image, 95), image.shape[1], image.shape[0])
 
 
 def write_studies(tar: Path, count: int, side: int, seed: int, planted: bool) -> Iterator[tuple[Study, str]]:

@@ -30,7 +30,7 @@ import torch
 from benchmarks.index import memory_mb
 from pipeline.config.params import Bootstrap
 from pipeline.evaluation import protocols
-from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.exact_ranks import ranks
 from pipeline.evaluation.metrics import classes_with_intervals, resamples
 from pipeline.study import Study, View
@@ -74,8 +74,8 @@ def usual_recall(images: np.ndarray, texts: np.ndarray, said: list[str]) -> floa
 
 def our_recall(images: np.ndarray, texts: np.ndarray, studies: list[Study]) -> float:
     """R@10 by the pipeline's own functions."""
-    rule = protocols.load("paper").retrieval["mimic_cxr"]
-    return float((ranks(images, texts, candidates(studies, rule).targets) <= 10).mean())
+    rule = protocols.load_protocol("paper").retrieval["mimic_cxr"]
+    return float((ranks(images, texts, candidate_texts(studies, rule).targets) <= 10).mean())
 
 
 def retrieval_child(way: str, n: int, near: float) -> dict[str, Any]:

@@ -46,11 +46,11 @@ from pipeline.config.run_config import RunConfig
 from pipeline.models.encoders import ImageTower
 from pipeline.storage.index import Studies, read_studies, write_studies
 from pipeline.storage.pictures import encode
-from pipeline.storage.shards import Picture, ShardWriter, load_view
+from pipeline.storage.shards import EncodedPicture, ShardWriter, load_view
 from pipeline.study import Study, View
-from pipeline.text.prompts import load
+from pipeline.text.prompts import load_templates
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.augment import cut, draw_crop
+from pipeline.training.augment import cut_and_resize, draw_crop
 from pipeline.training.batches import TrainingSet, training_batches
 
 WIDTH, HEIGHT, QUALITY, SIZE = 512, 624, 92, 224
@@ -71,7 +71,7 @@ def make(folder: Path) -> None:
     for seed in range(PICTURES):
         drawn = cv2.resize(radiograph(0.004, seed), (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         pictures.append(encode(np.rint(drawn * 255).astype(np.uint8), QUALITY))
-    prompts = load(Path("pipeline/text/prompts.yaml"))
+    prompts = load_templates(Path("pipeline/text/prompts.yaml"))
     sentences = [s for pools in prompts.pools.values() for pool in pools.values() for s in pool]
 
     def prose(low: int, high: int) -> str:
@@ -83,7 +83,7 @@ def make(folder: Path) -> None:
             views = (View(f"{n}.0", "PA"), View(f"{n}.1", "LATERAL"))
             study = Study("mimic_cxr", f"p{n}", f"s{n}", "train", views, prose(6, 10), prose(2, 4))
             data = [pictures[(2 * n + i) % PICTURES] for i in range(2)]
-            studies.append(writer.write(study, [Picture(d, WIDTH, HEIGHT) for d in data]))
+            studies.append(writer.write(study, [EncodedPicture(d, WIDTH, HEIGHT) for d in data]))
             for view, jpeg in zip(views, data, strict=True):
                 (folder / f"{view.id}.jpg").write_bytes(jpeg)
     write_studies(folder / "studies.parquet", studies)
@@ -175,8 +175,8 @@ def differences(folder: Path) -> dict[str, float]:
         view = study.views[number % 2]
         crop = draw_crop(view.height, view.width, SIZE, CONFIG.augment.crop_scale, np.random.default_rng(number))
         halves += crop.reduce == 2
-        mine = cut(load_view(view, crop.reduce), crop, SIZE, crop.reduce)
-        full = cut(load_view(view), crop, SIZE)
+        mine = cut_and_resize(load_view(view, crop.reduce), crop, SIZE, crop.reduce)
+        full = cut_and_resize(load_view(view), crop, SIZE)
         picture = Image.open(folder / f"{view.id}.jpg").convert("RGB")
         theirs = functional.resized_crop(picture, crop.y, crop.x, crop.height, crop.width, [SIZE, SIZE])
         for name, one, two in (

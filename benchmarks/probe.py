@@ -37,7 +37,7 @@ def measure(epochs: int = 300) -> dict[str, Any]:
     if not (MODEL / "model.safetensors").is_file():
         raise SystemExit(f"{MODEL}: not found; run: make repro")
     seed = settings.seed
-    data = read_labelled(Path("data/index"), protocols.load(settings.evaluate.protocols[0]), "vindr_cxr")
+    data = read_labelled(Path("data/index"), protocols.load_protocol(settings.evaluate.protocols[0]), "vindr_cxr")
     if data is None:
         raise SystemExit("data/index/vindr_cxr.parquet: a split has no study; run: make repro")
     embedder = embed.from_checkpoint(MODEL)

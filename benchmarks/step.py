@@ -42,7 +42,7 @@ from pipeline.models import encoders
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.models.keyed_dropout import Rows
 from pipeline.storage.pictures import encode
-from pipeline.storage.shards import Picture, ShardWriter
+from pipeline.storage.shards import EncodedPicture, ShardWriter
 from pipeline.study import Study, View
 from pipeline.training.batches import Batch, TrainingSet, training_batches
 from pipeline.training.losses import Embeddings, cxr_clip_loss
@@ -198,7 +198,7 @@ def made_up_studies(folder: Path, medians: tuple[int, int], side: int) -> list[S
             for _ in range(2):
                 coarse = rng.integers(0, 256, (40, 33), dtype=np.uint8)
                 image = cv2.resize(coarse, (side, side * 39 // 32), interpolation=cv2.INTER_CUBIC)
-                pictures.append(Picture(encode(image, 95), image.shape[1], image.shape[0]))
+                pictures.append(EncodedPicture(encode(image, 95), image.shape[1], image.shape[0]))
             findings, impression = (
                 _text(rng, median, spread) for median, spread in zip(medians, (0.45, 0.7), strict=True)
             )

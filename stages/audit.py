@@ -19,18 +19,18 @@ def main() -> None:
     params = load_params()
     out, reports = Path("data/audit"), Path("reports")
     with mlflow_runs.stage_run("audit", "all", params.audit, params.tracking.enabled) as record:
-        files = [Path("data/index") / f"{name}.parquet" for name in leakage.in_order(params.sources)]
+        files = [Path("data/index") / f"{name}.parquet" for name in leakage.datasets_in_order(params.sources)]
         images = [image for file in files if file.is_file() for image in images_of(read_studies(file))]
         counts = find_pairs(images, out / "pairs.parquet", params.audit.min_correlation, params.audit.workers)
         group = leakage.groups(images, leakage.read_pairs(out / "pairs.parquet"))
         rows, splits = leakage.seen(images, group), leakage.across_splits(images)
         leakage.write_seen(out / "seen.parquet", rows)
-        found = leakage.table(images, rows)
+        found = leakage.leakage_table(images, rows)
         summary = {**counts, "seen": len(rows), "patients_across_splits": splits}
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         reports.mkdir(exist_ok=True)
         found.to_csv(reports / "leakage.csv", index=False, lineterminator="\n")
-        (reports / "leakage.md").write_text(leakage.markdown(found, counts, splits), encoding="utf-8")
+        (reports / "leakage.md").write_text(leakage.leakage_markdown(found, counts, splits), encoding="utf-8")
         record.metrics({name: float(n) for name, n in counts.items()})
         record.metrics({"seen": float(len(rows))})
         record.artifact(reports / "leakage.md")

@@ -20,7 +20,7 @@ def main() -> None:
         with mlflow_runs.stage_run("corpus", name, run, params.tracking.enabled) as record:
             translations = Path("data/back_translation")
             prompts = Path("data/prompts") / params.runs[name].prompts
-            counts = corpus.gather(without_speed(run), Path("data/index"), prompts, out / name, translations)
+            counts = corpus.write_corpus(without_speed(run), Path("data/index"), prompts, out / name, translations)
             record.metrics({key: float(value) for key, value in counts.items()})
         print(f"corpus {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 

@@ -22,10 +22,10 @@ def main(name: str) -> None:
             store.write_missing(out, embed.NOT_ALIGNED)
             print(f"embed {name}: skipped: {embed.NOT_ALIGNED}")
             return
-        embedder = embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size)
-        first = protocols.load(names[0])
+        embedder = embed.embedder_of(net, tokenizer, run.image_size, params.evaluate.batch_size)
+        first = protocols.load_protocol(names[0])
         sets = protocols.retrieval_sets(first, params.sources).values()
-        counts = embed.embed(embedder, protocols.prompt_texts(names), sets, params.sources, index, out)
+        counts = embed.write_embeddings(embedder, protocols.prompt_texts(names), sets, params.sources, index, out)
         classes = {t.rule.dataset: {c: texts[0] for c, texts in t.positive.items()} for t in first.tasks.values()}
         embed.write_maps(net, embedder, run.image_size, classes, params.sources, index, out)
         record.metrics({key: float(value) for key, value in counts.items()})

@@ -24,15 +24,15 @@ def main(name: str) -> None:
     out = Path("data/embeddings") / name
     with mlflow_runs.stage_run("embed_other", name, params.evaluate, params.tracking.enabled) as record:
         try:
-            embedder = adapters.load(other, device, params.evaluate.batch_size)
+            embedder = adapters.load_other(other, device, params.evaluate.batch_size)
         except MissingWeights as error:  # no failure: its cells show —
             store.write_missing(out, str(error))
             print(f"embed_other {name}: skipped: {error}")
             return
-        first = protocols.load(params.evaluate.protocols[0])
+        first = protocols.load_protocol(params.evaluate.protocols[0])
         sets = protocols.retrieval_sets(first, params.sources).values()
         prompts = protocols.prompt_texts(params.evaluate.protocols)
-        counts = embed.embed(embedder, prompts, sets, params.sources, Path("data/index"), out)
+        counts = embed.write_embeddings(embedder, prompts, sets, params.sources, Path("data/index"), out)
         record.metrics({key: float(value) for key, value in counts.items()})
     print(f"embed_other {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 

@@ -42,20 +42,20 @@ def main() -> None:
         raise ValueError(f"{lost[0]}: no experiment of {revision[:7]}; there are {', '.join(known)}")
     names = asked.names or sorted(known, key=lambda name: int(git("show", "-s", "--format=%ct", known[name])))
 
-    baseline = experiments.read(DVCFileSystem(rev=revision), "baseline", revision)
+    baseline = experiments.read_experiment(DVCFileSystem(rev=revision), "baseline", revision)
     costs = experiments.costs(names, revision)
     others = []
     for name in names:
         skipped = [f":!{path}" for path in OWN]
         changed = git("diff", "--name-only", revision, known[name], "--", ".", *skipped).splitlines()
-        other = experiments.read(DVCFileSystem(rev=known[name]), name, known[name], changed)
+        other = experiments.read_experiment(DVCFileSystem(rev=known[name]), name, known[name], changed)
         other.cost = costs.get(name)
         others.append(other)
     OUT.mkdir(exist_ok=True)
     for suffix, text in (
-        ("html", experiments_page.html(baseline, others)),
-        ("md", experiments_page.markdown(baseline, others)),
-        ("csv", experiments_page.table_csv(baseline, others)),
+        ("html", experiments_page.experiments_html(baseline, others)),
+        ("md", experiments_page.experiments_markdown(baseline, others)),
+        ("csv", experiments_page.experiments_csv(baseline, others)),
     ):
         (OUT / f"experiments.{suffix}").write_text(text, encoding="utf-8", newline="\n")
     print(f"experiments: {len(others)} on {revision[:7]}; see {OUT / 'experiments.html'}")

@@ -9,7 +9,7 @@ from pipeline.config import params as config
 from pipeline.config.load import load_params
 from pipeline.evaluation import embed, few_shot, protocols, store
 from pipeline.evaluation.device import evaluation_device
-from pipeline.evaluation.seen_images import load_seen
+from pipeline.evaluation.seen_images import load_seen_images
 from pipeline.models.checkpoint import load_model
 from pipeline.tracking import mlflow_runs
 
@@ -20,15 +20,15 @@ def main(name: str) -> None:
     with mlflow_runs.stage_run("few_shot_official", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = load_model(Path("data/models") / name, device)
         options = few_shot.with_shares(params.evaluate.few_shot, params.evaluate.official.shares)
-        found = few_shot.evaluate(
-            embed.of_model(net, tokenizer, run.image_size, params.evaluate.batch_size),
+        found = few_shot.evaluate_few_shot(
+            embed.embedder_of(net, tokenizer, run.image_size, params.evaluate.batch_size),
             net.image_tower if options.fine_tune.shares else None,
             run.datasets,
             params.augment,
             Path("data/index"),
             protocols.measuring(params.evaluate.protocols, config.OFFICIAL),
             list(params.sources),
-            load_seen(Path("data/audit")),
+            load_seen_images(Path("data/audit")),
             options,
             params.evaluate.bootstrap,
             params.seed,
@@ -36,9 +36,9 @@ def main(name: str) -> None:
             Path("data/work/few_shot"),
             (config.OFFICIAL,),
         )
-        store.write(Path("data/results/official") / f"{name}.json", name, found)
-        record.metrics(store.values(found))
-    store.show("few_shot_official", name, found)
+        store.write_result(Path("data/results/official") / f"{name}.json", name, found)
+        record.metrics(store.metric_values(found))
+    store.print_metrics("few_shot_official", name, found)
 
 
 if __name__ == "__main__":

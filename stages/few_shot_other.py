@@ -11,7 +11,7 @@ from pipeline.config.load import load_params
 from pipeline.config.records import ParamsError
 from pipeline.evaluation import few_shot, protocols, store
 from pipeline.evaluation.device import evaluation_device
-from pipeline.evaluation.seen_images import load_seen
+from pipeline.evaluation.seen_images import load_seen_images
 from pipeline.tracking import mlflow_runs
 
 
@@ -24,15 +24,15 @@ def main(name: str) -> None:
     device = evaluation_device(params.evaluate.threads)
     with mlflow_runs.stage_run("few_shot_other", name, params.evaluate, params.tracking.enabled) as record:
         try:
-            found = few_shot.evaluate(
-                adapters.load(other, device, params.evaluate.batch_size),
+            found = few_shot.evaluate_few_shot(
+                adapters.load_other(other, device, params.evaluate.batch_size),
                 None,
                 other.trained_on,
                 params.augment,
                 Path("data/index"),
-                protocols.load(params.evaluate.protocols[0]),
+                protocols.load_protocol(params.evaluate.protocols[0]),
                 list(params.sources),
-                load_seen(Path("data/audit")),
+                load_seen_images(Path("data/audit")),
                 params.evaluate.few_shot,
                 params.evaluate.bootstrap,
                 params.seed,
@@ -41,9 +41,9 @@ def main(name: str) -> None:
             )
         except MissingWeights as error:  # no failure: its cells show —
             found = few_shot.nothing(str(error))
-        store.write(Path("data/results/few_shot") / f"{name}.json", name, found)
-        record.metrics(store.values(found))
-    store.show("few_shot_other", name, found)
+        store.write_result(Path("data/results/few_shot") / f"{name}.json", name, found)
+        record.metrics(store.metric_values(found))
+    store.print_metrics("few_shot_other", name, found)
 
 
 if __name__ == "__main__":

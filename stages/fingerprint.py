@@ -27,7 +27,7 @@ def main(datasets: list[str]) -> None:
         stamp = Path(source.stamp)
         if stamp.parent != STAMPS:
             continue
-        text = json.dumps(sources.fingerprint(dataset, source), indent=1) + "\n"
+        text = json.dumps(sources.archive_fingerprint(dataset, source), indent=1) + "\n"
         changed = not stamp.is_file() or stamp.read_text(encoding="utf-8") != text
         if changed:
             stamp.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline.config.load import load_params
 from pipeline.config.records import ParamsError
-from pipeline.ingest.build import IngestError, ingest
+from pipeline.ingest.build import IngestError, ingest_archive
 from pipeline.ingest.sources import SourceError
 from pipeline.tracking import mlflow_runs
 
@@ -21,7 +21,7 @@ def main(dataset: str) -> None:
             shards, index = Path("data/shards") / dataset, Path("data/index") / f"{dataset}.parquet"
             work = Path("data/work") / dataset
             source = settings.sources[dataset]
-            summary = ingest(dataset, source, settings.ingest, shards, index, work, settings.seed)
+            summary = ingest_archive(dataset, source, settings.ingest, shards, index, work, settings.seed)
             counts = ("found_images", "written_images", "rejected_images")
             run.metrics({name: float(summary[name]) for name in counts})
             for split, listed in summary["listed"].items():

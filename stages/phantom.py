@@ -14,7 +14,7 @@ def main(archive: str) -> None:
     params = load_params()
     root = Path("data/phantom") / archive
     with mlflow_runs.stage_run("phantom", archive, params.phantom, params.tracking.enabled) as record:
-        mark = archives.write(archive, root, params.phantom.archives[archive], params.phantom.size, params.seed)
+        mark = archives.write_archive(archive, root, params.phantom.archives[archive], params.phantom.size, params.seed)
         record.metrics({"studies": mark["studies"], "files": mark["files"]})
     print(f"phantom {archive}: {mark['studies']} studies, {mark['files']} files in {root}")
 

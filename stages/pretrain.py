@@ -24,7 +24,7 @@ def main(run_name: str, seed: int) -> None:
     with mlflow_runs.stage_run("pretrain", name, run, params.tracking.enabled and first) as record:
         history = Path("data/results/pretrain") / f"{name}.csv"
         corpus, out = Path("data/corpus") / run_name, Path("data/models") / name
-        best = loop.train(corpus, out, history, work_folder(f"pretrain/{name}"), record.metrics, seed, fast)
+        best = loop.train_run(corpus, out, history, work_folder(f"pretrain/{name}"), record.metrics, seed, fast)
         record.metrics({"best_valid_loss": best})
         if first:
             record.artifact(history)

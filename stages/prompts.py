@@ -22,7 +22,7 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)  # an output of the stage even where no label data set is among sources
     with mlflow_runs.stage_run("prompts", "all", params=params.prompts, enabled=params.tracking.enabled) as run:
         for kind, file in (("file", params.prompts.file), ("ablation", params.prompts.ablation)):
-            templates = prompts.load(Path(file))
+            templates = prompts.load_templates(Path(file))
             for dataset in [name for name in config.LABEL_DATASETS if name in params.sources]:
                 try:
                     pools = templates.subset(label_classes(INDEX / f"{dataset}.parquet"))

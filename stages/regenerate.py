@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.config.load import load_params
 from pipeline.evaluation import protocols, regenerate, store
 from pipeline.evaluation.device import evaluation_device
-from pipeline.evaluation.seen_images import clean, load_seen
+from pipeline.evaluation.seen_images import clean_images, load_seen_images
 from pipeline.models.checkpoint import load_model
 from pipeline.storage.memory import keep_memory
 from pipeline.tracking import mlflow_runs
@@ -23,12 +23,12 @@ def main(name: str) -> None:
     device = evaluation_device(params.evaluate.threads)
     index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"
     ratios, most = params.evaluate.regeneration.ratios, params.evaluate.regeneration.images
-    first = protocols.load(params.evaluate.protocols[0])
+    first = protocols.load_protocol(params.evaluate.protocols[0])
     sets = regenerate.rules(protocols.retrieval_sets(first, params.sources), params.sources)
     with mlflow_runs.stage_run("regenerate", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = load_model(Path("data/models") / name, device)
         filler = regenerate.of_network(net, tokenizer, device)
-        found = regenerate.evaluate(
+        found = regenerate.evaluate_regeneration(
             filler,
             run.image_size,
             params.evaluate.batch_size,
@@ -38,14 +38,14 @@ def main(name: str) -> None:
             most,
             params.evaluate.bootstrap,
             params.seed,
-            partial(clean, load_seen(Path("data/audit")), trained_on=run.datasets),
+            partial(clean_images, load_seen_images(Path("data/audit")), trained_on=run.datasets),
         )
-        store.write(out, name, found)
+        store.write_result(out, name, found)
         shown = regenerate.may_be_shown(index, sets, params.report.show_patient_data)
-        examples = regenerate.pictures(filler, run.image_size, index, shown, ratios, most, params.seed)
+        examples = regenerate.regeneration_examples(filler, run.image_size, index, shown, ratios, most, params.seed)
         np.savez_compressed(out.with_suffix(".pictures.npz"), allow_pickle=False, **examples)
-        record.metrics(store.values(found))
-    for line in regenerate.account(found):
+        record.metrics(store.metric_values(found))
+    for line in regenerate.regeneration_lines(found):
         print(f"regenerate {name}: {line}")
 
 

@@ -33,9 +33,9 @@ def main() -> None:
         for path in missing:
             print(f"tables: {path}: not found, its figures are missing from the tables", file=sys.stderr)
         metrics = headline_metrics(results)
-        built = tables.build(params, summaries, results)
+        built = tables.build_tables(params, summaries, results)
         phantom = tables.phantoms(summaries)
-        written = formats.write(OUT, built, metrics, phantom)
+        written = formats.write_tables(OUT, built, metrics, phantom)
         written += charts.write_plots(OUT / "plots", params, results)
         hidden = replace(params, report=config.Report(show_patient_data=False))
         pages = [(hidden, OUT / "index.html")]
@@ -43,11 +43,11 @@ def main() -> None:
             pages.append((params, PRIVATE))
             print(f"tables: {PRIVATE} shows patients: not for git", file=sys.stderr)
         for shown, place in pages:
-            html = page.render(shown, built, summaries, results, missing, INDEX, shards.load_view, EMBEDDINGS)
+            html = page.render_page(shown, built, summaries, results, missing, INDEX, shards.load_view, EMBEDDINGS)
             place.write_text(html, encoding="utf-8", newline="\n")
         for table in built:
             if not table.number.startswith("S"):
-                print(formats.markdown(table, phantom))
+                print(formats.table_markdown(table, phantom))
         run.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
         for file in written:
             run.artifact(file)

@@ -10,10 +10,10 @@ from pipeline.config.run_config import NOT_MIXED, Roles, RunConfig
 from pipeline.storage import files
 from pipeline.storage.index import write_studies
 from pipeline.storage.pictures import encode
-from pipeline.storage.shards import Picture, ShardWriter
+from pipeline.storage.shards import EncodedPicture, ShardWriter
 from pipeline.study import Study, View
-from pipeline.text.prompts import Prompts
-from pipeline.training.corpus import gather
+from pipeline.text.prompts import PromptSentences
+from pipeline.training.corpus import write_corpus
 
 RESNET = ImageEncoder(
     "resnet50", False, args={"layers": [1] * 4, "channels": [8, 8, 16, 16], "stem_type": "deep", "stem_width": 4}
@@ -109,7 +109,7 @@ def prompts():
     words = {1: "present", 0: "absent", -1: "possible"}
     pools = {c: {v: tuple(f"{c} {w} {k}." for k in range(4)) for v, w in words.items()} for c in CLASSES}
     pools["No Finding"] = {1: ("Normal chest.",), 0: (), -1: ()}
-    return {"chexpert": Prompts(pools), "chestxray14": Prompts(pools)}
+    return {"chexpert": PromptSentences(pools), "chestxray14": PromptSentences(pools)}
 
 
 @pytest.fixture(scope="session")
@@ -123,24 +123,24 @@ def studies(tmp_path_factory):
                 rng = np.random.default_rng([len(dataset), number])
                 coarse = rng.integers(0, 256, (len(study.views), 5, 6), dtype=np.uint8)
                 images = coarse.repeat(8, axis=1).repeat(8, axis=2)
-                pictures = [Picture(encode(image, 95), image.shape[1], image.shape[0]) for image in images]
+                pictures = [EncodedPicture(encode(image, 95), image.shape[1], image.shape[0]) for image in images]
                 placed.append(writer.write(study, pictures))
     return placed
 
 
-def write_corpus(folder, run: RunConfig, studies, prompts):
+def make_corpus(folder, run: RunConfig, studies, prompts):
     """What the corpus stage gives to training, made below ``folder``; where it lies."""
     for dataset in run.datasets:
         write_studies(folder / "index" / f"{dataset}.parquet", [s for s in studies if s.dataset == dataset])
     for dataset, pools in prompts.items():
         pools.write_pools(folder / "prompts" / f"{dataset}.json")
-    gather(run, folder / "index", folder / "prompts", folder / "corpus")
+    write_corpus(run, folder / "index", folder / "prompts", folder / "corpus")
     return folder / "corpus"
 
 
 @pytest.fixture
 def corpus(tmp_path, studies, prompts):
-    return lambda run: write_corpus(tmp_path, run, studies, prompts)
+    return lambda run: make_corpus(tmp_path, run, studies, prompts)
 
 
 @pytest.fixture

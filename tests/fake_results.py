@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.config.params import Params, read_record
 from pipeline.reporting.results import load_results, load_summaries
 from pipeline.storage.index import write_studies
-from pipeline.storage.shards import Picture, ShardWriter
+from pipeline.storage.shards import EncodedPicture, ShardWriter
 from pipeline.study import Study, View
 
 M, C, C14 = "mimic_cxr", "chexpert", "chestxray14"
@@ -112,7 +112,8 @@ def write_dataset(root: Path, dataset: str, phantom: bool = True, **changes) -> 
     index = root / "data" / "index"
     with ShardWriter(root / "data" / "shards" / dataset / f"{dataset}-000000.tar") as writer:
         placed = [
-            writer.write(s, [Picture(picture(zlib.crc32(s.views[0].id.encode())), 96, 96)]) for s in studies(dataset)
+            writer.write(s, [EncodedPicture(picture(zlib.crc32(s.views[0].id.encode())), 96, 96)])
+            for s in studies(dataset)
         ]
     write_studies(index / f"{dataset}.parquet", placed)
     listed = {"train": {"studies": 70, "images": 91}, "valid": {"studies": 6, "images": 8}}

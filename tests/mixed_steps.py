@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.models.mixed import MixedNet
-from pipeline.training.batches import Sample
+from pipeline.training.batches import StudyDraw
 from pipeline.training.mixed_batches import MixedBatch, collate_mixed
 from pipeline.training.step import compute_gradients
 from tests.conftest import make_mixed
@@ -30,7 +30,7 @@ class Ids:
         return [np.array(text.split(), dtype=np.int64) for text in texts]
 
 
-def samples(kinds: str, size: int = 32) -> list[Sample]:
+def samples(kinds: str, size: int = 32) -> list[StudyDraw]:
     """Draws of an image, a text of 3 to 12 tokens between 2 and 3, or both."""
     made = []
     for place, kind in enumerate(kinds):
@@ -38,11 +38,11 @@ def samples(kinds: str, size: int = 32) -> list[Sample]:
         image, words = rng.integers(0, 256, (size, size), dtype=np.uint8), rng.integers(5, WORDS, rng.integers(3, 13))
         text = " ".join(map(str, [2, *words, 3]))
         key = int(rng.integers(2**62))
-        made.append(Sample([image] if kind != "t" else [], [text] if kind != "i" else [], place, key))
+        made.append(StudyDraw([image] if kind != "t" else [], [text] if kind != "i" else [], place, key))
     return made
 
 
-def batch_of(drawn: list[Sample], rank: int = 0, world: int = 1) -> MixedBatch:
+def batch_of(drawn: list[StudyDraw], rank: int = 0, world: int = 1) -> MixedBatch:
     return collate_mixed(drawn[rank::world], Ids(), 32)
 
 

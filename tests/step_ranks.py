@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.config.run_config import RunConfig
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.training.batch_norm import synchronise_batch_norm
-from pipeline.training.batches import Batch, Sample, collate
+from pipeline.training.batches import Batch, StudyDraw, collate
 from pipeline.training.declip import Heads, Learner, SimSiam
 from pipeline.training.step import compute_gradients
 from tests import mixed_steps
@@ -48,14 +48,14 @@ CASES = {  # BatchNorm, and BERT, whose attention is a function; drop path, and 
 }
 
 
-def samples(config: RunConfig, count: int = STUDIES) -> list[Sample]:
+def samples(config: RunConfig, count: int = STUDIES) -> list[StudyDraw]:
     """Draws of two images and two texts of 3 to 20 tokens."""
     rng = np.random.default_rng(5)
     made = []
     for place in range(count):
         images = list(rng.integers(0, 256, (2, config.image_size, config.image_size), dtype=np.uint8))
         texts = [" ".join(map(str, rng.integers(1, WORDS, rng.integers(3, 21)))) for _ in range(2)]
-        made.append(Sample(images, texts, place, int(rng.integers(2**62)), labels=place % 5))
+        made.append(StudyDraw(images, texts, place, int(rng.integers(2**62)), labels=place % 5))
     return made
 
 

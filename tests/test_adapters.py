@@ -33,7 +33,7 @@ from torch import nn
 from pipeline import adapters
 from pipeline.adapters import gloria as gloria_adapter
 from pipeline.adapters import hf_clip as hf_clip_adapter
-from pipeline.adapters.weights import HARMLESS, MissingWeights, read
+from pipeline.adapters.weights import HARMLESS, MissingWeights, read_weights
 from pipeline.config.params import Other
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -47,7 +47,7 @@ def no_gradients():
 
 
 def load(adapter, folder, **more):
-    return adapters.load(Other(adapter, str(folder), "X"), "cpu", **more)
+    return adapters.load_other(Other(adapter, str(folder), "X"), "cpu", **more)
 
 
 def images_of(embedder):
@@ -201,9 +201,11 @@ def test_gloria(tmp_path):
 
 
 def test_gloria_reads_words_as_its_project_does():
-    assert gloria_adapter.clean("1. Heart, clear.  Edema.\nNo\ufffdfinding 2. ok") == "heart clear no finding"
-    assert gloria_adapter.clean("Pneumothorax") == "pneumothorax"  # dropped there, where a class's name is no prompt
-    assert gloria_adapter.clean("café au lait") == "caf au lait"
+    assert gloria_adapter.gloria_words("1. Heart, clear.  Edema.\nNo\ufffdfinding 2. ok") == "heart clear no finding"
+    assert (
+        gloria_adapter.gloria_words("Pneumothorax") == "pneumothorax"
+    )  # dropped there, where a class's name is no prompt
+    assert gloria_adapter.gloria_words("café au lait") == "caf au lait"
 
 
 # ---- MedCLIP
@@ -441,7 +443,7 @@ def refused(made, adapter, change):
     """The one line with which a changed checkpoint is refused."""
     _, name, at, key = FORMATS[adapter]
     path = made[adapter] / name
-    content = read(path)
+    content = read_weights(path)
     before = path.read_bytes()
     state = dict(content[at] if at else content)
     change(state, key)
@@ -519,7 +521,7 @@ def test_swins_index_must_be_the_one_of_its_window(tmp_path):
 
 def test_an_entry_of_training_that_is_not_known_is_named(tmp_path):
     cxr_clip(tmp_path)
-    content = read(tmp_path / "r50_m.tar")
+    content = read_weights(tmp_path / "r50_m.tar")
     torch.save({"model": content["model"], "hook": 1}, tmp_path / "r50_m.tar")
     with pytest.raises(ValueError, match="hook"):
         load("cxr_clip", tmp_path)
@@ -579,7 +581,7 @@ class _Call:
 
 def test_settings_come_out_empty_and_no_class_is_imported(tmp_path):
     cxr_clip(tmp_path)  # its class is gone again
-    found = read(tmp_path / "r50_m.tar")
+    found = read_weights(tmp_path / "r50_m.tar")
     assert vars(found["config"]) == {}
     assert not any(
         name.startswith(("os.", "posix.", "subprocess", "builtins.eval", "builtins.get")) for name in HARMLESS

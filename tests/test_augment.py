@@ -12,7 +12,7 @@ from pipeline.storage.pictures import decode, encode
 from pipeline.study import View
 from pipeline.text.sentences import split_sentences, swap_sentences
 from pipeline.training import augment
-from pipeline.training.augment import augment_image, augment_view, cut, draw_crop
+from pipeline.training.augment import augment_image, augment_view, cut_and_resize, draw_crop
 
 QUIET = Augment(crop_scale=(2.0, 2.0), clahe=0.0, brightness=0.0, contrast=0.0)  # a share of 2 is the whole image
 
@@ -22,7 +22,7 @@ def crops(monkeypatch, image, scale, draws, size=128):
     pieces = []
     monkeypatch.setattr(augment, "_resize", lambda piece, *_: pieces.append(piece.copy()) or piece)
     for seed in range(draws):
-        cut(image, draw_crop(*image.shape, size, scale, np.random.default_rng(seed)), size)
+        cut_and_resize(image, draw_crop(*image.shape, size, scale, np.random.default_rng(seed)), size)
     return pieces
 
 
@@ -89,9 +89,9 @@ def test_a_crop_is_cut_where_it_was_drawn_at_every_scale(height, width, size, re
             image = decode(data, scale)
             assert image.shape == (-(-height // scale), -(-width // scale))
             # An output pixel is a mean over the pixels that it covers, which flattens a wave a little.
-            assert np.abs(cut(image, crop, size, scale) - truth).mean() < 2
+            assert np.abs(cut_and_resize(image, crop, size, scale) - truth).mean() < 2
             aside = crop._replace(x=abs(crop.x - 4), width=crop.width - 4)
-            assert np.abs(cut(image, aside, size, scale) - truth).mean() > 3
+            assert np.abs(cut_and_resize(image, aside, size, scale) - truth).mean() > 3
     assert seen > 20
 
 

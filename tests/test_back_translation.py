@@ -22,8 +22,8 @@ from pipeline.storage.index import read_studies, write_studies
 from pipeline.study import Study, View
 from pipeline.text import back_translation, marian
 from pipeline.text.back_translation import back_translate, distinct_texts
-from pipeline.text.marian import ENDLESS, WORDLESS, RoundTrip, TranslationError, cut
-from pipeline.text.translations import FILE, Translations, read_translations, report_sections, text_hash
+from pipeline.text.marian import ENDLESS, WORDLESS, RoundTrip, TranslationError, cut_at_words
+from pipeline.text.translations import TRANSLATIONS_FILE, Translations, read_translations, report_sections, text_hash
 
 ROOT = Path(__file__).parents[1]
 SENTENCES = [
@@ -192,11 +192,11 @@ def test_nothing_is_lost_in_cutting():
     for _ in range(300):
         text = "".join(rng.choice(letters, rng.integers(1, 120)))
         limit = int(rng.integers(3, 20))
-        pieces = cut(text, len, limit)
+        pieces = cut_at_words(text, len, limit)
         assert all(0 < len(piece) <= limit for piece in pieces)
         assert "".join("".join(pieces).split()) == "".join(text.split())
-    assert cut("One two. Three four five. Six.", len, 12) == ["One two.", "Three four", "five.", "Six."]
-    assert cut("abcdefghij k", len, 5) == ["abcde", "fghij", "k"]
+    assert cut_at_words("One two. Three four five. Six.", len, 12) == ["One two.", "Three four", "five.", "Six."]
+    assert cut_at_words("abcdefghij k", len, 5) == ["abcde", "fghij", "k"]
 
 
 # all texts
@@ -205,7 +205,7 @@ def test_nothing_is_lost_in_cutting():
 def run(options, folder, index, seed=0):
     out = folder / "out"
     summary = back_translate(options, seed, index if isinstance(index, list) else [index], out, folder / "work")
-    return summary, (out / FILE).read_bytes()
+    return summary, (out / TRANSLATIONS_FILE).read_bytes()
 
 
 def test_each_distinct_training_section_is_translated_once(options, trip, tmp_path):
@@ -217,7 +217,7 @@ def test_each_distinct_training_section_is_translated_once(options, trip, tmp_pa
     wanted = list(dict.fromkeys(texts(reports(range(4)))))
     assert [text for _, text in distinct_texts([ours, theirs])] == wanted
     summary, _ = run(options, tmp_path, [ours, theirs])
-    known = read_translations(tmp_path / "out" / FILE)
+    known = read_translations(tmp_path / "out" / TRANSLATIONS_FILE)
     expected = {text: trip(text)[0] for text in wanted}
     assert {text: known.get(text) for text in wanted} == expected
     assert len(known) == summary["translated"] == sum(said is not None for said in expected.values()) > 2
@@ -262,7 +262,7 @@ def test_other_weights_under_the_same_name_are_other_models(options, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline import back_translation, marian
+from pipeline.text import back_translation, marian
 from pipeline.config.params import BackTranslation
 
 forward, back, index, folder, after = sys.argv[1:]
@@ -350,7 +350,7 @@ def test_without_models_the_result_is_empty_and_says_what_it_needs(tmp_path, mon
     assert (summary["texts"], summary["translated"]) == (len(texts(reports(range(4)))), 0)
     for part in ("opus-mt-en-it", "opus-mt-it-en", "sentence swap alone"):
         assert part in summary["note"]
-    assert "\n" not in summary["note"] and len(read_translations(tmp_path / "out" / FILE)) == 0
+    assert "\n" not in summary["note"] and len(read_translations(tmp_path / "out" / TRANSLATIONS_FILE)) == 0
 
 
 def test_the_stage_says_it_in_one_line(tmp_path):
@@ -475,7 +475,7 @@ def test_the_table_finds_every_text_and_no_other(tmp_path):
 
 
 def test_the_corpus_carries_the_translations_of_its_own_training_reports(config, tmp_path):
-    from pipeline.training.corpus import gather
+    from pipeline.training.corpus import write_corpus
 
     everything = [*reports(range(4)), *reports([5], split="valid")]
     write_index(tmp_path / "index" / "mimic_cxr.parquet", everything)
@@ -488,18 +488,18 @@ def test_the_corpus_carries_the_translations_of_its_own_training_reports(config,
         table = pa.table(
             {"hash": pa.array(map(text_hash, said), pa.uint64()), "translation": [f"Again: {t}" for t in said]}
         )
-        Translations(table).write(words / FILE)
+        Translations(table).write(words / TRANSLATIONS_FILE)
 
     def made(folder, **changes):
         out = tmp_path / folder
-        return gather(config(datasets=("mimic_cxr",), **changes), tmp_path / "index", tmp_path, out, words), out
+        return write_corpus(config(datasets=("mimic_cxr",), **changes), tmp_path / "index", tmp_path, out, words), out
 
     counts, out = made("none")
-    assert "translations" not in counts and not (out / FILE).exists()
+    assert "translations" not in counts and not (out / TRANSLATIONS_FILE).exists()
     known([*reports(range(3)), *reports([5, 40])])
     counts, out = made("some")
     assert counts["translations"] == len(texts(reports(range(3)))) and counts["mimic_cxr.train"] == 4
-    own = read_translations(out / FILE)
+    own = read_translations(out / TRANSLATIONS_FILE)
     assert {t: own.get(t) for t in texts(everything)} == {
         **{t: f"Again: {t}" for t in texts(reports(range(3)))},
         **dict.fromkeys(texts([*reports([3]), *reports([5])])),
@@ -509,7 +509,7 @@ def test_the_corpus_carries_the_translations_of_its_own_training_reports(config,
     made("some")
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
     counts, out = made("some", augment={"text": False})
-    assert "translations" not in counts and not (out / FILE).exists()
+    assert "translations" not in counts and not (out / TRANSLATIONS_FILE).exists()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(read_studies(out / "studies.parquet")) == 5

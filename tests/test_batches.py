@@ -25,7 +25,7 @@ from pipeline.training.batches import (
     training_batches,
     validation_batches,
 )
-from pipeline.training.corpus import gather, usable
+from pipeline.training.corpus import usable, write_corpus
 from pipeline.training.sampling import draw_key, draw_texts, draw_views, generator
 
 QUIET = Augment(image=False, text=False)
@@ -600,7 +600,7 @@ def test_a_study_with_nothing_to_say_is_left_out(config, studies, prompts, tmp_p
         write_studies(tmp_path / "index" / f"{dataset}.parquet", [silent, *rows, tested] if rows[0].labels else rows)
     pools.write_pools(tmp_path / "prompts" / "chexpert.json")
     run = config(datasets=("chexpert", "mimic_cxr"))
-    counts = gather(run, tmp_path / "index", tmp_path / "prompts", tmp_path / "out")
+    counts = write_corpus(run, tmp_path / "index", tmp_path / "prompts", tmp_path / "out")
     assert counts == {
         **{"chexpert.silent": 1, "chexpert.train": 8, "chexpert.valid": 4},
         **{"mimic_cxr.silent": 0, "mimic_cxr.train": 24, "mimic_cxr.valid": 6},

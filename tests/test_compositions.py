@@ -61,7 +61,7 @@ def built():
     results["pairs"].pools[M] = {"chance": {"r10": 0.064}}
     results["apart"].notes = ["not aligned: no pair in training"]
     summaries = {d: Summary(d, d == M, False, {}, {}, 0, 0, 0, {}, ()) for d in (M, NIH, OPENI)}
-    return {t.number: t for t in tables.build(p, summaries, results)}
+    return {t.number: t for t in tables.build_tables(p, summaries, results)}
 
 
 def test_what_runs_learn_from_in_words():
@@ -104,12 +104,12 @@ def test_compositions_in_order_with_decibels_and_clean_figures(built):
     assert "R@10 by chance: MIMIC-CXR 6.4." in table.notes and "not aligned: no pair in training" in table.notes
     assert resnet.cells[at[ZERO_SHOT]].removed == 160  # by the protocol that the column is of
     assert "ChestX-ray14 official: no test image is clean" in table.notes and "not of this" not in str(table.notes)
-    text = formats.markdown(table)
+    text = formats.table_markdown(table)
     assert " 20.50 |" in text and "−0.10 to 0.10" in text
     assert "−0.00" not in text and "72.5" in text and "60.0 (20)" in text
-    lines = list(csv.DictReader(io.StringIO(formats.tidy_csv(table))))
+    lines = list(csv.DictReader(io.StringIO(formats.table_csv(table))))
     assert {x["ours"] for x in lines if x["column"] == f"{M}_psnr75_none"} == {"20.2500", ""}
-    assert r"\begin{tabular}" in formats.latex(table)
+    assert r"\begin{tabular}" in formats.table_latex(table)
 
 
 def test_regeneration_has_a_row_for_each_test_set_and_share(built):
@@ -128,8 +128,8 @@ def test_regeneration_has_a_row_for_each_test_set_and_share(built):
 
 def test_without_a_run_both_say_so():
     p = fake.params(**fake.SMALL)
-    found = {t.number: t for t in tables.build(p, {}, {"resnet_mcc": RunResult("resnet_mcc")})}
+    found = {t.number: t for t in tables.build_tables(p, {}, {"resnet_mcc": RunResult("resnet_mcc")})}
     assert found["S5"].rows == () == found["S6"].rows
     assert found["S5"].notes == ("compositions in params.yaml names no run.",)
     assert "names no run" in found["S6"].notes[0]
-    assert "names no run" in formats.markdown(found["S6"])
+    assert "names no run" in formats.table_markdown(found["S6"])

@@ -36,16 +36,16 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
     for seed in seeds:
         out = folder / str(seed)
         model = trained(replace(run, seed=seed), index, out)
-        chosen = protocols.load_all(p.evaluate.protocols[:1])
+        chosen = protocols.load_protocols(p.evaluate.protocols[:1])
         prompts = protocols.prompt_texts(p.evaluate.protocols[:1])
         sets = chosen[0].retrieval
         embedder = embed.from_checkpoint(model)
-        embed.embed(embedder, prompts, sets.values(), datasets, index, out / "embeddings")
+        embed.write_embeddings(embedder, prompts, sets.values(), datasets, index, out / "embeddings")
         few = Bootstrap(samples=50)  # of fewer, none may have both classes of a small test set
         at = (out / "embeddings", index, list(datasets))
-        scored = zero_shot.evaluate(*at, chosen, few, 0, {}, run.datasets)["metrics"]
+        scored = zero_shot.evaluate_zero_shot(*at, chosen, few, 0, {}, run.datasets)["metrics"]
         aucs.append(np.mean([scored[f"{name}.auc"]["value"] for name in BINARY_DATASETS]))
-        found = retrieval.evaluate(*at, sets, (10,), few, 0)
+        found = retrieval.evaluate_retrieval(*at, sets, (10,), few, 0)
         recalls.append(found["metrics"]["mimic_cxr.r10"]["value"] / found["pools"]["mimic_cxr"]["chance"]["r10"])
     return np.array(aucs), np.array(recalls)
 

@@ -269,7 +269,7 @@ def test_a_declip_training_leaves_a_model_for_evaluation_alone(config, corpus, t
     folder, threads = corpus(run), torch.get_num_threads()
     try:
         paths = (tmp_path / name for name in ("model", "history.csv", "work"))
-        loop.train(folder, *paths, lambda values, step: None)
+        loop.train_run(folder, *paths, lambda values, step: None)
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)
@@ -317,7 +317,7 @@ def test_eda_does_one_of_three_things_with_the_same_chance():
     words = [f"w{k}" for k in range(28)] + ["mild", "Opacity."]
     found, gone = Counter(), []
     for k in range(MANY):
-        said = eda.augmented(" ".join(words), np.random.default_rng([7, k])).split()
+        said = eda.eda_augmented(" ".join(words), np.random.default_rng([7, k])).split()
         if len(said) < len(words):
             assert [w for w in words if w in said] == said
             found["deletion"] += 1
@@ -338,9 +338,9 @@ def test_eda_does_one_of_three_things_with_the_same_chance():
 
 def test_eda_of_very_short_texts():
     rng = np.random.default_rng(0)
-    assert {eda.augmented("Zero", rng) for _ in range(99)} == {"Zero"}
-    assert {eda.augmented("mild", rng) for _ in range(99)} == {"mild", "slight"}
-    assert all(eda.augmented("a b", rng) for _ in range(2000)) and eda.augmented("", rng) == ""
+    assert {eda.eda_augmented("Zero", rng) for _ in range(99)} == {"Zero"}
+    assert {eda.eda_augmented("mild", rng) for _ in range(99)} == {"mild", "slight"}
+    assert all(eda.eda_augmented("a b", rng) for _ in range(2000)) and eda.eda_augmented("", rng) == ""
 
 
 def test_no_word_has_two_lines_of_synonyms():

@@ -10,7 +10,7 @@ from benchmarks import audit
 from pipeline.audit import copies, neighbours
 from pipeline.audit.copies import find_pairs, images_of
 from pipeline.storage.pictures import encode
-from pipeline.storage.shards import Picture, ShardError, ShardWriter
+from pipeline.storage.shards import EncodedPicture, ShardError, ShardWriter
 from pipeline.study import Study, View
 
 MIN = audit.MIN_CORRELATION
@@ -22,7 +22,7 @@ def place(tar, pictures, dataset="siim"):
         return [
             writer.write(
                 Study(dataset, f"p{n}", f"s{n}", "train", (View(f"v{n}"),)),
-                [Picture(encode(p, 95), p.shape[1], p.shape[0])],
+                [EncodedPicture(encode(p, 95), p.shape[1], p.shape[0])],
             )
             for n, p in enumerate(pictures)
         ]
@@ -174,7 +174,7 @@ def thumbs():
 
 
 def test_candidates_are_those_of_comparing_all_with_all(thumbs, coarse):
-    found, crowded = neighbours.candidates(thumbs)
+    found, crowded = neighbours.candidate_pairs(thumbs)
     pairs = set(zip(found.outer.tolist(), found.inner.tolist(), found.sign.tolist(), strict=True))
     flat = thumbs.reshape(300, -1).astype(float)
     cosine = np.triu(flat @ flat.T / np.linalg.norm(flat, axis=1)[:, None] / np.linalg.norm(flat, axis=1), 1)
@@ -188,7 +188,7 @@ def test_a_picture_has_no_more_candidates_than_are_kept_and_long_lists_are_split
     rng = np.random.default_rng(0)
     alike = thumbs[:1] // 4 * 4 + rng.integers(0, 4, (400, 64, 64)).astype(np.int8)  # all copies of one, none equal
     monkeypatch.setattr(neighbours, "MAX_LIST", 20)
-    found, crowded = neighbours.candidates(np.concatenate([alike, thumbs[1:50]]))
+    found, crowded = neighbours.candidate_pairs(np.concatenate([alike, thumbs[1:50]]))
     assert crowded > 300
     assert 300 < len(found.outer) <= 449 * neighbours.NEIGHBOURS
 

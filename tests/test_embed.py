@@ -16,19 +16,19 @@ from pipeline.adapters.weights import MissingWeights
 from pipeline.config.load import load_params
 from pipeline.config.params import Other
 from pipeline.evaluation import embed, protocols, store
-from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.embedder import Embedder
 from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.storage.pictures import encode
-from pipeline.storage.shards import Picture, ShardWriter, load_view
+from pipeline.storage.shards import EncodedPicture, ShardWriter, load_view
 from pipeline.study import Study, View
 from pipeline.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parents[1]
-SETS = protocols.load("paper").retrieval
+SETS = protocols.load_protocol("paper").retrieval
 PROMPTS = ["Cardiomegaly", "No Cardiomegaly", "Nodule", "Findings suggesting pneumonia."]
 TEXTS = ["A scar of the base.", "The heart is normal and the lungs are clear.", "A scar of the base."]
 
@@ -49,7 +49,7 @@ def index(tmp_path_factory):
                 more = {"findings": TEXTS[i % 3]} if dataset == "mimic_cxr" else {"labels": labels[dataset][i % 3]}
                 split = "test" if i < 3 else "train"
                 study = Study(dataset, f"p{i}", f"s{i}", split, (View(f"{dataset}{i}", "PA"),), **more)
-                studies.append(writer.write(study, [Picture(encode(image, 95), image.shape[1], image.shape[0])]))
+                studies.append(writer.write(study, [EncodedPicture(encode(image, 95), image.shape[1], image.shape[0])]))
         write_studies(folder / f"{dataset}.parquet", studies)
     return folder
 
@@ -73,7 +73,7 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
     sources = ["mimic_cxr", "vindr_cxr", "rsna", "siim"][:3]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "missing.json").write_text("{}")  # of an earlier run
-    counts = embed.embed(embedder, PROMPTS, SETS.values(), sources, index, tmp_path / "out")
+    counts = embed.write_embeddings(embedder, PROMPTS, SETS.values(), sources, index, tmp_path / "out")
     assert counts == {"mimic_cxr": 3, "vindr_cxr": 3, "rsna": 3}
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{n}.npz" for n in (*sources, "prompts")}
     with torch.inference_mode():
@@ -85,7 +85,7 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
             wanted = net.encode_image(torch.from_numpy(pictures)).numpy()
             assert found["images"].dtype == np.float32
             assert np.abs(found["images"] - wanted).max() < 1e-5
-        texts = candidates(read_studies(index / "mimic_cxr.parquet", ("test",)), SETS["mimic_cxr"]).texts
+        texts = candidate_texts(read_studies(index / "mimic_cxr.parquet", ("test",)), SETS["mimic_cxr"]).texts
         assert texts == TEXTS[:2]
         rows = np.concatenate([net.encode_text(*words([t])).numpy() for t in texts])
         assert np.abs(np.load(tmp_path / "out" / "mimic_cxr.npz")["texts"] - rows).max() < 1e-5
@@ -145,7 +145,7 @@ def test_local_scores_stand_beside_the_images(tmp_path, index):
         batch_size=2,
         local_scores=lambda x, texts: x.float().mean(dim=(1, 2))[:, None] * torch.tensor([len(t) for t in texts]),
     )
-    embed.embed(embedder, PROMPTS, SETS.values(), ["rsna"], index, tmp_path / "out")
+    embed.write_embeddings(embedder, PROMPTS, SETS.values(), ["rsna"], index, tmp_path / "out")
     studies = read_studies(index / "rsna.parquet", ("test",))
     means = np.array([load_view(s.first_frontal)[:8, :8].mean() for s in studies])
     found = np.load(tmp_path / "out" / "rsna.npz")["local"]
@@ -159,12 +159,12 @@ def test_missing_weights_leave_one_line(tmp_path):
     out.mkdir()
     (out / "rsna.npz").touch()  # of a time when the weights were there
     with pytest.raises(MissingWeights) as error:
-        adapters.load(Other("gloria", str(tmp_path / "w"), "GLoRIA"))
+        adapters.load_other(Other("gloria", str(tmp_path / "w"), "GLoRIA"))
     store.write_missing(out, str(error.value))
     assert [p.name for p in out.iterdir()] == ["missing.json"]
-    assert store.missing(out) == json.loads((out / "missing.json").read_text())["missing"]
-    assert "*.ckpt: not there" in store.missing(out)
-    assert store.missing(tmp_path / "w") is None
+    assert store.why_missing(out) == json.loads((out / "missing.json").read_text())["missing"]
+    assert "*.ckpt: not there" in store.why_missing(out)
+    assert store.why_missing(tmp_path / "w") is None
 
 
 def test_every_other_of_the_paper_profile_is_a_stage_and_its_folder_says_what_goes_there(tmp_path):

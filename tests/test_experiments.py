@@ -64,7 +64,9 @@ def write(folder, params=None, shift=0.0, own=0.0, keep=True, loss=2.0, test=("a
         (folder / f"data/results/pretrain/{run}/0.csv").write_text(rows)
     few = {"rsna.p10": measured(0.65, 0.65 + NOISE[1]), "rsna.p1": measured(0.6, 0.6 + NOISE[1])}
     (folder / "data/results/few_shot/one/0.json").write_text(json.dumps({"run": "one", "metrics": few}))
-    return experiments.read(DirFileSystem(str(folder), LocalFileSystem()), folder.name, f"{folder.name:0<40}")
+    return experiments.read_experiment(
+        DirFileSystem(str(folder), LocalFileSystem()), folder.name, f"{folder.name:0<40}"
+    )
 
 
 @pytest.fixture
@@ -79,7 +81,10 @@ def test_read_takes_the_headlines_of_each_kind_and_their_mean(baseline):
     assert macro.value == pytest.approx(0.7)
     assert macro.low == pytest.approx(np.percentile(0.7 + NOISE.mean(axis=0), 2.5))
     assert baseline.history["one"] == [(1, 3.0), (2, 2.0)]
-    assert experiments.label("rsna.p10") == "RSNA linear 10 %" and experiments.label("macro.auc") == "Mean AUC"
+    assert (
+        experiments.headline_label("rsna.p10") == "RSNA linear 10 %"
+        and experiments.headline_label("macro.auc") == "Mean AUC"
+    )
 
 
 SETS_AUC = [f"{name}.auc" for name in SETS]
@@ -144,13 +149,13 @@ def test_results_that_are_gone_are_counted_and_the_rest_is_shown(baseline, tmp_p
     other = write(tmp_path / "other")
     (tmp_path / "other/data/results/retrieval/two/0.json").unlink()
     (tmp_path / "other/data/results/few_shot/one/0.json").unlink()
-    again = experiments.read(DirFileSystem(str(tmp_path / "other"), LocalFileSystem()), "other", "0" * 40)
+    again = experiments.read_experiment(DirFileSystem(str(tmp_path / "other"), LocalFileSystem()), "other", "0" * 40)
     assert again.notes and again.notes[0].startswith("2 result files are neither in the cache")
     assert "rsna.p10" not in again.metrics["one"] and "rsna.auc" in again.metrics["two"]
     broken = tmp_path / "other/data/results/zero_shot/two/0.json"
     broken.write_text('{"metrics": {"rsna.auc": {"value": 0.5}}}')
     with pytest.raises(ValueError, match=r"^data/results/zero_shot/two/0.json: not in the form"):
-        experiments.read(DirFileSystem(str(tmp_path / "other"), LocalFileSystem()), "other", "0" * 40)
+        experiments.read_experiment(DirFileSystem(str(tmp_path / "other"), LocalFileSystem()), "other", "0" * 40)
     assert other.notes == []
 
 
@@ -161,7 +166,7 @@ def test_the_page_says_who_won_and_whether_it_is_real(baseline, tmp_path):
     idle = write(tmp_path / "idle")
     better.cost = experiments.Cost(6, 5400.0, 42.0, "NVIDIA H100", 3 * 2**30, 20 * 2**30)
     others = [better, worse, idle]
-    page = experiments_page.html(baseline, others)
+    page = experiments_page.experiments_html(baseline, others)
     text = re.sub(r"<[^>]+>", " ", page)
     assert "Run one" in " ".join(text.split()) and "Run two" not in " ".join(text.split())
     assert page.count('class="better"') == 4 and page.count('class="worse"') == 4
@@ -173,11 +178,11 @@ def test_the_page_says_who_won_and_whether_it_is_real(baseline, tmp_path):
     assert "Of the 10 differences" in page  # 4 and RSUM, of two experiments; the probe's have no interval
     low, high = 100 * np.percentile(0.01 + OWN[1], [2.5, 97.5])
     assert f"+1.0 [{low:+.1f}, {high:+.1f}]" in page
-    assert page == experiments_page.html(baseline, others)
+    assert page == experiments_page.experiments_html(baseline, others)
 
-    notes = experiments_page.markdown(baseline, others)
+    notes = experiments_page.experiments_markdown(baseline, others)
     assert f"71.0 (+1.0 [{low:+.1f}, {high:+.1f}])" in notes and "| idle | nothing | the same figures" in notes
-    rows = list(csv.DictReader(io.StringIO(experiments_page.table_csv(baseline, others))))
+    rows = list(csv.DictReader(io.StringIO(experiments_page.experiments_csv(baseline, others))))
     (row,) = [r for r in rows if (r["experiment"], r["run"], r["metric"]) == ("better", "one", "rsna.auc")]
     assert (row["value"], row["baseline"], row["difference"]) == ("0.71", "0.7", "0.01")
     assert float(row["diff_low"]) == pytest.approx(low / 100, abs=1e-6)
@@ -199,7 +204,7 @@ def test_trainings_with_several_seeds_are_one_figure(tmp_path):
                     body = json.dumps(raw).encode()
                 path.with_stem("3").write_bytes(body)
     baseline, other = (
-        experiments.read(DirFileSystem(str(tmp_path / n), LocalFileSystem()), n, f"{n:0<40}")
+        experiments.read_experiment(DirFileSystem(str(tmp_path / n), LocalFileSystem()), n, f"{n:0<40}")
         for n in ("baseline", "other")
     )
     one = baseline.metrics["one"]["rsna.auc"]
@@ -210,6 +215,6 @@ def test_trainings_with_several_seeds_are_one_figure(tmp_path):
     assert (ends["rsna.auc"].low, ends["rsna.auc"].high) == (0, 1) and ends["total.rsum"].high > 1  # where a share ends
     found = experiments.difference(baseline, other, "one", "rsna.auc")
     assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01)) and found.sign == 1
-    assert "over seeds, trainings paired by theirs" in experiments_page.html(baseline, [other])
+    assert "over seeds, trainings paired by theirs" in experiments_page.experiments_html(baseline, [other])
     again = write(tmp_path / "again")
     assert experiments.difference(baseline, again, "one", "rsna.auc").why == "trained with other seeds"

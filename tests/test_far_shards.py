@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from pipeline.training import loop
-from tests.conftest import write_corpus
+from tests.conftest import make_corpus
 
 TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
 
@@ -22,8 +22,8 @@ def far(studies, system):
 
 def train(folder, run, studies, prompts):
     """History without its times, and the weights' bytes."""
-    loop.train(
-        write_corpus(folder, run, studies, prompts),
+    loop.train_run(
+        make_corpus(folder, run, studies, prompts),
         folder / "model",
         folder / "history.csv",
         folder / "work",

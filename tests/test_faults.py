@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import RESNET, make_config, write_corpus
+from tests.conftest import RESNET, make_config, make_corpus
 
 pytestmark = pytest.mark.drill
 ROOT = Path(__file__).parents[1]
@@ -84,7 +84,7 @@ def make(tmp_path, studies, prompts):
         pretrain = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["pretrain"]
         (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"pretrain": pretrain}}))
         run = make_config(image_encoder=RESNET, train={"epochs": 20, "save_minutes": 0.001, **train})
-        write_corpus(folder / "made", run, studies, prompts)
+        make_corpus(folder / "made", run, studies, prompts)
         (folder / "data" / "corpus").mkdir(parents=True)
         (folder / "made" / "corpus").rename(folder / "data" / "corpus" / "tiny")
         made = Workspace(folder)

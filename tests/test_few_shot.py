@@ -18,13 +18,13 @@ from pipeline import adapters
 from pipeline.config.load import load_params
 from pipeline.config.params import Augment, Bootstrap, FewShot, FineTune
 from pipeline.evaluation import few_shot
-from pipeline.evaluation.embed import of_model
-from pipeline.evaluation.few_shot import evaluate
-from pipeline.evaluation.fine_tune import fine_tune, pictures, scores
+from pipeline.evaluation.embed import embedder_of
+from pipeline.evaluation.few_shot import evaluate_few_shot
+from pipeline.evaluation.fine_tune import classifier_logits, evaluation_pictures, fine_tune
 from pipeline.evaluation.labelled import read_labelled, subset
 from pipeline.evaluation.linear_probe import _room, cache_features, linear_probe, probe
 from pipeline.evaluation.metrics import resamples
-from pipeline.evaluation.protocols import Prompts, Protocol, Task, TestSet
+from pipeline.evaluation.protocols import PromptRule, Protocol, Task, TestSet
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.models.encoders import ImageTower
 from pipeline.reporting.results import load_results
@@ -45,7 +45,7 @@ PROTOCOL = Protocol(
     {
         dataset: Task(
             dataset,
-            TestSet(dataset, Prompts(), "mean", "difference", "auc"),
+            TestSet(dataset, PromptRule(), "mean", "difference", "auc"),
             {c: [c] for c in classes},
             {c: [f"No {c}"] for c in classes},
         )
@@ -151,8 +151,8 @@ def labelled(config, studies, tmp_path_factory):
 
 def run(labelled, seen=None, sources=("rsna", "vindr_cxr", "siim", "openi"), options=OPTIONS, tower=True, work=None):
     folder, model = labelled
-    return evaluate(
-        *(of_model(model, None, 32, 5), model.image_tower if tower else None, ["mimic_cxr"], Augment()),
+    return evaluate_few_shot(
+        *(embedder_of(model, None, 32, 5), model.image_tower if tower else None, ["mimic_cxr"], Augment()),
         *(folder, PROTOCOL, list(sources), seen or {}, options, BOOTSTRAP, 3, 0, work or folder),
     )
 
@@ -185,7 +185,7 @@ def reencoded(labelled, data, epoch, positions):
 def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory, monkeypatch, tmp_path):
     """With as many draws as epochs, in memory and in a file, which leaves nothing behind."""
     monkeypatch.setattr(few_shot, "IN_MEMORY", in_memory)
-    data, embedder = read(labelled), of_model(labelled[1], None, 32, 5)
+    data, embedder = read(labelled), embedder_of(labelled[1], None, 32, 5)
     train, valid = data.labels["train"], embedder.over(embedder.features, data.views("valid"), embedder.prepare_at)
     some = np.array([1, 4, 5, 9, 11])
     uses = [(some, 6), (np.arange(len(train)), 4)]
@@ -206,7 +206,7 @@ def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory
 
 
 def test_draws_are_used_in_turn(labelled):
-    data, embedder = read(labelled), of_model(labelled[1], None, 32, 5)
+    data, embedder = read(labelled), embedder_of(labelled[1], None, 32, 5)
     all_of_it = np.arange(len(data.labels["train"]))
     cached = cache_features(embedder, data, [(all_of_it, 7)], Augment(), 2, 3, 0, labelled[0])
     assert cached.rows.shape == (2, len(all_of_it))
@@ -266,8 +266,8 @@ def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
     assert options.shares == {"p100": 1.0} and options.fine_tune == TUNE
     assert not few_shot.with_shares(OPTIONS, ["p10"]).fine_tune.shares
     folder, model = labelled
-    alone = evaluate(
-        *(of_model(model, None, 32, 5), model.image_tower, ["mimic_cxr"], Augment(), folder, PROTOCOL),
+    alone = evaluate_few_shot(
+        *(embedder_of(model, None, 32, 5), model.image_tower, ["mimic_cxr"], Augment(), folder, PROTOCOL),
         *(["rsna", "vindr_cxr"], {}, options, BOOTSTRAP, 3, 0, folder, ("vindr_cxr",)),
     )
     assert alone["metrics"].keys() == {"vindr_cxr.p100", "vindr_cxr.ft100"}
@@ -295,7 +295,7 @@ def test_clean_metrics_leave_out_what_training_has_shown(labelled, found):
     assert result["removed"] == {"rsna": 2}
     assert result["clean"].keys() == result["metrics"].keys() == {"rsna.p10", "rsna.p100"}
     keep = np.array([i not in (0, 3) for i in range(len(tests))])
-    logits = probe(*(of_model(labelled[1], None, 32, 5), data, Augment(), options, 3, 0, labelled[0]))
+    logits = probe(*(embedder_of(labelled[1], None, 32, 5), data, Augment(), options, 3, 0, labelled[0]))
     weights = resamples([s.patient for s in tests], BOOTSTRAP, 3)[:, keep]
     for name in options.shares:
         truth, rows = data.labels["test"][keep], logits[name][0][keep]
@@ -346,7 +346,7 @@ def test_the_probe_of_somebody_elses_model(labelled, project):
         images = [load_view(data.views("train")[i]) for i in positions]
         return features(augment_image(x, 320, record.augment, rng) for x, rng in zip(images, rngs, strict=True))
 
-    some, embedder = np.array([0, 3, 8]), adapters.load(record.others["theirs"])
+    some, embedder = np.array([0, 3, 8]), adapters.load_other(record.others["theirs"])
     cached = cache_features(embedder, data, [(some, 1)], record.augment, 2, record.seed, 0, project)
     np.testing.assert_allclose(cached.epoch(0, some), epoch(0, some), atol=1e-4)
     valid, test = (features(load_view(v) for v in data.views(split)) for split in ("valid", "test"))
@@ -445,7 +445,7 @@ def test_fine_tuning_is_plain_torch(labelled, double, encoder):
 
     data = read(labelled, "vindr_cxr")
     chosen = np.arange(1, len(data.labels["train"]))
-    valid = pictures(data, "valid", 32)
+    valid = evaluation_pictures(data, "valid", 32)
 
     def tower():
         torch.manual_seed(4)
@@ -466,7 +466,7 @@ def test_fine_tuning_is_plain_torch(labelled, double, encoder):
             way = (wanted[key] - (before if part is one.tower else start)[key]).double().abs().mean()
             assert (weight - wanted[key]).double().abs().mean() <= 0.01 * way + 1e-6, key
     assert not one.training
-    assert torch.equal(scores(one, valid, 3).argmax(1), scores(one, valid, 100).argmax(1))
+    assert torch.equal(classifier_logits(one, valid, 3).argmax(1), classifier_logits(one, valid, 100).argmax(1))
 
 
 def test_stochastic_depth_is_drawn_in_fine_tuning(labelled):
@@ -474,7 +474,7 @@ def test_stochastic_depth_is_drawn_in_fine_tuning(labelled):
     from conftest import SWIN
 
     data = read(labelled)
-    valid, chosen = pictures(data, "valid", 32), np.arange(len(data.labels["train"]))
+    valid, chosen = evaluation_pictures(data, "valid", 32), np.arange(len(data.labels["train"]))
     weights = []
     for rate in (0.0, 0.5):
         torch.manual_seed(4)

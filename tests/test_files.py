@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pipeline.storage.files import Files, FilesError, Gone, lines, text
+from pipeline.storage.files import Files, FilesError, Gone, decode_text, text_lines
 
 CONTENT = {f"folder/{n:03}.bin": np.random.default_rng(n).bytes(20_000 + n) for n in range(40)}
 
@@ -162,6 +162,11 @@ def test_permission_denied_is_a_reason(tmp_path, monkeypatch):
 
 
 def test_text_of_any_encoding_people_meet():
-    assert text("é".encode()) == text(b"\xef\xbb\xbf" + "é".encode()) == text("é".encode("latin-1")) == "é"
-    assert text(b"\xff\xfe\x00") == "ÿþ\x00"
-    assert list(lines(b"a,b\r\n1,2\r\n")) == ["a,b\r\n", "1,2\r\n"]
+    assert (
+        decode_text("é".encode())
+        == decode_text(b"\xef\xbb\xbf" + "é".encode())
+        == decode_text("é".encode("latin-1"))
+        == "é"
+    )
+    assert decode_text(b"\xff\xfe\x00") == "ÿþ\x00"
+    assert list(text_lines(b"a,b\r\n1,2\r\n")) == ["a,b\r\n", "1,2\r\n"]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import index as module
-from pipeline.storage.index import GROUP, SCHEMA, join_studies, read_studies, write_rejects, write_studies
+from pipeline.storage.index import GROUP, INDEX_SCHEMA, join_studies, read_studies, write_rejects, write_studies
 from pipeline.study import Reject, Study, View
 
 
@@ -67,7 +67,7 @@ def test_other_tools_read_the_same(tmp_path, small_groups):
     wanted = list(some(100))
     write_studies(tmp_path / "i.parquet", wanted)
     table = pq.read_table(tmp_path / "i.parquet")
-    assert table.schema == SCHEMA
+    assert table.schema == INDEX_SCHEMA
     for row, s in zip(table.to_pylist(), wanted, strict=True):
         assert (row["dataset"], row["patient"], row["study"], row["split"]) == (s.dataset, s.patient, s.study, s.split)
         assert (row["findings"], row["impression"], dict(row["labels"])) == (s.findings, s.impression, s.labels)

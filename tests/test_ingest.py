@@ -16,14 +16,14 @@ from PIL import Image
 from pipeline.config.params import Ingest, Source
 from pipeline.ingest import build as module
 from pipeline.ingest import pieces
-from pipeline.ingest.build import IngestError, ingest
+from pipeline.ingest.build import IngestError, ingest_archive
 from pipeline.ingest.images import read_image
 from pipeline.ingest.pieces import Job, decode_file
 from pipeline.ingest.sources import SourceError, open_archive
 from pipeline.storage.files import Gone
 from pipeline.storage.index import read_studies
 from pipeline.storage.pictures import decode, encode, resize
-from pipeline.storage.shards import Picture, read_bytes
+from pipeline.storage.shards import EncodedPicture, read_bytes
 
 N = 30
 
@@ -48,7 +48,7 @@ def archive(root, bad=()):
 def run(source, tmp_path, name="out", **options):
     keys = {"short_side": 16, "shard_size": 7, "workers": 2, **options}
     shards, index = tmp_path / name / "shards", tmp_path / name / "index.parquet"
-    return ingest("chestxray14", source, Ingest(**keys), shards, index, tmp_path / name / "work", 0)
+    return ingest_archive("chestxray14", source, Ingest(**keys), shards, index, tmp_path / name / "work", 0)
 
 
 def test_every_image_arrives_reduced_and_in_order(tmp_path):
@@ -177,7 +177,7 @@ def test_lists_that_contradict_themselves(tmp_path):
     (tmp_path / "archive" / "own.csv").write_text("\n".join(manifest))
     own = Source("manifest", source.path, "", manifest="own.csv")
     with pytest.raises(SourceError, match="two splits"):
-        ingest("own", own, Ingest(), tmp_path / "o", tmp_path / "o.parquet", tmp_path / "w", 0)
+        ingest_archive("own", own, Ingest(), tmp_path / "o", tmp_path / "o.parquet", tmp_path / "w", 0)
 
 
 def test_images_no_list_names_are_recorded(tmp_path):
@@ -329,7 +329,7 @@ def test_a_vanished_archive_is_no_reason_to_reject_its_files(tmp_path):
     opened = open_archive("chestxray14", source.path, tmp_path / "packs")
     job = Job("chestxray14", opened.files, opened.names[0], str(tmp_path), "t", 16, 95, 0)
     image = opened.images[0]
-    assert isinstance(decode_file(job, image), Picture)
+    assert isinstance(decode_file(job, image), EncodedPicture)
     (tmp_path / "archive" / image).unlink()
     assert decode_file(job, image) == "file missing"
     (tmp_path / "archive").rename(tmp_path / "gone")

@@ -13,10 +13,10 @@ import pytest
 from test_sources import REAL, chexpert, chexpert_row, mimic, put, read_all, real, splits
 
 from pipeline.config.params import DATASETS, Ingest, Source
-from pipeline.ingest.build import ingest
+from pipeline.ingest.build import ingest_archive
 from pipeline.ingest.images import read_view
-from pipeline.ingest.sources import SourceError, open_archive, read
-from pipeline.phantom.archives import write
+from pipeline.ingest.sources import SourceError, open_archive, read_archive
+from pipeline.phantom.archives import write_archive
 from pipeline.storage.index import read_studies
 from pipeline.study import Study
 
@@ -26,14 +26,14 @@ def phantoms(tmp_path_factory):
     """Every archive in its public layout, 20 studies each."""
     root = tmp_path_factory.mktemp("phantoms")
     for dataset in DATASETS:
-        write(dataset, root / dataset, 20, 64, 0, workers=1)
+        write_archive(dataset, root / dataset, 20, 64, 0, workers=1)
     return root
 
 
 def ingested(dataset, source, folder):
     """The studies an ingest writes, less where their shards lie, and its rejects by reason."""
     options = Ingest(short_side=32, shard_size=50, workers=1)
-    summary = ingest(dataset, source, options, folder / "shards", folder / "index.parquet", folder / "work", 0)
+    summary = ingest_archive(dataset, source, options, folder / "shards", folder / "index.parquet", folder / "work", 0)
     studies = read_studies(folder / "index.parquet")
     return [s.with_views(replace(v, shard="") for v in s.views) for s in studies], summary["reasons"]
 
@@ -201,7 +201,7 @@ def test_a_manifest_is_a_source(tmp_path, name):
     else:
         pd.DataFrame(ROWS[1:], columns=ROWS[0]).to_parquet(tmp_path / name)
     source = Source("manifest", str(tmp_path), "", manifest=name)
-    items = list(read(open_archive("mine", source.path, tmp_path / "cache"), source, 0))
+    items = list(read_archive(open_archive("mine", source.path, tmp_path / "cache"), source, 0))
     studies = [i for i in items if isinstance(i, Study)]
     assert [(s.dataset, s.patient, s.study, s.split, s.findings, s.impression, s.labels) for s in studies] == [
         ("mine", "p1", "s1", "train", "Clear.", "Normal.", {"Edema": 0}),
@@ -224,8 +224,8 @@ def test_a_manifest_is_a_source(tmp_path, name):
 def test_a_manifest_of_images_alone(tmp_path):
     put(tmp_path, "m.csv", [["image"], ["1.png"], ["2.png"]])
     source = Source("manifest", str(tmp_path), "", manifest="m.csv")
-    studies = list(read(open_archive("mine", source.path, tmp_path / "cache"), source, 0))
+    studies = list(read_archive(open_archive("mine", source.path, tmp_path / "cache"), source, 0))
     assert [(s.patient, s.study, s.split) for s in studies] == [("1", "1", "train"), ("2", "2", "train")]
     put(tmp_path, "m.csv", [["picture"], ["1.png"]])
     with pytest.raises(SourceError, match="no column 'image'"):
-        list(read(open_archive("mine", source.path, tmp_path / "cache"), source, 0))
+        list(read_archive(open_archive("mine", source.path, tmp_path / "cache"), source, 0))

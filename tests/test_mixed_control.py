@@ -25,9 +25,11 @@ def recall(p: params.Params, index: Path, fraction: float, out: Path, **train: f
     weights = replace(run.loss, alignment_weight=1.0 if fraction else 0.0)
     run = replace(run, roles=roles, datasets=("mimic_cxr",), loss=weights, train=replace(run.train, **train))
     model = trained(run, index, out)
-    sets = {"mimic_cxr": protocols.load("paper").retrieval["mimic_cxr"]}
-    embed.embed(embed.from_checkpoint(model), [], sets.values(), ["mimic_cxr"], index, out / "embeddings")
-    found = retrieval.evaluate(out / "embeddings", index, ["mimic_cxr"], sets, (10,), Bootstrap(samples=200), 0)
+    sets = {"mimic_cxr": protocols.load_protocol("paper").retrieval["mimic_cxr"]}
+    embed.write_embeddings(embed.from_checkpoint(model), [], sets.values(), ["mimic_cxr"], index, out / "embeddings")
+    found = retrieval.evaluate_retrieval(
+        out / "embeddings", index, ["mimic_cxr"], sets, (10,), Bootstrap(samples=200), 0
+    )
     chance = found["pools"]["mimic_cxr"]["chance"]["r10"]
     return {end: found["metrics"]["mimic_cxr.r10"][end] / chance for end in ("value", "low", "high")}
 

@@ -14,7 +14,7 @@ from pipeline.config.run_config import Roles, read_run_config, run_config, write
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.batches import TrainingSet, ValidationSet, epoch_draws, training_batches, validation_batches
-from pipeline.training.corpus import gather, whole
+from pipeline.training.corpus import whole, write_corpus
 from pipeline.training.loop import pack_of
 from pipeline.training.mixed_batches import collate_mixed
 from tests.conftest import make_mixed, make_study
@@ -149,7 +149,7 @@ def gathered(tmp_path, config, studies):
     """What gather writes of a run, and its counts."""
     for dataset in {s.dataset for s in studies}:
         write_studies(tmp_path / "index" / f"{dataset}.parquet", [s for s in studies if s.dataset == dataset])
-    counts = gather(config, tmp_path / "index", tmp_path / "prompts", tmp_path / "corpus")
+    counts = write_corpus(config, tmp_path / "index", tmp_path / "prompts", tmp_path / "corpus")
     return list(read_studies(tmp_path / "corpus" / "studies.parquet")), counts
 
 

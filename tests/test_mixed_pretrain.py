@@ -28,7 +28,7 @@ from tests.conftest import make_mixed
 from tests.test_resume import interrupt, outputs, stop, train
 
 ROOT = Path(__file__).parents[1]
-SETS = protocols.load("paper").retrieval
+SETS = protocols.load_protocol("paper").retrieval
 PROMPTS = ["There is a nodule at the apex.", "The heart is normal."]
 
 
@@ -123,10 +123,10 @@ def test_a_tokenizer_without_mask_is_refused(corpus, monkeypatch):
 @pytest.fixture(scope="module")
 def trained(studies, prompts, tmp_path_factory):
     """The model of a run with pairs, and an index whose studies are all tests."""
-    from tests.conftest import write_corpus
+    from tests.conftest import make_corpus
 
     folder = tmp_path_factory.mktemp("trained")
-    train(write_corpus(folder, make_mixed(train={"epochs": 1}), studies, prompts), folder)
+    train(make_corpus(folder, make_mixed(train={"epochs": 1}), studies, prompts), folder)
     tests = [replace(s, split="test") for s in studies if s.dataset == "mimic_cxr"]
     write_studies(folder / "tests" / "mimic_cxr.parquet", tests)
     return folder / "model", folder / "tests", tests
@@ -136,7 +136,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
     model, index, tests = trained
     embedder = embed.from_checkpoint(model, batch_size=7)
     net, tokenizer, _ = load_model(model)
-    assert embed.embed(embedder, PROMPTS, SETS.values(), ["mimic_cxr"], index, tmp_path) == {"mimic_cxr": 30}
+    assert embed.write_embeddings(embedder, PROMPTS, SETS.values(), ["mimic_cxr"], index, tmp_path) == {"mimic_cxr": 30}
     pictures = torch.from_numpy(np.stack([evaluation_crop(load_view(s.first_frontal), 32) for s in tests]))
     with torch.inference_mode():
         stored = np.load(tmp_path / "mimic_cxr.npz")
@@ -147,7 +147,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
         assert np.abs(features - net.image_features(pictures).numpy()).max() < 1e-4
         filled = net.regenerate(pictures[:2], net.hide(torch.arange(2)), *tokenizer(PROMPTS))
     assert filled.shape == (2, 32, 32) and filled.dtype == torch.float32
-    found = retrieval.evaluate(tmp_path, index, ["mimic_cxr"], SETS, (1, 5), Bootstrap(samples=2), 0)
+    found = retrieval.evaluate_retrieval(tmp_path, index, ["mimic_cxr"], SETS, (1, 5), Bootstrap(samples=2), 0)
     assert found["metrics"]["mimic_cxr.r5"]["n"] == 30 and not found["notes"]
     assert embed.write_maps(net, embedder, 32, {}, ["mimic_cxr"], index, tmp_path) == 0
     assert embed.similarity_places(net, pictures) is None
@@ -186,7 +186,7 @@ def test_a_model_that_saw_no_pair_has_no_zero_shot_and_no_retrieval(corpus, tmp_
     assert json.loads((out / "missing.json").read_text()) == {"missing": "not aligned: no pair in training"}
     few = Bootstrap(samples=2)
     for found in (
-        zero_shot.evaluate(out, tmp_path, ["mimic_cxr"], [], few, 0, {}, []),
-        retrieval.evaluate(out, tmp_path, ["mimic_cxr"], SETS, (1,), few, 0),
+        zero_shot.evaluate_zero_shot(out, tmp_path, ["mimic_cxr"], [], few, 0, {}, []),
+        retrieval.evaluate_retrieval(out, tmp_path, ["mimic_cxr"], SETS, (1,), few, 0),
     ):
         assert found["notes"] == ["not aligned: no pair in training"] and not found["metrics"]

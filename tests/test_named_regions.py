@@ -17,7 +17,7 @@ from pipeline.evaluation.image_quality import psnr
 from pipeline.evaluation.metrics import mean_with_interval, resamples
 from pipeline.models.checkpoint import load_model
 from pipeline.phantom.cases import Case
-from pipeline.phantom.picture import render
+from pipeline.phantom.picture import render_picture
 from pipeline.phantom.with_reports import mimic_cxr_ids, mimic_cxr_plan
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.shards import load_view
@@ -30,7 +30,7 @@ GRID = 4
 def drawn(case: Case, findings, width: int, size: int) -> np.ndarray:
     """The first frontal view of a case as a model sees it, with these findings, uint8 [size, size]."""
     number, view = next((n, view) for n, view in enumerate(case.views) if view != "LATERAL")
-    image = render(case.patient, findings, view, width, case.view_seed(number)).image
+    image = render_picture(case.patient, findings, view, width, case.view_seed(number)).image
     return evaluation_crop(np.round(image * 255).astype(np.uint8), size)
 
 
@@ -103,7 +103,7 @@ def test_a_report_that_names_what_is_hidden_helps(tmp_path):
     net, tokenizer, _ = load_model(trained(run, index, tmp_path / "run"), torch.device("cpu"))
     filler = regenerate.of_network(net, tokenizer, torch.device("cpu"))
 
-    sample = regenerate.read_sample(index, protocols.load("paper").retrieval["mimic_cxr"], 400, p.seed)
+    sample = regenerate.read_sample(index, protocols.load_protocol("paper").retrieval["mimic_cxr"], 400, p.seed)
     cases = {mimic_cxr_ids(case)[1]: case for case in mimic_cxr_plan(3000, p.seed)}
     cases = [cases[int(s.study.removeprefix("s"))] for s in sample.studies]
     size = run.image_size

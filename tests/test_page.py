@@ -63,8 +63,8 @@ def world(tmp_path_factory):
 def render(p, summaries=None) -> str:
     loaded, results, missing = fake.load(Path(), p)
     summaries = summaries or loaded
-    built = tables.build(p, summaries, results)
-    return page.render(p, built, summaries, results, missing, Path("data/index"), load_view)
+    built = tables.build_tables(p, summaries, results)
+    return page.render_page(p, built, summaries, results, missing, Path("data/index"), load_view)
 
 
 def test_page_loads_nothing_from_anywhere(world):
@@ -205,7 +205,9 @@ def test_texts_are_escaped(world):
     p = fake.params(**fake.SMALL)
     summaries, results, _ = fake.load(Path(), p)
     results["resnet_mcc"].examples["mimic_cxr"][0]["text"] = "<script>alert(1)</script> & more"
-    html = page.render(p, tables.build(p, summaries, results), summaries, results, [], Path("data/index"), load_view)
+    html = page.render_page(
+        p, tables.build_tables(p, summaries, results), summaries, results, [], Path("data/index"), load_view
+    )
     assert "<script" not in html and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in html
 
 

@@ -17,7 +17,7 @@ import pytest
 from pipeline.phantom import archives, labels, prose
 from pipeline.phantom.anatomy import draw_patient
 from pipeline.phantom.findings import KINDS, Finding, draw_finding
-from pipeline.phantom.picture import contact_sheet, render
+from pipeline.phantom.picture import contact_sheet, render_picture
 from pipeline.phantom.with_labels import run_lengths, vindr_cxr_plan
 from pipeline.phantom.with_reports import chexpert_plan, mimic_cxr_plan
 
@@ -48,7 +48,7 @@ VINDR18 = [
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("phantom")
     for name in archives.LAYOUTS:
-        archives.write(name, base / name, STUDIES, SIZE, seed=3, workers=1)
+        archives.write_archive(name, base / name, STUDIES, SIZE, seed=3, workers=1)
     return base
 
 
@@ -70,9 +70,12 @@ def test_marked_complete_and_synthetic(root: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["mimic_cxr", "vindr_cxr"])
 def test_same_bytes_whatever_the_workers_other_bytes_for_another_seed(root: Path, tmp_path: Path, name: str) -> None:
     before = json.loads((root / name / "PHANTOM.json").read_text())
-    assert archives.write(name, tmp_path / "two", STUDIES, SIZE, seed=3, workers=2) == before
+    assert archives.write_archive(name, tmp_path / "two", STUDIES, SIZE, seed=3, workers=2) == before
     if name == "vindr_cxr":
-        assert archives.write(name, tmp_path / "two", STUDIES, SIZE, seed=4, workers=1)["sha256"] != before["sha256"]
+        assert (
+            archives.write_archive(name, tmp_path / "two", STUDIES, SIZE, seed=4, workers=1)["sha256"]
+            != before["sha256"]
+        )
 
 
 def test_mimic_layout(root: Path) -> None:
@@ -262,7 +265,7 @@ def test_finding_shows_on_its_side_and_in_its_zone(kind: str) -> None:
         patient, f = draw_patient(rng), draw_finding(kind, rng)
         views = {}
         for position in ("PA", "LATERAL"):
-            healthy, ill = (render(patient, fs, position, 80, 5).image for fs in ((), (f,)))
+            healthy, ill = (render_picture(patient, fs, position, 80, 5).image for fs in ((), (f,)))
             views[position] = np.abs(ill - healthy)
         change = views["PA"]
         assert (change > 0.1).mean() > 0.006, "too faint or too small to be learnt at 80 pixels"
@@ -282,18 +285,18 @@ def test_severity_shows() -> None:
     areas = []
     for severity in ("small", "moderate", "large"):
         f = Finding("pleural effusion", "left", "", severity, "", 1)
-        change = render(patient, (f,), "PA", 80, 5).image - render(patient, (), "PA", 80, 5).image
+        change = render_picture(patient, (f,), "PA", 80, 5).image - render_picture(patient, (), "PA", 80, 5).image
         areas.append((change > 0.15).mean())
     assert areas[0] < areas[1] < areas[2]
 
 
 def test_picture_contract() -> None:
     patient = draw_patient(np.random.default_rng(0))
-    image = render(patient, (), "AP", 100, 5).image
+    image = render_picture(patient, (), "AP", 100, 5).image
     assert image.shape == (120, 100) and image.dtype == np.float32 and image.min() >= 0 and image.max() <= 1
-    assert (image == render(patient, (), "AP", 100, 5).image).all()
+    assert (image == render_picture(patient, (), "AP", 100, 5).image).all()
     with pytest.raises(ValueError, match="OBLIQUE"):
-        render(patient, (), "OBLIQUE", 100, 5)
+        render_picture(patient, (), "OBLIQUE", 100, 5)
 
 
 def test_prevalence() -> None:
@@ -335,13 +338,13 @@ def test_short_sentences_are_specific() -> None:
 
 def test_what_cannot_be_written_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="padchest"):
-        archives.write("padchest", tmp_path / "a", 20, 64, 0)
+        archives.write_archive("padchest", tmp_path / "a", 20, 64, 0)
     with pytest.raises(ValueError, match="at least 20 studies"):
-        archives.write("siim", tmp_path / "a", 3, 64, 0)
+        archives.write_archive("siim", tmp_path / "a", 3, 64, 0)
     (tmp_path / "real").mkdir()
     (tmp_path / "real/scan.dcm").write_bytes(b"x")
     with pytest.raises(FileExistsError, match="no phantom"):
-        archives.write("siim", tmp_path / "real", 20, 64, 0)
+        archives.write_archive("siim", tmp_path / "real", 20, 64, 0)
     assert (tmp_path / "real/scan.dcm").is_file()
 
 

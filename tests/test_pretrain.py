@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from pipeline.config.records import ParamsError
 from pipeline.training import loop
 from pipeline.training.schedule import warmup_cosine
-from tests.conftest import RESNET, SWIN, write_corpus
+from tests.conftest import RESNET, SWIN, make_corpus
 
 ROOT = Path(__file__).parents[1]
 TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
@@ -25,13 +25,13 @@ TWO_PROCESSES = """
 import multiprocessing, os, sys
 from pathlib import Path
 import timm, transformers
-from pipeline import pretrain
+from pipeline.training import loop
 
 corpus, out = map(Path, sys.argv[1:])
 
 def work(rank):
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-    pretrain.train(corpus, out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
+    loop.train_run(corpus, out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
 
 processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in (0, 1)]
 for process in processes:
@@ -54,7 +54,7 @@ def torch_as_it_was():
 def two_processes(config, studies, prompts, tmp_path_factory):
     """A training by two processes, begun before the other tests of this file because it takes a while to start."""
     folder = tmp_path_factory.mktemp("two")
-    write_corpus(folder, config(image_encoder=SWIN, train={"epochs": 3}), studies, prompts)
+    make_corpus(folder, config(image_encoder=SWIN, train={"epochs": 3}), studies, prompts)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -72,7 +72,7 @@ def train(folder, out):
     """(best validation loss, rows of the history, weights, rows as they were reported)."""
     told = []
     work = out / "work"
-    best = loop.train(folder, out / "model", out / "history.csv", work, lambda row, at: told.append((at, row)))
+    best = loop.train_run(folder, out / "model", out / "history.csv", work, lambda row, at: told.append((at, row)))
     weights = load_file(out / "model" / "model.safetensors") if (out / "model").exists() else None
     return best, history(out / "history.csv"), weights, told
 
@@ -114,9 +114,11 @@ def test_two_trainings_are_bit_identical(config, corpus, tmp_path):
 def test_a_seed_of_a_training_is_added_to_the_runs(config, corpus, tmp_path):
     one = config(train={"epochs": 1})
     work = tmp_path / "work"
-    loop.train(corpus(one), tmp_path / "a", tmp_path / "a.csv", work, lambda row, at: None, seed=2)
-    loop.train(corpus(replace(one, seed=one.seed + 2)), tmp_path / "b", tmp_path / "b.csv", work, lambda row, at: None)
-    loop.train(corpus(one), tmp_path / "c", tmp_path / "c.csv", work, lambda row, at: None)
+    loop.train_run(corpus(one), tmp_path / "a", tmp_path / "a.csv", work, lambda row, at: None, seed=2)
+    loop.train_run(
+        corpus(replace(one, seed=one.seed + 2)), tmp_path / "b", tmp_path / "b.csv", work, lambda row, at: None
+    )
+    loop.train_run(corpus(one), tmp_path / "c", tmp_path / "c.csv", work, lambda row, at: None)
     model = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
     assert model["a"] == model["b"] != model["c"]
     assert (tmp_path / "a" / "run.json").read_bytes() == (tmp_path / "b" / "run.json").read_bytes()

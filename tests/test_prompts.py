@@ -10,12 +10,12 @@ import pytest
 
 from pipeline.config import params as config
 from pipeline.evaluation import protocols
-from pipeline.ingest.sources.chestxray14 import CLASSES as CHESTXRAY14
-from pipeline.ingest.sources.chexpert import CLASSES as CHEXPERT
+from pipeline.ingest.sources.chestxray14 import CHESTXRAY14_CLASSES as CHESTXRAY14
+from pipeline.ingest.sources.chexpert import CHEXPERT_CLASSES as CHEXPERT
 from pipeline.storage.index import write_studies
 from pipeline.study import Study, View
 from pipeline.text import prompts
-from pipeline.text.prompts import PromptError, Prompts, expand
+from pipeline.text.prompts import PromptError, PromptSentences, expand
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ROOT / "pipeline" / "prompts.yaml"
@@ -29,13 +29,13 @@ classes:
 
 
 @pytest.fixture(scope="module")
-def ours() -> Prompts:
-    return prompts.load(TRAINING)
+def ours() -> PromptSentences:
+    return prompts.load_templates(TRAINING)
 
 
-def marked(classes: Iterable[str]) -> Prompts:
+def marked(classes: Iterable[str]) -> PromptSentences:
     """Sentences that say which class and value they are of: "Mass|1|0."."""
-    return Prompts({c: {v: tuple(f"{c}|{v}|{i}." for i in range(4)) for v in (1, 0, -1)} for c in classes})
+    return PromptSentences({c: {v: tuple(f"{c}|{v}|{i}." for i in range(4)) for v in (1, 0, -1)} for c in classes})
 
 
 def said(text: str | None) -> list[tuple[str, int]]:
@@ -64,7 +64,7 @@ def test_expand_refuses_what_it_cannot_read(template: str) -> None:
         expand(template, "mass")
 
 
-def test_the_default_negatives_are_the_papers_grammar(ours: Prompts) -> None:
+def test_the_default_negatives_are_the_papers_grammar(ours: PromptSentences) -> None:
     adjectives = ("visible", "definite", "obvious", "appreciable", "evident")
     tails = ["", "radiographic evidence for ", *(f"{a} " for a in adjectives)]
     tails += ["convincing evidence of ", "definite evidence of ", "evidence of ", "convincing signs of "]
@@ -77,7 +77,7 @@ def test_the_default_negatives_are_the_papers_grammar(ours: Prompts) -> None:
     assert len(sentences) == 24
 
 
-def test_sizes_are_those_of_the_paper(ours: Prompts) -> None:
+def test_sizes_are_those_of_the_paper(ours: PromptSentences) -> None:
     expressions = {"Edema": 1, "Pneumonia": 1, "Fracture": 2, "Mass": 2, "Nodule": 6, "Hernia": 3, "Support Devices": 1}
     for name, n in expressions.items():
         assert [len(ours.sentences(name, v)) for v in (1, 0, -1)] == [7 * n, 24 * n, 55 * n], name
@@ -85,8 +85,8 @@ def test_sizes_are_those_of_the_paper(ours: Prompts) -> None:
     assert [len(ours.sentences("Enlarged Cardiomediastinum", v)) for v in (1, 0)] == [160, 135]
 
 
-def test_every_class_has_plain_sentences(ours: Prompts) -> None:
-    assert {*CHEXPERT, *CHESTXRAY14} == set(ours.pools) == set(prompts.CLASSES)
+def test_every_class_has_plain_sentences(ours: PromptSentences) -> None:
+    assert {*CHEXPERT, *CHESTXRAY14} == set(ours.pools) == set(prompts.PROMPT_CLASSES)
     for name, value in product(ours.pools, (1, 0, -1)):
         sentences = ours.sentences(name, value)
         assert bool(sentences) == (name != "No Finding" or value == 1)
@@ -102,7 +102,7 @@ def test_every_class_has_plain_sentences(ours: Prompts) -> None:
         ours.sentences("Cardiomegaly", 2)
 
 
-def test_no_sentence_stands_for_two_values_of_a_class(ours: Prompts) -> None:
+def test_no_sentence_stands_for_two_values_of_a_class(ours: PromptSentences) -> None:
     for name in ours.pools:
         sentences = [text for value in (1, 0, -1) for text in ours.sentences(name, value)]
         assert len(sentences) == len(set(sentences)), name
@@ -142,7 +142,7 @@ def test_caption_names_all_negatives_where_there_are_fewer() -> None:
     assert said(text) == [("Edema", 1)]
 
 
-def test_caption_depends_on_the_seed_alone(ours: Prompts) -> None:
+def test_caption_depends_on_the_seed_alone(ours: PromptSentences) -> None:
     labels = dict.fromkeys(CHESTXRAY14, 0) | {"Hernia": 1}
     first = [prompts.caption(labels, ours, np.random.default_rng(s), 3) for s in range(20)]
     turned = dict(reversed(labels.items()))
@@ -150,7 +150,7 @@ def test_caption_depends_on_the_seed_alone(ours: Prompts) -> None:
     assert len(set(first)) > 15
 
 
-def test_nothing_to_say_is_none_and_never_an_empty_caption(ours: Prompts) -> None:
+def test_nothing_to_say_is_none_and_never_an_empty_caption(ours: PromptSentences) -> None:
     rng = np.random.default_rng(0)
     assert prompts.caption({}, ours, rng) is None
     assert prompts.validation_caption({}, ours) is None
@@ -160,7 +160,7 @@ def test_nothing_to_say_is_none_and_never_an_empty_caption(ours: Prompts) -> Non
         prompts.caption({"Oedema": 1}, ours, rng)
 
 
-def test_validation_caption_is_positives_only_in_fixed_order(ours: Prompts) -> None:
+def test_validation_caption_is_positives_only_in_fixed_order(ours: PromptSentences) -> None:
     labels = {"Support Devices": 1, "Edema": 1, "Fracture": 0, "Pneumonia": -1}
     expected = "Pulmonary edema. Support devices."
     assert prompts.validation_caption(labels, ours) == expected
@@ -170,7 +170,7 @@ def test_validation_caption_is_positives_only_in_fixed_order(ours: Prompts) -> N
     assert prompts.validation_caption({"No Finding": 1}, ours) == normal
 
 
-def test_pools_alone_give_the_same_captions(ours: Prompts, tmp_path: Path) -> None:
+def test_pools_alone_give_the_same_captions(ours: PromptSentences, tmp_path: Path) -> None:
     ours.subset(CHESTXRAY14).write_pools(tmp_path / "c.json")
     pools = prompts.read_pools(tmp_path / "c.json")
     assert pools == ours.subset(CHESTXRAY14) and list(pools.pools) == list(ours.subset(CHESTXRAY14).pools)
@@ -191,7 +191,7 @@ def test_pools_alone_give_the_same_captions(ours: Prompts, tmp_path: Path) -> No
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(SMALL)
-    table = prompts.load(path)
+    table = prompts.load_templates(path)
     assert table.sentences("Mass", 1) == ("Pulmonary mass.", "Lung mass.")
     # "no {}." and the empty alternatives of the second template say the same: kept once
     assert len(table.sentences("Mass", 0)) == len(set(table.sentences("Mass", 0))) == 8
@@ -220,7 +220,7 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, old: str, new: str, words:
     assert old in SMALL
     (tmp_path / "bad.yaml").write_text(SMALL.replace(old, new))
     with pytest.raises(PromptError) as error:
-        prompts.load(tmp_path / "bad.yaml")
+        prompts.load_templates(tmp_path / "bad.yaml")
     message = str(error.value)
     assert "\n" not in message and all(word in message for word in ["bad.yaml", *words]), message
 
@@ -240,7 +240,9 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
             write_studies(tmp_path / "data" / "index" / f"{name}.parquet", studies)
         sources = dict.fromkeys(labels)
         params = SimpleNamespace(
-            prompts=config.Prompts(str(TRAINING), str(GLORIA)), sources=sources, tracking=config.Tracking(enabled=False)
+            prompts=config.PromptFiles(str(TRAINING), str(GLORIA)),
+            sources=sources,
+            tracking=config.Tracking(enabled=False),
         )
         monkeypatch.setattr(config, "load", lambda: params)
         module.main()
@@ -269,8 +271,8 @@ def test_stage_names_a_class_without_templates(stage: Callable[[dict[str, dict[s
 
 def test_glorias_sentences_are_those_of_the_protocol():
     """Word for word, but for the capital and the full stop; all that GLoRIA does not say is as in our own file."""
-    ours, theirs = prompts.load(TRAINING), prompts.load(GLORIA)
-    grid = protocols.load("paper").tasks["chexpert5x200"].positive
+    ours, theirs = prompts.load_templates(TRAINING), prompts.load_templates(GLORIA)
+    grid = protocols.load_protocol("paper").tasks["chexpert5x200"].positive
     for name, texts in grid.items():
         assert {s[0].lower() + s[1:].removesuffix(".") for s in theirs.pools[name][1]} == {t.strip() for t in texts}
         assert [theirs.pools[name][v] for v in (0, -1)] == [ours.pools[name][v] for v in (0, -1)]
@@ -284,10 +286,10 @@ def test_a_file_may_be_like_another_one(tmp_path):
         "like: base.yaml\ndefault: {negative: ['{} is absent.']}\n"
         "classes: {Edema: {expressions: [wet lungs]}, Mass: {positive: ['a mass.']}}\n"
     )
-    found, base = prompts.load(tmp_path / "own.yaml"), prompts.load(TRAINING)
+    found, base = prompts.load_templates(tmp_path / "own.yaml"), prompts.load_templates(TRAINING)
     assert found.pools["Edema"][0] == ("Wet lungs is absent.",) and found.pools["Edema"][1][0] == "Wet lungs."
     assert found.pools["Mass"][1] == ("A mass.",) and found.pools["Mass"][-1] == base.pools["Mass"][-1]
     assert found.pools["Hernia"][1] == base.pools["Hernia"][1]
     (tmp_path / "own.yaml").write_text("like: nowhere.yaml\n")
     with pytest.raises(prompts.PromptError, match=r"like: .*nowhere\.yaml: not found"):
-        prompts.load(tmp_path / "own.yaml")
+        prompts.load_templates(tmp_path / "own.yaml")

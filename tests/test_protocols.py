@@ -7,7 +7,7 @@ import yaml
 
 from pipeline.evaluation import protocols
 from pipeline.evaluation.protocols import FOLDER, ProtocolError
-from pipeline.ingest.sources.chestxray14 import CLASSES as CHESTXRAY14
+from pipeline.ingest.sources.chestxray14 import CHESTXRAY14_CLASSES as CHESTXRAY14
 from pipeline.text import prompts
 
 NAMES = sorted(p.stem for p in FOLDER.glob("*.yaml"))
@@ -42,7 +42,7 @@ def found(**changes):
 
 
 def task(protocol, name):
-    return protocols.load(protocol).tasks[name]
+    return protocols.load_protocol(protocol).tasks[name]
 
 
 def test_the_papers_pairs_are_letter_for_letter():
@@ -69,7 +69,7 @@ def test_the_papers_grid_has_its_sizes():
 
 def test_our_prompts_are_the_positive_sentences_of_training():
     found = task("paper_prompts", "chexpert5x200").positive
-    ours = prompts.load(FOLDER.parent / "prompts.yaml")
+    ours = prompts.load_templates(FOLDER.parent / "prompts.yaml")
     assert list(found) == list(task("paper", "chexpert5x200").positive)
     assert {name: tuple(texts) for name, texts in found.items()} == {name: ours.sentences(name, 1) for name in found}
     assert "There is pleural effusion." in found["Pleural Effusion"] and len(found["Edema"]) == 7
@@ -93,7 +93,7 @@ def test_the_protocols_of_others():
 
 
 def test_the_papers_retrieval_sets():
-    found = protocols.load("paper").retrieval
+    found = protocols.load_protocol("paper").retrieval
     longer = ("findings", "impression")  # of equally long ones the findings
     wanted = {"chexpert5x200": ("chexpert", ("impression",)), "mimic_cxr": ("mimic_cxr", longer)}
     wanted["openi"] = ("openi", longer)
@@ -103,14 +103,14 @@ def test_the_papers_retrieval_sets():
 
 
 def test_a_first_protocol_without_retrieval_sets_is_an_error_where_there_are_reports(tmp_path):
-    mine = protocols.load(write(tmp_path, OWN))
+    mine = protocols.load_protocol(write(tmp_path, OWN))
     assert protocols.retrieval_sets(mine, ["rsna", "chestxray14"]) == {}
     with pytest.raises(ProtocolError, match="own, the first, has no retrieval sets, and mimic_cxr, openi could be"):
         protocols.retrieval_sets(mine, ["openi", "rsna", "mimic_cxr"])
-    paper = protocols.load("paper")
+    paper = protocols.load_protocol("paper")
     assert protocols.retrieval_sets(paper, ["openi"]) == paper.retrieval
     for name in NAMES:  # what other projects publish is another quantity
-        assert (protocols.load(name).retrieval != {}) is (name == "paper")
+        assert (protocols.load_protocol(name).retrieval != {}) is (name == "paper")
 
 
 def test_all_prompts_stand_once_in_the_order_of_first_appearance(tmp_path):
@@ -120,26 +120,29 @@ def test_all_prompts_stand_once_in_the_order_of_first_appearance(tmp_path):
     texts = protocols.prompt_texts([*NAMES, path])
     assert len(texts) == len(set(texts)) and set(texts) >= {"x", "Pneumonia", "no Pneumonia", "No Pneumothorax"}
     for name in NAMES:
-        for found in protocols.load(name).tasks.values():
+        for found in protocols.load_protocol(name).tasks.values():
             for side in (found.positive, found.negative):
                 assert {text for some in side.values() for text in some} <= set(texts)
 
 
 def test_a_file_of_ones_own(tmp_path):
     path = write(tmp_path, OWN)
-    mine = protocols.load(path)
+    mine = protocols.load_protocol(path)
     assert mine.name == "own" and mine.tasks["mine"].positive == {"Pneumothorax": ["Pneumothorax is there"]}
     assert protocols.classes_of(mine, "siim") == ["Pneumothorax"]
     with pytest.raises(ProtocolError, match="own, the first, measures no AUC on rsna"):
         protocols.classes_of(mine, "rsna")
     with pytest.raises(ProtocolError, match="two are named own"):
-        protocols.load_all([path, "paper", path])
+        protocols.load_protocols([path, "paper", path])
     shutil.copy(FOLDER.parent / "prompts.yaml", tmp_path / "sentences.yaml")  # a file is relative to the protocol
     spec = {"file": "sentences.yaml", "classes": ["Edema"]}
-    assert len(protocols.load(write(tmp_path, own(prompts=spec, score="cosine"))).tasks["mine"].positive["Edema"]) == 7
+    assert (
+        len(protocols.load_protocol(write(tmp_path, own(prompts=spec, score="cosine"))).tasks["mine"].positive["Edema"])
+        == 7
+    )
     other = write(tmp_path, own(prompts={"as_in": f"{path}/mine"}, score="cosine"), "other.yaml")
     write(tmp_path, own(prompts={"lists": LISTS}, score="cosine"))
-    assert protocols.load(other).tasks["mine"].positive == LISTS
+    assert protocols.load_protocol(other).tasks["mine"].positive == LISTS
 
 
 def test_a_sample_depends_on_its_seed_and_keeps_the_lists_order(tmp_path):
@@ -147,7 +150,7 @@ def test_a_sample_depends_on_its_seed_and_keeps_the_lists_order(tmp_path):
 
     def drawn(seed):
         spec = {"lists": lists, "sample": {"count": 10, "seed": seed}}
-        return protocols.load(write(tmp_path, own(prompts=spec, score="cosine"))).tasks["mine"].positive
+        return protocols.load_protocol(write(tmp_path, own(prompts=spec, score="cosine"))).tasks["mine"].positive
 
     one, again, other = drawn(0), drawn(0), drawn(1)
     assert one == again and one["A"] != other["A"] and one["A"] != one["B"] and one["C"] == ["c"]
@@ -213,12 +216,12 @@ def test_a_sample_depends_on_its_seed_and_keeps_the_lists_order(tmp_path):
 def test_one_line_names_what_cannot_be_used(tmp_path, raw, says):
     path = write(tmp_path, raw)
     with pytest.raises(ProtocolError) as error:
-        protocols.load(path)
+        protocols.load_protocol(path)
     assert str(error.value).startswith(f"{path}: {says}") and "\n" not in str(error.value)
 
 
 def test_chestxray14_asks_for_each_of_its_classes(tmp_path):
-    protocol = protocols.load("chestxray14")
+    protocol = protocols.load_protocol("chestxray14")
     (task,) = protocol.tasks.values()
     assert tuple(task.positive) == CHESTXRAY14 and task.rule.dataset == "chestxray14_official"
     assert (task.positive["Hernia"], task.negative["Hernia"]) == (["Hernia"], ["No Hernia"])
@@ -230,8 +233,8 @@ def test_chestxray14_asks_for_each_of_its_classes(tmp_path):
 
 def test_a_name_that_is_no_protocol(tmp_path):
     with pytest.raises(ProtocolError, match=r"'glorya' is none of .* \(did you mean gloria\?\)"):
-        protocols.load("glorya")
+        protocols.load_protocol("glorya")
     with pytest.raises(ProtocolError, match=r"gone\.yaml: not found"):
-        protocols.load(str(tmp_path / "gone.yaml"))
+        protocols.load_protocol(str(tmp_path / "gone.yaml"))
     with pytest.raises(ProtocolError, match="rename the file"):
-        protocols.load(write(tmp_path, OWN, "a.b.yaml"))
+        protocols.load_protocol(write(tmp_path, OWN, "a.b.yaml"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.training.batches import epoch_draws
-from tests.conftest import make_config, write_corpus
+from tests.conftest import make_config, make_corpus
 
 ROOT = Path(__file__).parents[1]
 TIMING = ("studies_per_second", "seconds", "waiting", "mfu")
@@ -21,17 +21,19 @@ TWO = """
 import dataclasses, json, multiprocessing, os, signal, sys
 from pathlib import Path
 import pandas, timm, tokenizers.implementations, torch, transformers
-from pipeline import model, pretrain, run_config
+from pipeline.config import run_config
+from pipeline.models import cxr_clip
+from pipeline.training import loop
 
 torch.set_num_threads(1)
 corpus = Path(sys.argv[1])
-model.CxrClip(run_config.read_run_config(corpus / "run.json"), 100)  # what is imported when it is first needed
+cxr_clip.CxrClip(run_config.read_run_config(corpus / "run.json"), 100)  # what is imported when it is first needed
 context = multiprocessing.get_context("fork")
 
 def work(rank, out, port, event, ended):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     sys.stdout = (out / "said").open("a", buffering=1)
-    real, count = pretrain.compute_gradients, [0]
+    real, count = loop.compute_gradients, [0]
     def gradients(module, *rest):
         count[0] += 1
         if rank == 1 and count[0] == 7:
@@ -45,12 +47,12 @@ def work(rank, out, port, event, ended):
             elif event:
                 os.kill(os.getpid(), getattr(signal, event))
         return real(module, *rest)
-    pretrain.compute_gradients = gradients
+    loop.compute_gradients = gradients
     if event == "SIGSTOP":  # whoever waits for it shall not wait long
-        join = pretrain.join
-        pretrain.join = lambda device, options: join(device, dataclasses.replace(options, timeout_minutes=0.15))
+        join = loop.join
+        loop.join = lambda device, options: join(device, dataclasses.replace(options, timeout_minutes=0.15))
     try:
-        pretrain.train(corpus, out / "model", out / "history.csv", out / "work", lambda values, step: None)
+        loop.train_run(corpus, out / "model", out / "history.csv", out / "work", lambda values, step: None)
         ended.put((rank, "done", ""))
     except BaseException as error:
         ended.put((rank, type(error).__name__, str(error)))
@@ -80,7 +82,7 @@ def two(studies, prompts, tmp_path_factory):
     """A function that trains by two processes; what it answers, and the corpus."""
     folder = tmp_path_factory.mktemp("two")
     run = make_config(train={"timeout_minutes": 1.5})  # for slow machines
-    write_corpus(folder, run, studies, prompts)
+    make_corpus(folder, run, studies, prompts)
     with subprocess.Popen(
         [sys.executable, "-c", TWO, str(folder / "corpus")],
         cwd=ROOT,
@@ -201,7 +203,7 @@ def test_another_number_of_processes_goes_on(two, whole, tmp_path):
 
     train, corpus = two
     assert train(tmp_path, "SIGTERM")[0][0] == "Stopped"
-    loop.train(corpus, tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda values, step: None)
+    loop.train_run(corpus, tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda values, step: None)
     rows = outputs(tmp_path)[0]
     assert len(rows) == len(whole[0])
     for one, by_two in zip(rows, whole[0], strict=True):

@@ -16,12 +16,12 @@ from pipeline.evaluation.metrics import resamples
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.storage.pictures import encode
-from pipeline.storage.shards import Picture, ShardWriter, load_view
+from pipeline.storage.shards import EncodedPicture, ShardWriter, load_view
 from pipeline.study import Study, View
 
 SIZE, GRID = 48, 4
 BOOTSTRAP = Bootstrap(80, 0.9)
-SETS = protocols.load("paper").retrieval
+SETS = protocols.load_protocol("paper").retrieval
 MIMIC, OPENI = SETS["mimic_cxr"], SETS["openi"]
 
 
@@ -101,14 +101,14 @@ def named(number, patient=None):
 
 def test_masks_hide_their_share_everywhere_and_grow_with_it():
     studies = [named(n) for n in range(2000)]
-    quarter, half = (regenerate.masks(studies, GRID, ratio, 0) for ratio in (0.25, 0.5))
+    quarter, half = (regenerate.hidden_cells(studies, GRID, ratio, 0) for ratio in (0.25, 0.5))
     assert (quarter.sum(axis=(1, 2)) == 4).all() and (half.sum(axis=(1, 2)) == 8).all()
     assert not (quarter & ~half).any()  # nested
     assert np.abs(half.mean(axis=0) - 0.5).max() < 5 * math.sqrt(0.25 / 2000)
     assert len({m.tobytes() for m in half}) > 1800  # of 12,870; chance leaves 1,850
-    assert (regenerate.masks(studies[7:9], GRID, 0.5, 0) == half[7:9]).all()
-    assert (regenerate.masks(studies, GRID, 0.5, 1) != half).any()
-    sums = [regenerate.masks(studies[:1], 2, ratio, 0).sum() for ratio in (0.01, 0.99)]
+    assert (regenerate.hidden_cells(studies[7:9], GRID, 0.5, 0) == half[7:9]).all()
+    assert (regenerate.hidden_cells(studies, GRID, 0.5, 1) != half).any()
+    sums = [regenerate.hidden_cells(studies[:1], 2, ratio, 0).sum() for ratio in (0.01, 0.99)]
     assert sums == [1, 3]  # never none, never all
 
 
@@ -165,7 +165,7 @@ def index(tmp_path_factory):
             split = "test" if n < 24 else "train"
             views = (View(f"v{n}", position),)
             study = Study("openi", f"p{n // 2}", f"s{n}", split, views, findings=text)
-            placed.append(writer.write(study, [Picture(encode(image, 95), 60, 60)]))
+            placed.append(writer.write(study, [EncodedPicture(encode(image, 95), 60, 60)]))
     write_studies(folder / "openi.parquet", placed)
     (folder / "openi.json").write_text(json.dumps({"phantom": True}))
     (folder / "mimic_cxr.json").write_text(json.dumps({"phantom": False}))
@@ -180,7 +180,7 @@ def participants(index):
 
 def evaluated(index, model, ratios=(0.25, 0.75), most=0, clean=None, seed=0):
     clean = clean or (lambda dataset, studies: np.ones(len(studies), dtype=bool))
-    return regenerate.evaluate(model, SIZE, 7, index, [OPENI], ratios, most, BOOTSTRAP, seed, clean)
+    return regenerate.evaluate_regeneration(model, SIZE, 7, index, [OPENI], ratios, most, BOOTSTRAP, seed, clean)
 
 
 def test_a_model_that_reads_is_found_to_read(index):
@@ -193,7 +193,7 @@ def test_a_model_that_reads_is_found_to_read(index):
     assert metrics["openi.psnr75_matching_scale1"]["value"] == pytest.approx(100, abs=1e-3)
     assert {m["n"] for m in metrics.values()} == {22}
     truth = np.stack([known[s.findings] for s in studies]) / 255
-    hidden = regenerate.pixels_of(regenerate.masks(studies, GRID, 0.75, 0), SIZE)
+    hidden = regenerate.pixels_of(regenerate.hidden_cells(studies, GRID, 0.75, 0), SIZE)
     errors = [((t[h] - 0.5) ** 2).mean() for t, h in zip(truth, hidden, strict=True)]
     by_hand = np.array([10 * math.log10(1 / e) for e in errors])
     assert metrics["openi.psnr75_none"]["value"] == pytest.approx(by_hand.mean(), abs=1e-4)
@@ -213,7 +213,7 @@ def test_a_model_that_reads_is_found_to_read(index):
             assert samples[0] == pytest.approx(samples[1] - samples[2])  # paired: the same resamples
     shown = [text for _, _, texts in model.calls if texts for text in texts]
     assert Counter(shown) == dict.fromkeys(known, 4)  # two ratios, its own and somebody else's
-    assert regenerate.account(found)[0].startswith("openi.psnr25_matching 100.000 (+")
+    assert regenerate.regeneration_lines(found)[0].startswith("openi.psnr25_matching 100.000 (+")
 
 
 def test_all_ways_see_the_same_images_and_masks_in_batches(index):
@@ -246,7 +246,7 @@ def test_clean_images_and_what_is_missing(index):
     assert found["removed"] == {"openi": int((~kept).sum())}
     assert {m["n"] for m in found["clean"].values()} == {int(kept.sum())}
     truth = np.stack([known[s.findings] for s in studies]) / 255
-    hidden = regenerate.pixels_of(regenerate.masks(studies, GRID, 0.5, 0), SIZE)
+    hidden = regenerate.pixels_of(regenerate.hidden_cells(studies, GRID, 0.5, 0), SIZE)
     by_hand = psnr(truth, np.full(truth.shape, 0.5), hidden)[kept]
     assert found["clean"]["openi.psnr50_none"]["value"] == pytest.approx(by_hand.mean(), abs=1e-4)
     weights = resamples([s.patient for s in studies], BOOTSTRAP, 0)[:, kept]  # the same draws as of all images
@@ -284,11 +284,11 @@ def test_pictures_are_what_they_say_and_of_phantoms_only(index):
     model = Reader(known)
     shown = regenerate.may_be_shown(index, [OPENI, MIMIC], False)
     assert shown == [OPENI] and regenerate.may_be_shown(index, [MIMIC], True) == [MIMIC]
-    found = regenerate.pictures(model, SIZE, index, shown, (0.25, 0.5), 0, 0)
+    found = regenerate.regeneration_examples(model, SIZE, index, shown, (0.25, 0.5), 0, 0)
     assert found["ratio"].tolist() == [0.25, 0.25, 0.5, 0.5] and set(found["dataset"]) == {"openi"}
     tests = read_studies(index / "openi.parquet", ("test",))
     hidden = np.concatenate(
-        [regenerate.pixels_of(regenerate.masks(studies[:2], GRID, r, 0), SIZE) for r in (0.25, 0.5)]
+        [regenerate.pixels_of(regenerate.hidden_cells(studies[:2], GRID, r, 0), SIZE) for r in (0.25, 0.5)]
     )
     for n, position in enumerate(found["position"]):
         own = known[tests[int(position)].findings]
@@ -297,5 +297,5 @@ def test_pictures_are_what_they_say_and_of_phantoms_only(index):
         assert (found["without"][n] == np.where(hidden[n], 128, own)).all()
         assert (found["masked"][n] == np.where(hidden[n], 0, own)).all()
     assert not found["difference"].any() and found["difference"].dtype == np.int16
-    empty = regenerate.pictures(model, SIZE, index, [], (0.25, 0.5), 0, 0)
+    empty = regenerate.regeneration_examples(model, SIZE, index, [], (0.25, 0.5), 0, 0)
     assert empty["with"].shape == (0, SIZE, SIZE) and empty["ratio"].shape == (0,)

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.ingest.report_sections import clean, sections
+from pipeline.ingest.report_sections import clean_text, sections
 
 OPENI = Path(__file__).parents[2] / "shared" / "real" / "NLMCXR_reports.tgz"
 
@@ -118,12 +118,12 @@ def test_an_addendum_is_joined_and_repeats_are_left_out():
     ],
 )
 def test_clean(text, expected):
-    assert clean(text) == expected
+    assert clean_text(text) == expected
 
 
 def test_clean_twice_changes_nothing():
-    once = clean(MIMIC)
-    assert once is not None and clean(once) == once
+    once = clean_text(MIMIC)
+    assert once is not None and clean_text(once) == once
 
 
 IMPRESSIONS = [
@@ -418,7 +418,7 @@ def test_real_sections_are_recovered_from_free_text():
             heading = spelt(name, draw.choice(FORMS))
             lines += [*(f" {line}" for line in heading.split("\n")[:-1]), ""]
             lines += [*textwrap.wrap(heading.split("\n")[-1] + text, draw.randint(50, 90), break_on_hyphens=False), " "]
-        expected = tuple(clean(text) for text in texts)
+        expected = tuple(clean_text(text) for text in texts)
         total += 1
         found += sections("\n".join(lines)) == expected
         if expected[0]:  # the same findings under no heading, as a last paragraph

@@ -38,10 +38,12 @@ FORKS = """
 import json, multiprocessing, os, signal, sys, time
 from pathlib import Path
 import pandas, timm, tokenizers.implementations, torch, transformers
-from pipeline import model, pretrain, run_config
+from pipeline.config import run_config
+from pipeline.models import cxr_clip
+from pipeline.training import loop
 
 torch.set_num_threads(1)
-model.CxrClip(run_config.read_run_config(Path(sys.argv[1])), 100)  # what is imported when it is first needed
+cxr_clip.CxrClip(run_config.read_run_config(Path(sys.argv[1])), 100)  # what is imported when it is first needed
 context = multiprocessing.get_context("fork")
 
 def work(corpus, out, most, ready, calls):
@@ -49,15 +51,15 @@ def work(corpus, out, most, ready, calls):
         calls.value += 1
         if calls.value == most:
             os.kill(os.getpid(), signal.SIGKILL)
-    run = pretrain._run
+    run = loop._run
     def counted(*args):
         ready.set()
         if most is not None:
             sys.setprofile(count)
         run(*args)
-    pretrain._run = counted
+    loop._run = counted
     sys.stdout = (out / "said").open("a", buffering=1)
-    best = pretrain.train(corpus, out / "model", out / "history.csv", out / "work", lambda values, step: None)
+    best = loop.train_run(corpus, out / "model", out / "history.csv", out / "work", lambda values, step: None)
     (out / "best").write_text(repr(best))
 
 for line in sys.stdin:
@@ -104,7 +106,7 @@ def forks(tmp_path_factory):
 
 
 def train(corpus, out, tell=lambda values, step: None):
-    return loop.train(corpus, out / "model", out / "history.csv", out / "work", tell)
+    return loop.train_run(corpus, out / "model", out / "history.csv", out / "work", tell)
 
 
 def outputs(out):

@@ -9,14 +9,14 @@ import torch
 
 from pipeline.config.params import Bootstrap
 from pipeline.evaluation import protocols, retrieval
-from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.exact_ranks import ITEMS, _products, _sortable, ranks, text_ranks
 from pipeline.evaluation.metrics import resamples
 from pipeline.storage.index import write_studies
 from pipeline.study import Study, View
 
 ARCHIVES = ("chexpert", "mimic_cxr", "openi")
-SETS = protocols.load("paper").retrieval
+SETS = protocols.load_protocol("paper").retrieval
 
 
 def study(name, findings=None, impression=None, positions=("PA",)):
@@ -141,19 +141,19 @@ def test_candidates_are_distinct_and_the_longer_section():
         study("d", "Only a lateral.", positions=("LATERAL",)),
         study("e", None, "Effusion.", positions=("LATERAL", "AP")),
     ]
-    pool = candidates(studies, SETS["mimic_cxr"])
+    pool = candidate_texts(studies, SETS["mimic_cxr"])
     assert pool.texts == ["Normal chest radiograph.", "Effusion."]
     assert pool.queries == [0, 1, 4]
     assert pool.targets.tolist() == [0, 0, 1]
     for name, text in (("chexpert5x200", "Short."), ("mimic_cxr", "Long findings."), ("openi", "Long findings.")):
-        assert candidates([study("x", "Long findings.", "Short.")], SETS[name]).texts == [text]
+        assert candidate_texts([study("x", "Long findings.", "Short.")], SETS[name]).texts == [text]
 
 
 def test_of_equally_long_sections_the_first_named_stands_for_the_study():
     both = [study("a", "four", "long")]
     for text, wanted in ((("findings", "impression"), "four"), (("impression", "findings"), "long")):
-        assert candidates(both, replace(SETS["openi"], text=text)).texts == [wanted]
-    assert candidates([study("a", "four")], replace(SETS["openi"], text=("impression",))).texts == []
+        assert candidate_texts(both, replace(SETS["openi"], text=text)).texts == [wanted]
+    assert candidate_texts([study("a", "four")], replace(SETS["openi"], text=("impression",))).texts == []
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ def evaluated(tmp_path_factory):
         ]
         (folder / "index").mkdir(exist_ok=True)
         write_studies(folder / "index" / f"{dataset}.parquet", studies)
-        pool = candidates(studies, SETS["mimic_cxr"])
+        pool = candidate_texts(studies, SETS["mimic_cxr"])
         texts = unit(rng.normal(size=(40, 8)))
         images = unit(texts[pool.targets] + rng.normal(size=(60, 8)))
         (folder / "model").mkdir(exist_ok=True)
@@ -184,7 +184,9 @@ def is_clean(dataset, studies):
 
 
 def evaluate(folder, model="model", clean=is_clean, sources=ARCHIVES, sets=SETS):
-    return retrieval.evaluate(folder / model, folder / "index", sources, sets, (1, 5, 10), Bootstrap(100), 0, clean)
+    return retrieval.evaluate_retrieval(
+        folder / model, folder / "index", sources, sets, (1, 5, 10), Bootstrap(100), 0, clean
+    )
 
 
 def test_recalls_both_ways_of_all_and_of_clean_queries(evaluated):

@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 
 from pipeline.storage.pictures import encode
-from pipeline.storage.shards import MAX_KEY, Picture, ShardError, ShardReader, ShardWriter, key, load_view, read_bytes
+from pipeline.storage.shards import (
+    MAX_KEY,
+    EncodedPicture,
+    ShardError,
+    ShardReader,
+    ShardWriter,
+    key,
+    load_view,
+    read_bytes,
+)
 from pipeline.study import Study, View
 
 
 def picture(seed, height=20, width=24):
     image = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
-    return Picture(encode(image, 95), width, height, "AP")
+    return EncodedPicture(encode(image, 95), width, height, "AP")
 
 
 def study(number, views=2):

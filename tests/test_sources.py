@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config.params import DATASETS, Source
 from pipeline.ingest import sources
-from pipeline.ingest.sources import SourceError, archive, open_archive, read
+from pipeline.ingest.sources import SourceError, archive, open_archive, read_archive
 from pipeline.study import Reject, Study
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
@@ -38,13 +38,13 @@ def put(root, name, content=""):
 def read_all(dataset, root, seed=0, **keys):
     source = Source(dataset, str(root), "", **keys)
     with tempfile.TemporaryDirectory() as cache:
-        items = list(read(open_archive(dataset, source.path, Path(cache)), source, seed))
+        items = list(read_archive(open_archive(dataset, source.path, Path(cache)), source, seed))
     return [i for i in items if isinstance(i, Study)], [i for i in items if isinstance(i, Reject)]
 
 
 def notes(root):
     source = Source("chexpert", str(root), "")
-    return sources.notes(open_archive("chexpert", source.path, root / "cache"), source)
+    return sources.archive_notes(open_archive("chexpert", source.path, root / "cache"), source)
 
 
 def splits(studies):
@@ -300,7 +300,7 @@ def test_an_archive_read_twice_has_two_names(tmp_path):
     put(tmp_path, "test_list.txt", "")
     source = Source("chestxray14", str(tmp_path), "", split="official")
     opened = open_archive("chestxray14_official", source.path, tmp_path / "cache")
-    assert {item.dataset for item in read(opened, source, 0)} == {"chestxray14_official"}
+    assert {item.dataset for item in read_archive(opened, source, 0)} == {"chestxray14_official"}
 
 
 @real
@@ -444,10 +444,10 @@ def test_openi_by_patient(tmp_path):
     assert splits(whole) == {"test": 100}
     assert [replace(s, split="test") for s in studies] == whole
     again, source = open_archive("openi_by_patient", str(tmp_path), tmp_path), Source("openi", "", "", split="patient")
-    items = list(read(again, source, 0))
+    items = list(read_archive(again, source, 0))
     assert len(items) == 101 and {item.dataset for item in items} == {"openi_by_patient"}
-    assert sources.notes(again, source) == []
-    (note,) = sources.notes(open_archive("openi", str(tmp_path), tmp_path), source)
+    assert sources.archive_notes(again, source) == []
+    (note,) = sources.archive_notes(open_archive("openi", str(tmp_path), tmp_path), source)
     assert "by patient, not as the paper" in note
 
 

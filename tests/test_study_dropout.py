@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel
 from pipeline.config.records import ParamsError
 from pipeline.models.encoders import ImageTower, TextTower
 from pipeline.models.keyed_dropout import Rows, StudyDropout, draw_by_study
-from pipeline.models.keyed_random import dropped, mixed, row_keys
+from pipeline.models.keyed_random import keyed_mask, mix_bits, row_keys
 from tests.conftest import BERT, SWIN
 
 KEYS = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, 64))
@@ -32,18 +32,18 @@ def test_mixing_is_the_published_arithmetic():
     x = (a ^ (a >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)
-    assert np.array_equal(mixed(torch.from_numpy(a.view(np.int64))).numpy().view(np.uint64), x)
+    assert np.array_equal(mix_bits(torch.from_numpy(a.view(np.int64))).numpy().view(np.uint64), x)
     b = a.astype(np.uint32)
     y = (b ^ (b >> np.uint32(16))) * np.uint32(0x7FEB352D)
     y = (y ^ (y >> np.uint32(15))) * np.uint32(0x846CA68B)
     y ^= y >> np.uint32(16)
-    assert np.array_equal(mixed(torch.from_numpy(b.view(np.int32))).numpy().view(np.uint32), y)
+    assert np.array_equal(mix_bits(torch.from_numpy(b.view(np.int32))).numpy().view(np.uint32), y)
 
 
 @pytest.mark.parametrize("shape", [(60, 96), (4, 50, 50)])
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_the_rate_is_met_and_values_are_independent(shape, rate):
-    mask = dropped(seeds()[0], shape, rate).double()
+    mask = keyed_mask(seeds()[0], shape, rate).double()
     assert mask.shape == (64, *shape)
     spread = (rate * (1 - rate)) ** 0.5
     z = (mask - rate) / spread
@@ -66,7 +66,7 @@ def test_rows_layers_samples_and_kinds_are_independent(keys):
     shape, masks = (40, 64), []
     for kind in (0, 1):
         for layer in seeds(row_keys(keys, kind, 2)):
-            masks.append(dropped(layer, shape, 0.5).flatten(1).double() * 2 - 1)
+            masks.append(keyed_mask(layer, shape, 0.5).flatten(1).double() * 2 - 1)
     rows = torch.cat(masks)  # 2 kinds x 3 layers x 128 rows
     between = (rows @ rows.T / rows.shape[1]).fill_diagonal_(0)
     assert between.abs().max() < 6.2 / rows.shape[1] ** 0.5  # the largest of 294,528 pairs
@@ -74,9 +74,9 @@ def test_rows_layers_samples_and_kinds_are_independent(keys):
 
 
 def test_a_mask_does_not_depend_on_batch_or_padding():
-    whole = dropped(seeds()[1], (4, 50, 50), 0.1)
-    assert torch.equal(dropped(seeds(KEYS[20:30])[1], (4, 30, 30), 0.1), whole[20:30, :, :30, :30])
-    assert torch.equal(dropped(seeds()[1], (50, 32), 0.1)[:, :7], dropped(seeds()[1], (7, 32), 0.1))
+    whole = keyed_mask(seeds()[1], (4, 50, 50), 0.1)
+    assert torch.equal(keyed_mask(seeds(KEYS[20:30])[1], (4, 30, 30), 0.1), whole[20:30, :, :30, :30])
+    assert torch.equal(keyed_mask(seeds()[1], (50, 32), 0.1)[:, :7], keyed_mask(seeds()[1], (7, 32), 0.1))
 
 
 def test_kept_values_are_scaled_and_whole_rows_go_together():
@@ -135,7 +135,7 @@ def test_attention_of_bert_in_training_is_softmax_dropout_product():
         f(seen["x"]).view(64, 9, 2, 16).transpose(1, 2) for f in (attention.query, attention.key, attention.value)
     )
     weights = (q @ k.transpose(2, 3) / 4)[..., :6].softmax(-1)
-    kept = ~dropped(tower.rows.seeds[0], (2, 9, 9), 0.1)[..., :6]
+    kept = ~keyed_mask(tower.rows.seeds[0], (2, 9, 9), 0.1)[..., :6]
     expected = (weights * kept / 0.9 @ v[:, :, :6]).transpose(1, 2).flatten(2)
     assert not kept.all()
     torch.testing.assert_close(seen["out"], expected)

@@ -26,12 +26,12 @@ def here(tmp_path, monkeypatch):
 
 def built(root, p, **changes):
     summaries, results, _ = fake.load(root, p)
-    return tables.build(p, summaries, results), summaries, results
+    return tables.build_tables(p, summaries, results), summaries, results
 
 
 def lines(table) -> dict:
     """The CSV by (row, column)."""
-    return {(r["row"], r["column"]): r for r in csv.DictReader(io.StringIO(formats.tidy_csv(table)))}
+    return {(r["row"], r["column"]): r for r in csv.DictReader(io.StringIO(formats.table_csv(table)))}
 
 
 def test_paper_figures_known_by_heart():
@@ -133,8 +133,8 @@ def test_printed_difference_is_that_of_the_printed_figures(ours, paper, shown):
 
 def test_nothing_computed_prints_dashes_only(here):
     p = fake.params(runs={}, main=[], ablations=[], control="", sources={})
-    for table in tables.build(p, {}, {}):
-        text = formats.markdown(table)
+    for table in tables.build_tables(p, {}, {}):
+        text = formats.table_markdown(table)
         rows = [line for line in text.splitlines() if line.startswith("| ") and "| ours" in line]
         assert bool(rows) == bool(table.rows) and not any(re.search(r"\d", r.split("| ours")[1]) for r in rows)
         assert "difference" not in text and "nan" not in text.lower()
@@ -143,7 +143,7 @@ def test_nothing_computed_prints_dashes_only(here):
 def test_markdown_has_every_figure(here):
     p = fake.make(here)
     (_, t2, *_), summaries, _ = built(here, p)
-    text = formats.markdown(t2, tables.phantoms(summaries))
+    text = formats.table_markdown(t2, tables.phantoms(summaries))
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
     assert len({len(r) for r in rows}) == 1
     start = next(i for i, r in enumerate(rows) if r[0] == "CXR-CLIP `swin_mc`")
@@ -164,13 +164,13 @@ def test_table_1_of_real_and_phantom_archives(here):
         here, "siim", False, listed={**siim, "test": {"studies": 1807, "images": 1807}}, labels_only=True
     )
     (t1, *_), _, _ = built(here, p)
-    by_data = {(r["row"], r["data"], r["column"]): r for r in csv.DictReader(io.StringIO(formats.tidy_csv(t1)))}
+    by_data = {(r["row"], r["data"], r["column"]): r for r in csv.DictReader(io.StringIO(formats.table_csv(t1)))}
     assert by_data["train", "siim", "images listed"]["difference"] == "10"
     assert ("train", "siim", "images ingested") not in by_data
     assert by_data["train", "mimic_cxr", "studies listed"]["ours"] == "70"  # studies, not its 91 images
     assert by_data["train", "mimic_cxr", "studies ingested"]["ours"] == "69"
     assert by_data["train", "rsna", "images listed"]["difference"] == ""
-    text = formats.markdown(t1)
+    text = formats.table_markdown(t1)
     train = next(line for line in text.splitlines() if "| difference" in line)
     assert train.count("phantom") == 5 and "+10" in train
     assert "8,422 is a misprint" in text and "22,423 is one short" not in text
@@ -213,13 +213,13 @@ def test_runs_without_back_translation_say_so(here):
     line = "sentence swap alone in swin_mcc, swin_mc, resnet_mc, resnet_m, swin_m, resnet_mcc, in the paper also by"
     (t1, t2, t3, t4, *_), _, _ = built(here, p)
     assert [sum("sentence swap" in note for note in t.notes) for t in (t1, t2, t3, t4)] == [0, 1, 1, 1]
-    assert line in formats.markdown(t2) and "in clip, clip_study" in formats.markdown(t4)
+    assert line in formats.table_markdown(t2) and "in clip, clip_study" in formats.table_markdown(t4)
     runs = {**fake.PARAMS["runs"], "clip": {**fake.PARAMS["runs"]["clip"], "augment": {"text": False}}}
     runs["clip_study"] = {"image_encoder": "resnet", "datasets": ["chexpert"]}  # labels alone
     t4 = built(here, fake.params(runs=runs))[0][3]
-    assert "sentence swap alone in clip_aug, clip_mvs, clip_icl, resnet_mc, in" in formats.markdown(t4)
+    assert "sentence swap alone in clip_aug, clip_mvs, clip_icl, resnet_mc, in" in formats.table_markdown(t4)
     named = fake.params(back_translation={"forward": "a", "back": "b"})
-    assert not any("sentence swap" in formats.markdown(t) for t in built(here, named)[0])
+    assert not any("sentence swap" in formats.table_markdown(t) for t in built(here, named)[0])
 
 
 def test_missing_results_are_named(here):
@@ -227,7 +227,7 @@ def test_missing_results_are_named(here):
     (here / "data/results/few_shot/swin_m/0.json").unlink()
     summaries, results, missing = fake.load(here, p)
     assert missing == ["data/results/few_shot/swin_m/0.json"]
-    t2 = tables.build(p, summaries, results)[1]
+    t2 = tables.build_tables(p, summaries, results)[1]
     assert lines(t2)["swin_m", "rsna_p10_auc"]["ours"] == "" and lines(t2)["swin_m", "rsna_zs_auc"]["ours"]
 
 
@@ -262,7 +262,7 @@ def test_same_results_same_bytes(here):
     texts = []
     for folder in (Path("one"), Path("two")):
         parts, summaries, results = built(here, p)
-        paths = formats.write(folder, parts, headline_metrics(results), tables.phantoms(summaries))
+        paths = formats.write_tables(folder, parts, headline_metrics(results), tables.phantoms(summaries))
         texts.append({path.name: path.read_bytes() for path in paths})
     assert texts[0] == texts[1] and sorted(texts[0]) == sorted(
         [
@@ -286,7 +286,7 @@ def test_a_clean_figure_stands_beside_the_papers_with_its_count(here):
     one, other = results["resnet_mcc"], results["resnet_m"]
     one.removed["zero_shot"], other.removed["zero_shot"] = {"rsna": 150}, {"rsna": 0}
     one.clean["rsna_zs_auc"] = Measure(0.612, 0.5, 0.7, 90)
-    t2 = numbered(tables.build(p, summaries, results), "2")
+    t2 = numbered(tables.build_tables(p, summaries, results), "2")
     column = [c.key for c in t2.columns].index("rsna_zs_auc")
     cells = {r.run: r.cells[column] for r in t2.rows}
     assert formats.show_clean(cells["resnet_mcc"], 1) == "61.2 (90)"
@@ -297,7 +297,7 @@ def test_a_clean_figure_stands_beside_the_papers_with_its_count(here):
     assert headline_metrics(results)["resnet_mcc"]["rsna_zs_auc_clean"] == 0.612
     assert formats.CLEAN in formats.all_notes(t2)
     one.clean.clear()  # every test image was seen: there is no clean figure, and it is not "same" either
-    t2 = numbered(tables.build(p, summaries, results), "2")
+    t2 = numbered(tables.build_tables(p, summaries, results), "2")
     assert formats.show_clean(next(r for r in t2.rows if r.run == "resnet_mcc").cells[column], 1) == "—"
 
 
@@ -306,7 +306,7 @@ def test_a_table_says_whether_it_was_audited_and_what_was_found(here):
     summaries, results, _ = fake.load(here, p)
 
     def notes():
-        return formats.all_notes(numbered(tables.build(p, summaries, results), "3"))
+        return formats.all_notes(numbered(tables.build_tables(p, summaries, results), "3"))
 
     sets = ("CheXpert5x200", "MIMIC-CXR", "Open-I")
     unaudited = "Not audited for test images that training has seen: {}; run: dvc repro retrieval"
@@ -348,7 +348,7 @@ def test_rows_are_compared_over_the_same_resamples(here):
     draws = {name: rng.normal(0.5, 0.1, 200) for name in ("clip", "clip_study", "resnet_m", "swin_mcc")}
     for name, samples in draws.items():
         results[name].samples["chexpert5x200_zs_accuracy"] = samples
-    built_tables = tables.build(p, summaries, results)
+    built_tables = tables.build_tables(p, summaries, results)
     for number, row, above in (("4", "clip_study", "clip"), ("2", "swin_mcc", "resnet_m")):
         table = numbered(built_tables, number)
         found = next(r for r in table.rows if r.run == row)
@@ -363,8 +363,8 @@ def test_rows_are_compared_over_the_same_resamples(here):
 def test_latex_escapes_what_its_language_would_read(here):
     p = fake.make(here)
     summaries, results, _ = fake.load(here, p)
-    for table in tables.build(p, summaries, results):
-        text = formats.latex(table, tables.phantoms(summaries))
+    for table in tables.build_tables(p, summaries, results):
+        text = formats.table_latex(table, tables.phantoms(summaries))
         assert text.isascii() and text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
         for line in text.splitlines()[1:]:
             assert not re.search(r"(?<!\\)[%#_]", line.replace("{%", "")) or "label" in line, line
@@ -402,7 +402,7 @@ def test_other_peoples_models_fill_the_papers_rows_or_say_what_is_missing(here):
         (folder / kind / "theirs.json").write_text(json.dumps({"run": "theirs", "metrics": found, "notes": []}))
     results, missing = load_results(folder, p.runs, p.main, p.others)
     assert not missing
-    t2 = numbered(tables.build(p, summaries, results), "2")
+    t2 = numbered(tables.build_tables(p, summaries, results), "2")
     assert [r.run for r in t2.rows[:3]] == ["gloria", "resnet_m", "theirs"]
     assert t2.rows[2].model == "CXR-CLIP (released)"
     assert all(c.ours is None and c.paper for c in t2.rows[0].cells)
@@ -452,7 +452,7 @@ def test_trainings_with_several_seeds_become_one_row(here):
             np.savez(path.with_suffix(".npz"), **{"chexpert5x200.accuracy": np.full(20, value)})
     results, missing = load_results(folder, p.runs, p.main, (), p.seeds)
     assert not missing
-    t4 = numbered(tables.build(p, fake.load(here, p)[0], results), "4")
+    t4 = numbered(tables.build_tables(p, fake.load(here, p)[0], results), "4")
     one = next(r for r in t4.rows if r.run == "clip").cells[0]
     first = 100 * fake.value("clip", "chexpert5x200.accuracy")
     assert one.seeds == pytest.approx((first, first + 0.25, first + 0.5))
@@ -468,7 +468,7 @@ def test_trainings_with_several_seeds_become_one_row(here):
     rsum = next(r for r in t4.rows if r.run == "clip").cells[-1]
     assert len(rsum.seeds) == 3 and rsum.low < rsum.ours < rsum.high
     assert any("means over trainings with seeds 0, 1, 2" in note for note in t4.notes)
-    assert "by seed" in formats.markdown(t4)
+    assert "by seed" in formats.table_markdown(t4)
     (folder / "zero_shot/clip/1.json").unlink()  # a mean over fewer seeds is another figure
     results, missing = load_results(folder, p.runs, p.main, (), p.seeds)
     assert missing == ["data/results/zero_shot/clip/1.json"] and "rsna_zs_auc" not in results["clip"].measures
@@ -534,7 +534,7 @@ def test_an_ablation_of_prompts_stands_below_the_run_it_is_like(here):
     for run in ("other", "swin_mc"):
         samples = {"chexpert5x200.accuracy": np.full(9, fake.value(run, "chexpert5x200.accuracy"))}
         np.savez(here / f"data/results/zero_shot/{run}/0.npz", **samples)
-    built = tables.build(p, *fake.load(here, p)[:2])
+    built = tables.build_tables(p, *fake.load(here, p)[:2])
     s1 = numbered(built, "S1")
     row = next(r for r in s1.rows if r.run == "other")
     assert row.model == "trained with prompts_gloria.yaml" and (row.backbone, row.data) == ("SwinT", "M,C")

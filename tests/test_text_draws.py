@@ -11,7 +11,7 @@ import torch
 
 from pipeline.study import Study, View
 from pipeline.text.sentences import split_sentences
-from pipeline.text.translations import FILE, Translations, text_hash
+from pipeline.text.translations import TRANSLATIONS_FILE, Translations, text_hash
 from pipeline.training import loop
 from pipeline.training.batches import TrainingSet
 from pipeline.training.sampling import draw_texts
@@ -137,7 +137,7 @@ class Reached(Exception):
 
 def test_training_reads_the_translations_of_its_corpus(config, corpus, tmp_path, monkeypatch):
     folder = corpus(config(datasets=("mimic_cxr",)))
-    known(AGAIN).write(folder / FILE)
+    known(AGAIN).write(folder / TRANSLATIONS_FILE)
 
     def spy(studies, prompts, run, translations):
         raise Reached({text: translations.get(text) for text in AGAIN})
@@ -146,7 +146,9 @@ def test_training_reads_the_translations_of_its_corpus(config, corpus, tmp_path,
     threads = torch.get_num_threads()
     try:
         with pytest.raises(Reached) as reached:
-            loop.train(folder, tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda row, epoch: None)
+            loop.train_run(
+                folder, tmp_path / "model", tmp_path / "history.csv", tmp_path / "work", lambda row, epoch: None
+            )
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(threads)

@@ -153,12 +153,13 @@ def test_a_long_stage_is_sent_as_it_runs(client, tmp_path, monkeypatch):
 TRAINING = """
 import sys
 from pathlib import Path
-from pipeline import pretrain, tracking
+from pipeline.tracking import mlflow_runs
+from pipeline.training import loop
 
-tracking.SEND_AFTER, tracking.SEND_EVERY, pretrain.CURVE = 0.0, 0.2, 1
+mlflow_runs.SEND_AFTER, mlflow_runs.SEND_EVERY, loop.CURVE = 0.0, 0.2, 1
 corpus, out = map(Path, sys.argv[1:])
-with tracking.stage_run("pretrain", "tiny") as record:
-    pretrain.train(corpus, out / "model", out / "history.csv", out / "work", record.metrics)
+with mlflow_runs.stage_run("pretrain", "tiny") as record:
+    loop.train_run(corpus, out / "model", out / "history.csv", out / "work", record.metrics)
 """
 
 

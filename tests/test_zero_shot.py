@@ -18,11 +18,11 @@ from pipeline.config import params as config
 from pipeline.config.params import Audit, Bootstrap, Evaluate, FewShot, Ingest, Run, Source, Tracking
 from pipeline.evaluation import protocols, zero_shot
 from pipeline.evaluation.metrics import resamples
-from pipeline.ingest.build import ingest
-from pipeline.phantom.archives import write as draw
+from pipeline.ingest.build import ingest_archive
+from pipeline.phantom.archives import write_archive as draw
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.storage.pictures import encode
-from pipeline.storage.shards import Picture, ShardWriter, load_view
+from pipeline.storage.shards import EncodedPicture, ShardWriter, load_view
 from pipeline.study import Study, View
 
 OPTIONS = Bootstrap(40)
@@ -38,7 +38,7 @@ class Case:
     def __init__(self, folder, test_sets, studies=60, labels=None):
         self.folder, self.rng = folder, np.random.default_rng(3)
         (folder / "own.yaml").write_text(yaml.safe_dump({"test_sets": test_sets}))
-        self.protocol = protocols.load(str(folder / "own.yaml"))
+        self.protocol = protocols.load_protocol(str(folder / "own.yaml"))
         self.texts = protocols.prompt_texts([str(folder / "own.yaml")])
         self.images, self.prompts = (self.unit(n) for n in (studies, len(self.texts)))
         self.labels = labels or [{c: int(self.rng.random() < 0.4) for c in "ABC"} for _ in range(studies)]
@@ -60,7 +60,9 @@ class Case:
     def evaluate(self, seen=None, trained_on=("mimic_cxr",), also=()):
         chosen = [self.protocol, *also]
         sources = ["rsna", "mimic_cxr"]
-        return zero_shot.evaluate(self.folder, self.folder, sources, chosen, OPTIONS, 5, seen or {}, trained_on)
+        return zero_shot.evaluate_zero_shot(
+            self.folder, self.folder, sources, chosen, OPTIONS, 5, seen or {}, trained_on
+        )
 
     def truth(self, cls):
         return np.array([label.get(cls) == 1 for label in self.labels])
@@ -290,7 +292,7 @@ def leaky(tmp_path_factory):
         draw("chestxray14", folder / "phantom", 100, 160, 1)
         source = Source("chestxray14", str(folder / "phantom"), "")
         out = (folder / "data/shards/chestxray14", folder / "data/index/chestxray14.parquet", folder / "work")
-        ingest("chestxray14", source, Ingest(short_side=160), *out, 0)
+        ingest_archive("chestxray14", source, Ingest(short_side=160), *out, 0)
         drawn = [replace(s, labels={"Pneumonia": int(rng.random() < 0.5)}) for s in read_studies(out[1])]
         theirs = {s.patient for s in drawn[: len(drawn) // 2]}
         train = [replace(s, split="train") for s in drawn if s.patient in theirs]
@@ -301,7 +303,7 @@ def leaky(tmp_path_factory):
                 picture = load_view(seen.first_frontal)
                 changed = cv2.convertScaleAbs(picture, alpha=0.8, beta=12)  # less contrast, brighter, encoded again
                 copy = Study("rsna", f"new{n}", f"new{n}", "test", (View(f"new{n}"),), labels=seen.labels)
-                test.append(writer.write(copy, [Picture(encode(changed, 95), *changed.shape[::-1])]))
+                test.append(writer.write(copy, [EncodedPicture(encode(changed, 95), *changed.shape[::-1])]))
         write_studies(folder / "data/index/chestxray14.parquet", train)
         write_studies(folder / "data/index/rsna.parquet", test)
 
@@ -315,7 +317,7 @@ def leaky(tmp_path_factory):
         nearest, sign = alike.argmax(axis=1), np.array([2 * s.labels["Pneumonia"] - 1 for s in train])
         opinion = alike.max(axis=1) * sign[nearest]
         angle = np.pi / 4 * (1 - opinion)  # embeddings between "no" (90 degrees) and "yes" (0)
-        sides = protocols.load("paper").tasks["rsna"]
+        sides = protocols.load_protocol("paper").tasks["rsna"]
         texts = [*sides.positive["Pneumonia"], *sides.negative["Pneumonia"]]
         for row in ("memory/0", "elsewhere/0"):
             (folder / "data/embeddings" / row).mkdir(parents=True)

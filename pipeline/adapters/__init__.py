@@ -15,7 +15,7 @@ from pipeline.config.params import Other
 from pipeline.evaluation.embedder import Embedder
 
 
-def load(other: Other, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:
+def load_other(other: Other, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:
     """The model of one entry of params ``others``, in eval mode.
 
     Raises:
@@ -24,5 +24,6 @@ def load(other: Other, device: torch.device | str = "cpu", batch_size: int = 256
     """
     # By name: a stage depends on the module of its own adapter only, and each module is found by its name.
     module = import_module(f"pipeline.adapters.{other.adapter}")
-    embedder: Embedder = module.load(Path(other.weights), torch.device(device))
+    load = getattr(module, f"load_{other.adapter}")
+    embedder: Embedder = load(Path(other.weights), torch.device(device))
     return replace(embedder, batch_size=batch_size)

@@ -18,7 +18,7 @@ SIDE, CENTRE = 512, 480  # of a picture, in pixels
 SCALE = 1.0  # its files name none
 
 
-def load(folder: Path, device: torch.device) -> Embedder:
+def load_biovil(folder: Path, device: torch.device) -> Embedder:
     """The image model's .pt and the text model's pytorch_model.bin or model.safetensors; CXR-BERT's words in
     ``tokenizer``.
 
@@ -48,7 +48,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         return head(bert(tokens, mask)[-1][:, 0])
 
     return Embedder(
-        prepare=prepare,
+        prepare=biovil_input,
         encode_images=encode_images,
         encode_texts=encode_texts,
         features=lambda inputs: net(_channels(inputs)),
@@ -58,7 +58,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
     )
 
 
-def prepare(picture: np.ndarray) -> np.ndarray:
+def biovil_input(picture: np.ndarray) -> np.ndarray:
     """Grey uint8 [H, W] -> uint8 [480, 480]: stretched to 0..255, short side to 512, centre."""
     grey = picture.astype(np.float64)
     grey -= grey.min()

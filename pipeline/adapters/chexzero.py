@@ -18,7 +18,7 @@ MEAN, STD = 101.48761, 83.43944  # of grey in 0..255
 SIDE = 320  # of a picture in pixels, before it becomes the encoder's input
 
 
-def load(folder: Path, device: torch.device) -> Embedder:
+def load_chexzero(folder: Path, device: torch.device) -> Embedder:
     """Every .pt file of the folder is a member. Keys are those of OpenAI's CLIP; its words come with open_clip.
 
     The members' unit-norm embeddings stand beside each other, over the root of their number, so that the cosine is the

@@ -9,7 +9,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.adapters.towers import HALF, IMAGENET, Bert, Swin, linear, normalise, resnet50, short_side, wordpieces
+from pipeline.adapters.towers import (
+    HALF,
+    IMAGENET,
+    Bert,
+    Swin,
+    linear,
+    normalise_input,
+    resnet50,
+    short_side,
+    wordpieces,
+)
 from pipeline.adapters.weights import Weights, find_one
 from pipeline.evaluation.embedder import Embedder
 
@@ -18,7 +28,7 @@ MAX_TOKENS = 256
 SIDE = 224  # of a picture, in pixels
 
 
-def load(folder: Path, device: torch.device) -> Embedder:
+def load_cxr_clip(folder: Path, device: torch.device) -> Embedder:
     """The .tar file of the folder, with BioClinicalBERT's words in ``tokenizer``.
 
     Keys: ``image_encoder.resnet.*`` (torchvision) or ``image_encoder.image_encoder.*`` (Hugging Face's Swin),
@@ -41,7 +51,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
     weights.finish()
 
     def features(inputs: Tensor) -> Tensor:
-        found: Tensor = image(normalise(inputs, statistics))
+        found: Tensor = image(normalise_input(inputs, statistics))
         return found if found.dim() == 2 else found[:, 0]  # Swin has no [CLS]: this is its upper left patch
 
     def encode_texts(texts: list[str]) -> Tensor:
@@ -50,7 +60,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         return text_projection(hidden[torch.arange(len(hidden), device=device), mask.sum(dim=1) - 1])
 
     return Embedder(
-        prepare=prepare,
+        prepare=cxr_clip_input,
         encode_images=lambda inputs: image_projection(features(inputs)),
         encode_texts=encode_texts,
         features=features,
@@ -60,6 +70,6 @@ def load(folder: Path, device: torch.device) -> Embedder:
     )
 
 
-def prepare(picture: np.ndarray) -> np.ndarray:
+def cxr_clip_input(picture: np.ndarray) -> np.ndarray:
     """Grey uint8 [H, W] -> uint8 [224, 224]: short side to 224, centre."""
     return np.asarray(short_side(Image.fromarray(picture), SIDE, SIDE))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.adapters.towers import HALF, Bert, linear, normalise, resnet50, resnet_maps, wordpieces
+from pipeline.adapters.towers import HALF, Bert, linear, normalise_input, resnet50, resnet_maps, wordpieces
 from pipeline.adapters.weights import Weights, fill, find_one
 from pipeline.evaluation.embedder import Embedder
 from pipeline.text.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ LAYERS = 4  # of the BERT, the last ones, summed
 ATTENTION, SHARPNESS, SCALE = 4.0, 5.0, 10.0  # temperatures of its losses: regions, words, global
 
 
-def load(folder: Path, device: torch.device) -> Embedder:
+def load_gloria(folder: Path, device: torch.device) -> Embedder:
     """The Lightning .ckpt of the folder, with BioClinicalBERT's words in ``tokenizer``.
 
     Keys in ``state_dict``: ``gloria.img_encoder.model.*`` (torchvision), ``.global_embedder.{weight,bias}``,
@@ -53,7 +53,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
 
     def words_of(texts: list[str]) -> tuple[Tensor, list[int]]:
         """Words' embeddings [B, 97, D], zeros behind the last, and how many word pieces each text has."""
-        tokens, mask = tokenizer([clean(text) for text in texts])
+        tokens, mask = tokenizer([gloria_words(text) for text in texts])
         layers = bert(tokens.to(device), mask.to(device))[-LAYERS:]
         return _by_word(sum(layers[1:], layers[0]), tokens, mask, tokenizer)
 
@@ -74,7 +74,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         return torch.stack([_words_on_regions(words, regions) for words in remembered(tuple(texts))], dim=1)
 
     return Embedder(
-        prepare=prepare,
+        prepare=gloria_input,
         encode_images=lambda inputs: whole(features(inputs)),
         encode_texts=encode_texts,
         features=features,
@@ -85,7 +85,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
     )
 
 
-def prepare(picture: np.ndarray) -> np.ndarray:
+def gloria_input(picture: np.ndarray) -> np.ndarray:
     """Grey uint8 [H, W] -> uint8 [224, 224]: long side to 256 by area, black to a square, centre."""
     height, width = picture.shape
     factor = SIDE / max(height, width)
@@ -98,10 +98,10 @@ def prepare(picture: np.ndarray) -> np.ndarray:
 
 
 def _enlarged(inputs: Tensor) -> Tensor:
-    return F.interpolate(normalise(inputs, HALF), size=(299, 299), mode="bilinear", align_corners=True)
+    return F.interpolate(normalise_input(inputs, HALF), size=(299, 299), mode="bilinear", align_corners=True)
 
 
-def clean(text: str) -> str:
+def gloria_words(text: str) -> str:
     """The words of a text in small ASCII letters without punctuation. Sentences of a single word are left out, as it
     does, unless nothing else is there: the name of a class is a prompt, too."""
     sentences = [

@@ -14,7 +14,7 @@ from pipeline.adapters.weights import POSITIONS, find
 from pipeline.evaluation.embedder import Embedder
 
 
-def load(folder: Path, device: torch.device) -> Embedder:
+def load_hf_clip(folder: Path, device: torch.device) -> Embedder:
     """config.json, model.safetensors or pytorch_model.bin, preprocessor_config.json and the tokenizer's files."""
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.adapters.towers import Bert, Swin, linear, normalise, resnet50, wordpieces
+from pipeline.adapters.towers import Bert, Swin, linear, normalise_input, resnet50, wordpieces
 from pipeline.adapters.weights import Weights, find_one
 from pipeline.evaluation.embedder import Embedder
 
@@ -19,7 +19,7 @@ MEAN, STD = 0.5862785803043838, 0.27950088968644304
 MAX_LOG_SCALE = 4.6052
 
 
-def load(folder: Path, device: torch.device) -> Embedder:
+def load_medclip(folder: Path, device: torch.device) -> Embedder:
     """pytorch_model.bin of the folder, with BioClinicalBERT's words in ``tokenizer``.
 
     Keys: ``vision_model.model.*`` (torchvision's ResNet, whose ``fc`` is the projection, or Hugging Face's Swin with
@@ -46,7 +46,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
     tokenizer = wordpieces(folder, bert, MAX_TOKENS)
 
     def features(inputs: Tensor) -> Tensor:
-        x = normalise(inputs, ((MEAN,) * 3, (STD,) * 3))
+        x = normalise_input(inputs, ((MEAN,) * 3, (STD,) * 3))
         return net(x) if swin is None else swin(x).mean(dim=1)
 
     def encode_texts(texts: list[str]) -> Tensor:
@@ -58,7 +58,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
         return text_projection(((layers[1] + layers[2] + layers[-1]) / 3 * weight).sum(dim=1))
 
     return Embedder(
-        prepare=prepare,
+        prepare=medclip_input,
         encode_images=lambda inputs: image_projection(features(inputs)),
         encode_texts=encode_texts,
         features=features,
@@ -68,7 +68,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
     )
 
 
-def prepare(picture: np.ndarray) -> np.ndarray:
+def medclip_input(picture: np.ndarray) -> np.ndarray:
     """Grey uint8 [H, W] -> uint8 [224, 224]: black to a square of at least 224, then bicubic."""
     height, width = picture.shape
     side = max(SIDE, height, width)

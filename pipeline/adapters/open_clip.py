@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.adapters.weights import Weights, fill, find_one, read
+from pipeline.adapters.weights import Weights, fill, find_one, read_weights
 from pipeline.evaluation.embedder import Embedder
 
 
-def load(folder: Path, device: torch.device) -> Embedder:
+def load_open_clip(folder: Path, device: torch.device) -> Embedder:
     """open_clip_config.json (``model_cfg``, ``preprocess_cfg``) and the weights beside it.
 
     A text tower of transformers (``hf_model_name``) needs its config.json in ``text``; a tokenizer of transformers
@@ -65,7 +65,7 @@ def load(folder: Path, device: torch.device) -> Embedder:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """A flat table of tensors, or open_clip's own checkpoint, which has it under ``state_dict``."""
-    found = read(path)
+    found = read_weights(path)
     if isinstance(found.get("state_dict"), dict):
         weights = Weights.of(path, "state_dict", ("epoch", "name", "optimizer", "scaler"))
     else:

@@ -201,7 +201,7 @@ def linear(tensors: Mapping[str, Tensor], where: str) -> nn.Linear:
     return layer.eval()
 
 
-def normalise(inputs: Tensor, statistics: Statistics) -> Tensor:
+def normalise_input(inputs: Tensor, statistics: Statistics) -> Tensor:
     """Grey uint8 [B, S, S] -> float32 [B, 3, S, S]: grey in [0, 1] three times, less the mean, over the deviation."""
     mean, std = (torch.tensor(s, device=inputs.device).view(1, 3, 1, 1) for s in statistics)
     return (inputs.float().div(255).unsqueeze(1) - mean) / std

@@ -82,7 +82,7 @@ def _how_to_get(folder: Path) -> str:
     return f"{note} says where to get it" if note.is_file() else "docs/models.md says which file goes where"
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Any]:
     """What a .safetensors file or a torch checkpoint of any extension holds, on the CPU.
 
     Only tensors, plain containers and numbers come out of a torch checkpoint; objects of the classes in ``HARMLESS``
@@ -135,7 +135,7 @@ class Weights:
         Raises:
             ValueError: ``key`` is missing, or an entry is not among ``ignored``.
         """
-        found = read(path)
+        found = read_weights(path)
         if not key:
             return cls(found, path)
         if not isinstance(found.get(key), Mapping):

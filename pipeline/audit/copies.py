@@ -30,7 +30,17 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
-from pipeline.audit.neighbours import MAX_CROP, NEIGHBOURS, NONE, SCALE, SIDE, Candidates, Floats, candidates, frames
+from pipeline.audit.neighbours import (
+    MAX_CROP,
+    NEIGHBOURS,
+    NONE,
+    SCALE,
+    SIDE,
+    CandidatePairs,
+    Floats,
+    candidate_pairs,
+    frames,
+)
 from pipeline.config.params import OFFICIAL
 from pipeline.storage.pictures import Grey
 from pipeline.storage.shards import load_view
@@ -54,7 +64,7 @@ LINEAR = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 CUBIC = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
 
 
-class Image(NamedTuple):
+class AuditImage(NamedTuple):
     """One view and whose it is."""
 
     dataset: str
@@ -64,15 +74,15 @@ class Image(NamedTuple):
     view: View
 
 
-def images_of(studies: Sequence[Study]) -> list[Image]:
+def images_of(studies: Sequence[Study]) -> list[AuditImage]:
     """Every view of the studies, in order."""
-    return [Image(s.dataset, s.patient, s.study, s.split, v) for s in studies for v in s.views]
+    return [AuditImage(s.dataset, s.patient, s.study, s.split, v) for s in studies for v in s.views]
 
 
 # ---- thumbnails
 
 
-def normalise(image: Floats, smooth: float, wide: float, local: float) -> tuple[Floats, NDArray[np.bool_]]:
+def normalise_locally(image: Floats, smooth: float, wide: float, local: float) -> tuple[Floats, NDArray[np.bool_]]:
     """Band-pass and divide by the local deviation: what gamma, window, contrast and CLAHE change least.
 
     Args:
@@ -99,17 +109,17 @@ def square(image: Grey, side: int) -> Floats:
 
 def thumbnail(image: Grey) -> tuple[NDArray[np.int8], float]:
     """int8 [SIDE, SIDE] of the normalised picture, and the share of it that is not flat."""
-    values, textured = normalise(square(image, SIDE), 0.7, 4.0, 4.0)
+    values, textured = normalise_locally(square(image, SIDE), 0.7, 4.0, 4.0)
     return np.rint(values * (SCALE - 1)).astype(np.int8), float(textured.mean())
 
 
-def thumbnails(images: Sequence[Image], workers: int) -> tuple[NDArray[np.int8], Floats]:
+def thumbnails(images: Sequence[AuditImage], workers: int) -> tuple[NDArray[np.int8], Floats]:
     """Thumbnails int8 [n, SIDE, SIDE] of all images, and their shares of texture float32 [n]."""
     thumbs = np.zeros((len(images), SIDE, SIDE), np.int8)
     texture = np.zeros(len(images), np.float32)
     starts = range(0, len(images), CHUNK)
     tasks = ([i.view for i in images[at : at + CHUNK]] for at in starts)
-    for number, (part, share) in enumerate(in_order(_thumb_task, tasks, len(starts), workers, "thumbnails")):
+    for number, (part, share) in enumerate(results_in_order(_thumb_task, tasks, len(starts), workers, "thumbnails")):
         thumbs[number * CHUNK : number * CHUNK + len(part)] = part
         texture[number * CHUNK : number * CHUNK + len(part)] = share
     return thumbs, texture
@@ -120,7 +130,9 @@ def _thumb_task(views: list[View]) -> tuple[NDArray[np.int8], Floats]:
     return np.stack(parts), np.array(shares, np.float32)
 
 
-def in_order(job: Callable[[Any], Any], tasks: Iterable[Any], count: int, workers: int, name: str) -> Iterator[Any]:
+def results_in_order(
+    job: Callable[[Any], Any], tasks: Iterable[Any], count: int, workers: int, name: str
+) -> Iterator[Any]:
     """The job's results in the order of the ``count`` tasks, by ``workers`` processes (0: one a core)."""
     workers = min(workers or joblib.cpu_count(), count // TASKS)
     done = partial(tqdm, total=count, desc=f"audit: {name}", mininterval=1.0)
@@ -220,12 +232,12 @@ def look_closely(outer: Grey, inner: Grey, frame: Floats, sign: int) -> tuple[fl
     side = min(DETAIL, *outer.shape, *inner.shape)
     still = np.array([0, 0, 1, 1], np.float32)
     for pixels, rounds in ((side // 2, 3), (side, 2)):
-        target = normalise(square(inner, pixels), 0.7, 2.0, 4.0)[0] * np.float32(sign)
-        move = register(normalise(_part(outer, frame, pixels), 0.7, 2.0, 4.0)[0], target, still, rounds)[0]
+        target = normalise_locally(square(inner, pixels), 0.7, 2.0, 4.0)[0] * np.float32(sign)
+        move = register(normalise_locally(_part(outer, frame, pixels), 0.7, 2.0, 4.0)[0], target, still, rounds)[0]
         frame = np.concatenate([frame[:2] + move[:2] * frame[2:], frame[2:] * move[2:]])
     a, b = _part(outer, frame, side), square(inner, side)
-    seen, here = normalise(a, 0.0, 1.0, 8.0)
-    own, there = normalise(b, 0.0, 1.0, 8.0)
+    seen, here = normalise_locally(a, 0.0, 1.0, 8.0)
+    own, there = normalise_locally(b, 0.0, 1.0, 8.0)
     clipped = (np.minimum(a, b) <= 3) | (np.maximum(a, b) >= 252)  # a window may have cut off what was there
     where = here & there & (cv2.dilate(clipped.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0)
     edge = max(2, side // 32)
@@ -291,7 +303,7 @@ PAIR_SCHEMA = pa.schema(
 )
 
 
-def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, workers: int = 0) -> dict[str, int]:
+def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, workers: int = 0) -> dict[str, int]:
     """Find the pairs of images that are copies of one exposure and write them as Parquet (``PAIR_SCHEMA``).
 
     Images of two data sets that are the same bytes (one archive read twice) are copies without a look; only the first
@@ -324,9 +336,9 @@ def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, worke
     equal = [(first.setdefault(hashlib.blake2b(thumbs[i].tobytes()).digest(), int(i)), int(i)) for i in usable]
     kept = np.array([i for f, i in equal if f == i], np.int64)
     again = np.array([(f, i) for f, i in equal if f != i], np.int64).reshape(-1, 2)
-    found, crowded = candidates(thumbs[kept]) if len(kept) > 1 else (NONE, 0)
+    found, crowded = candidate_pairs(thumbs[kept]) if len(kept) > 1 else (NONE, 0)
     whole = np.broadcast_to(frames()[0], (len(again), 4))
-    looks = Candidates(
+    looks = CandidatePairs(
         np.concatenate([kept[found.outer], again[:, 0]]),
         np.concatenate([kept[found.inner], again[:, 1]]),
         np.concatenate([found.frame, whole]),
@@ -337,7 +349,7 @@ def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, worke
         [(images[o].view, images[i].view, thumbs[o], thumbs[i], frame, int(sign)) for o, i, frame, sign in part]
         for part in iter(lambda: list(islice(pairs, CHUNK)), [])
     )
-    results = in_order(_compare_task, tasks, -(-len(looks.outer) // CHUNK), workers, "pairs")
+    results = results_in_order(_compare_task, tasks, -(-len(looks.outer) // CHUNK), workers, "pairs")
     values, sides = np.array([v for part in results for v in part]).reshape(-1, 2).T
     copies = np.flatnonzero(values >= threshold(min_correlation, sides))
     rows += [
@@ -358,7 +370,7 @@ def find_pairs(images: Sequence[Image], out: Path, min_correlation: float, worke
     }
 
 
-def _row(one: Image, other: Image, value: float, inverted: bool) -> dict[str, Any]:
+def _row(one: AuditImage, other: AuditImage, value: float, inverted: bool) -> dict[str, Any]:
     """A row of ``PAIR_SCHEMA``."""
     pair = sorted((one, other), key=lambda i: (i.dataset, i.patient, i.study, i.view.id))
     known = one.dataset == other.dataset and one.dataset in PATIENT_IDS

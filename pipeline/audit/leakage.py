@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.audit.copies import PATIENT_IDS, Image
+from pipeline.audit.copies import PATIENT_IDS, AuditImage
 from pipeline.config.params import DATASETS, OFFICIAL, PRETRAIN_DATASETS, READ_AGAIN
 from pipeline.study import SPLITS
 
@@ -29,12 +29,12 @@ Person = tuple[str, str]  # data set and patient id
 ImageId = tuple[str, str, str, str]  # data set, patient, study, view
 
 
-def in_order(datasets: Iterable[str]) -> list[str]:
+def datasets_in_order(datasets: Iterable[str]) -> list[str]:
     """Data sets in the order of ``params.DATASETS``; after them a user's own, by name."""
     return sorted(datasets, key=lambda name: (DATASETS.index(name) if name in DATASETS else len(DATASETS), name))
 
 
-def identity(image: Image) -> ImageId:
+def image_id(image: AuditImage) -> ImageId:
     """What names an image: data set, patient, study and view (CheXpert's study and view ids start anew a patient)."""
     return image.dataset, image.patient, image.study, image.view.id
 
@@ -42,18 +42,18 @@ def identity(image: Image) -> ImageId:
 def read_pairs(path: Path) -> list[tuple[ImageId, ImageId]]:
     """The two ends of every pair that ``copies.find_pairs`` wrote, in its order."""
     ends = [[f"{name}_{side}" for name in ("dataset", "patient", "study", "view")] for side in "ab"]
-    table = pq.read_table(path, columns=ends[0] + ends[1]).to_pydict()
-    a, b = (list(zip(*(table[name] for name in side), strict=True)) for side in ends)
+    pairs = pq.read_table(path, columns=ends[0] + ends[1]).to_pydict()
+    a, b = (list(zip(*(pairs[name] for name in side), strict=True)) for side in ends)
     return list(zip(a, b, strict=True))
 
 
-def groups(images: Sequence[Image], pairs: Iterable[tuple[ImageId, ImageId]]) -> list[int]:
+def groups(images: Sequence[AuditImage], pairs: Iterable[tuple[ImageId, ImageId]]) -> list[int]:
     """The group of every image: the position of its first member (union-find; Galler and Fischer 1964).
 
     Raises:
         ValueError: a pair names an image that is not among ``images`` (it is of another index).
     """
-    place = {identity(image): n for n, image in enumerate(images)}
+    place = {image_id(image): n for n, image in enumerate(images)}
     first = list(range(len(images)))
 
     def find(n: int) -> int:
@@ -70,7 +70,7 @@ def groups(images: Sequence[Image], pairs: Iterable[tuple[ImageId, ImageId]]) ->
     return [find(n) for n in range(len(images))]
 
 
-def persons(images: Sequence[Image], group: Sequence[int]) -> list[frozenset[Person]]:
+def persons(images: Sequence[AuditImage], group: Sequence[int]) -> list[frozenset[Person]]:
     """Whose pictures are in each image's group: its own patient and those of its copies, where ids mean a person.
 
     The transitive rule: an image without a patient id of its own (RSNA, SIIM, VinDr-CXR, Open-I) is of the persons its
@@ -84,7 +84,7 @@ def persons(images: Sequence[Image], group: Sequence[int]) -> list[frozenset[Per
     return [frozen.get(number, frozenset()) for number in group]
 
 
-def seen(images: Sequence[Image], group: Sequence[int]) -> list[dict[str, str]]:
+def seen(images: Sequence[AuditImage], group: Sequence[int]) -> list[dict[str, str]]:
     """One row (``SEEN_SCHEMA``) for each test image, data set and part of it (train, valid) that has shown it.
 
     ``how`` is ``duplicate`` where a copy of the image is there, else ``patient`` where another image of one of its
@@ -98,7 +98,7 @@ def seen(images: Sequence[Image], group: Sequence[int]) -> list[dict[str, str]]:
             copies.add(number)
             patients |= whose
     rows = []
-    places = [(d, s) for d in in_order({d for d, _ in shown}) for s in SEEN_SPLITS if (d, s) in shown]
+    places = [(d, s) for d in datasets_in_order({d for d, _ in shown}) for s in SEEN_SPLITS if (d, s) in shown]
     for image, number, whose in zip(images, group, people, strict=True):
         if image.split != "test":
             continue
@@ -106,7 +106,7 @@ def seen(images: Sequence[Image], group: Sequence[int]) -> list[dict[str, str]]:
             copies, patients = shown[dataset, split]
             if number in copies or not whose.isdisjoint(patients):
                 how = "duplicate" if number in copies else "patient"
-                row = (*identity(image), dataset, split, how)
+                row = (*image_id(image), dataset, split, how)
                 rows.append(dict(zip(SEEN_SCHEMA.names, row, strict=True)))
     return rows
 
@@ -117,7 +117,7 @@ def write_seen(path: Path, rows: list[dict[str, str]]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=SEEN_SCHEMA), path, compression="zstd")
 
 
-def across_splits(images: Iterable[Image]) -> dict[str, dict[str, int] | str]:
+def across_splits(images: Iterable[AuditImage]) -> dict[str, dict[str, int] | str]:
     """For each data set, in how many pairs of splits patients stand: "train/test" -> number of patient ids in both.
 
     ``unknown`` for a data set whose ids do not mean a person.
@@ -132,7 +132,7 @@ def across_splits(images: Iterable[Image]) -> dict[str, dict[str, int] | str]:
     }
 
 
-def table(images: Sequence[Image], rows: Sequence[dict[str, str]]) -> pd.DataFrame:
+def leakage_table(images: Sequence[AuditImage], rows: Sequence[dict[str, str]]) -> pd.DataFrame:
     """Counts of ``seen`` rows, one line for each test set, training set and part of it that the index holds.
 
     Columns: ``test_set``, ``training_set``, ``training_split``, ``own`` (both are one data set), ``images`` (of the
@@ -149,7 +149,7 @@ def table(images: Sequence[Image], rows: Sequence[dict[str, str]]) -> pd.DataFra
     for row in rows:
         counted[row["dataset"], row["training_set"], row["training_split"], row["how"]] += 1
     lines: list[dict[str, Any]] = []
-    own_sets = in_order(tests.keys() - {*DATASETS, *READ_AGAIN})
+    own_sets = datasets_in_order(tests.keys() - {*DATASETS, *READ_AGAIN})
     for test in (t for t in (*TEST_SETS, *own_sets) if tests[t]):
         for training in (*(d for d in (*PRETRAIN_DATASETS, *own_sets) if d != test), test):
             for split in (s for s in SEEN_SPLITS if (training, s) in there):
@@ -179,11 +179,11 @@ def cell(line: dict[str, Any]) -> str:
     return f"{line['duplicates']} copies, {patients}"
 
 
-def markdown(frame: pd.DataFrame, counts: dict[str, int], splits: dict[str, dict[str, int] | str]) -> str:
+def leakage_markdown(frame: pd.DataFrame, counts: dict[str, int], splits: dict[str, dict[str, int] | str]) -> str:
     """The page reports/leakage.md: a table for each part, what was searched, and patients across splits."""
     lines = ["# Test images that a training set has already shown", ""]
     evaluated = {d for d in frame["test_set"] if d not in PRETRAIN_DATASETS and d in DATASETS}
-    trainings = [d for d in in_order(set(frame["training_set"])) if d not in evaluated]
+    trainings = [d for d in datasets_in_order(set(frame["training_set"])) if d not in evaluated]
     lines += [
         "Copies are found from pixels; *by patient* counts further test images whose patient the training set has "
         "shown. *Patients unknown*: no ids that could be compared. Method and limits: docs/leakage.md.",

@@ -30,7 +30,7 @@ PROBES = 8  # lists a question is put to
 BLOCK = 4096  # pictures whose questions are asked at once
 
 
-class Candidates(NamedTuple):
+class CandidatePairs(NamedTuple):
     """Pairs to look at: ``outer`` and ``inner`` int64 [m], positions of two images; ``frame`` float32 [m, 4], where the
     inner one lies in the outer one (left, top, width, height as shares of the outer's sides); ``sign`` int8 [m], -1
     where one is inverted."""
@@ -41,7 +41,7 @@ class Candidates(NamedTuple):
     sign: NDArray[np.int8]
 
 
-NONE = Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4), np.float32), np.empty(0, np.int8))
+NONE = CandidatePairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4), np.float32), np.empty(0, np.int8))
 
 
 # ---- the space
@@ -98,7 +98,7 @@ def fit_space(thumbs: NDArray[np.int8]) -> Floats:
     return np.asarray(kept / np.sqrt(np.sum(kept * (spread @ kept), axis=0)), np.float32)
 
 
-def unit(vectors: Floats) -> Floats:
+def unit_rows(vectors: Floats) -> Floats:
     """Rows of length one; a row of zeros stays."""
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(length, 1e-6), np.float32)
@@ -115,7 +115,7 @@ def cluster(vectors: Floats, lists: int, rounds: int = 4) -> Floats:
         owner, sign = nearest(some, centres, 1)
         total = np.zeros_like(centres)
         np.add.at(total, owner[:, 0], some * sign)
-        centres = np.where(np.abs(total).max(1, keepdims=True) > 0, unit(total), centres)
+        centres = np.where(np.abs(total).max(1, keepdims=True) > 0, unit_rows(total), centres)
     return centres
 
 
@@ -131,14 +131,14 @@ def nearest(vectors: Floats, centres: Floats, count: int) -> tuple[Ints, Floats]
     return owners, signs
 
 
-def candidates(thumbs: NDArray[np.int8]) -> tuple[Candidates, int]:
+def candidate_pairs(thumbs: NDArray[np.int8]) -> tuple[CandidatePairs, int]:
     """Pairs of thumbnails int8 [n, SIDE, SIDE] that may be copies, at most ``NEIGHBOURS`` a picture that asks.
 
     Returns also how many pictures lie in lists so long that they were split, so that some were not compared.
     """
     n, whole = len(thumbs), frames()[0]
     space = fit_space(thumbs)
-    known = np.concatenate([unit(look(thumbs[a : a + BLOCK], whole) @ space) for a in range(0, n, BLOCK)])
+    known = np.concatenate([unit_rows(look(thumbs[a : a + BLOCK], whole) @ space) for a in range(0, n, BLOCK)])
     centres = cluster(known, max(1, round(n / max(MIN_LIST, n**0.5 / 4))))
     owner = nearest(known, centres, 1)[0][:, 0]
     order = np.argsort(owner, kind="stable")
@@ -151,7 +151,7 @@ def candidates(thumbs: NDArray[np.int8]) -> tuple[Candidates, int]:
     best = _first_of(np.minimum(asker, member) * n + np.maximum(asker, member), np.abs(cosine))
     best = best[np.lexsort((np.maximum(asker, member)[best], np.minimum(asker, member)[best]))]
     sign = np.where(cosine[best] < 0, -1, 1).astype(np.int8)
-    return Candidates(asker[best], member[best], frames()[number[best]], sign), crowded
+    return CandidatePairs(asker[best], member[best], frames()[number[best]], sign), crowded
 
 
 Hits = tuple[Ints, Ints, Ints, Floats]  # who asked, whom it found, as which frame, cosine
@@ -162,7 +162,7 @@ def _ask(
 ) -> Hits:
     """The nearest of all ``known`` vectors to some pictures, numbered from ``start``, each seen through every frame."""
     m, views = len(thumbs), len(frames())
-    asks = np.concatenate([unit(look(thumbs, frame) @ space) for frame in frames()])
+    asks = np.concatenate([unit_rows(look(thumbs, frame) @ space) for frame in frames()])
     owners = nearest(asks, centres, min(PROBES, len(centres)))[0]
     row = np.repeat(np.arange(m * views), owners.shape[1])
     order = np.argsort(owners.ravel(), kind="stable")

@@ -81,7 +81,7 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptFiles:
     """The file of training templates, and another one for runs that say ``prompts: ablation``."""
 
     file: str
@@ -365,7 +365,7 @@ class Params:
     sources: dict[str, Source]
     phantom: Phantom
     ingest: Ingest
-    prompts: Prompts
+    prompts: PromptFiles
     sampling: Sampling
     augment: Augment
     model: Model

@@ -12,7 +12,7 @@ from pipeline.study import Study
 
 
 @dataclass(frozen=True)
-class Candidates:
+class CandidateTexts:
     """Distinct texts in order of first appearance; ``queries`` are the studies (by position) that take part and
     ``targets`` the text of each."""
 
@@ -27,7 +27,7 @@ def report_text(study: Study, rule: RetrievalSet) -> str | None:
     return max((sections[name] or "" for name in rule.text), key=len) or None
 
 
-def candidates(studies: Sequence[Study], rule: RetrievalSet) -> Candidates:
+def candidate_texts(studies: Sequence[Study], rule: RetrievalSet) -> CandidateTexts:
     """Deduplicate the texts of test studies. A study without a text, or with lateral views only, takes no part."""
     texts: dict[str, int] = {}
     queries, targets = [], []
@@ -37,4 +37,4 @@ def candidates(studies: Sequence[Study], rule: RetrievalSet) -> Candidates:
             continue
         queries.append(i)
         targets.append(texts.setdefault(text, len(texts)))
-    return Candidates(list(texts), queries, np.array(targets, dtype=np.int64))
+    return CandidateTexts(list(texts), queries, np.array(targets, dtype=np.int64))

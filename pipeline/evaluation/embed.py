@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.params import BINARY_DATASETS
-from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.protocols import TEST_SETS, RetrievalSet
 from pipeline.models.checkpoint import Net, load_model
@@ -35,10 +35,10 @@ def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size
         ValueError: the folder holds no checkpoint of this version.
     """
     net, tokenizer, run = load_model(folder, device)
-    return of_model(net, tokenizer, run.image_size, batch_size)
+    return embedder_of(net, tokenizer, run.image_size, batch_size)
 
 
-def of_model(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int = 256) -> Embedder:
+def embedder_of(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int = 256) -> Embedder:
     """A model in memory, in eval mode, as an ``Embedder`` on the device it is on."""
     device = net.log_scale.device
 
@@ -58,7 +58,7 @@ def of_model(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int = 
     )
 
 
-def embed(
+def write_embeddings(
     embedder: Embedder,
     prompts: Sequence[str],
     sets: Iterable[RetrievalSet],
@@ -91,7 +91,7 @@ def embed(
             continue
         views = [s.first_frontal for s in studies]
         arrays = {"images": embedder.embed_images(views, dataset)}
-        if dataset in rules and (texts := candidates(studies, rules[dataset]).texts):
+        if dataset in rules and (texts := candidate_texts(studies, rules[dataset]).texts):
             arrays["texts"] = embedder.embed_texts(texts)
         if embedder.local_scores and prompts:
             arrays["local"] = embedder.embed_local(views, prompts, dataset)

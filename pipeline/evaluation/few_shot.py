@@ -11,12 +11,12 @@ import numpy as np
 
 from pipeline.config.params import BINARY_DATASETS, Augment, Bootstrap, FewShot
 from pipeline.evaluation.embedder import Embedder
-from pipeline.evaluation.fine_tune import Tower, fine_tune, pictures, scores
+from pipeline.evaluation.fine_tune import Tower, classifier_logits, evaluation_pictures, fine_tune
 from pipeline.evaluation.labelled import Labelled, read_labelled, subset
 from pipeline.evaluation.linear_probe import probe
 from pipeline.evaluation.metrics import classes_with_intervals, interval, resamples
 from pipeline.evaluation.protocols import Protocol
-from pipeline.evaluation.seen_images import Seen, clean
+from pipeline.evaluation.seen_images import SeenImages, clean_images
 
 
 def tuned(
@@ -31,7 +31,7 @@ def tuned(
 ) -> dict[str, dict[int, np.ndarray]]:
     """As ``probe``, of the whole encoder fine-tuned."""
     recipe = options.fine_tune
-    valid, test = (pictures(data, split, size) for split in ("valid", "test"))
+    valid, test = (evaluation_pictures(data, split, size) for split in ("valid", "test"))
     logits: dict[str, dict[int, np.ndarray]] = {name: {} for name in recipe.shares}
     for name, share in recipe.shares.items():
         for s in options.seeds:
@@ -40,7 +40,7 @@ def tuned(
                 *(tower, data, chosen, valid, size, augment, recipe.epochs[name], recipe, batch_size),
                 *(seed + s, workers),
             )
-            logits[name][s] = scores(model, test, batch_size).double().numpy()
+            logits[name][s] = classifier_logits(model, test, batch_size).double().numpy()
     return logits
 
 
@@ -49,7 +49,7 @@ def nothing(*notes: str) -> dict[str, Any]:
     return {**{form: {} for form in ("metrics", "clean", "removed", "classes", "samples")}, "notes": list(notes)}
 
 
-def evaluate(
+def evaluate_few_shot(
     embedder: Embedder,
     tower: Tower | None,
     trained_on: Iterable[str],
@@ -57,7 +57,7 @@ def evaluate(
     index: Path,
     protocol: Protocol,
     sources: list[str],
-    seen: Seen,
+    seen: SeenImages,
     options: FewShot,
     bootstrap: Bootstrap,
     seed: int,
@@ -87,7 +87,7 @@ def evaluate(
             logits |= tuned(tower, data, embedder.size, augment, options, embedder.batch_size, seed, workers)
         tests = data.studies["test"]
         weights = resamples([s.patient for s in tests], bootstrap, seed)
-        unseen = clean(seen, dataset, tests, [*trained_on, dataset])
+        unseen = clean_images(seen, dataset, tests, [*trained_on, dataset])
         result["removed"][dataset] = int((~unseen).sum())
         for name, by_seed in logits.items():
             key = f"{dataset}.{name}"

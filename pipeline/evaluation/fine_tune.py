@@ -38,7 +38,7 @@ class Classifier(nn.Module):
         return logits
 
 
-def pictures(data: Labelled, split: str, size: int) -> Tensor:
+def evaluation_pictures(data: Labelled, split: str, size: int) -> Tensor:
     """Every image of a split as evaluation sees it, uint8 [N, size, size]."""
     return torch.from_numpy(np.stack([evaluation_crop(load_view(v), size) for v in data.views(split)]))
 
@@ -96,7 +96,7 @@ def fine_tune(
             loss.backward()
             optimizer.step()
             schedule.step()
-        valid_loss = F.binary_cross_entropy_with_logits(scores(model, valid, batch_size), truth).item()
+        valid_loss = F.binary_cross_entropy_with_logits(classifier_logits(model, valid, batch_size), truth).item()
         if not math.isfinite(valid_loss):
             raise ValueError(f"{data.name}: fine-tuning diverged; lower evaluate.few_shot.fine_tune.lr")
         if valid_loss < best_loss:
@@ -106,7 +106,7 @@ def fine_tune(
 
 
 @torch.inference_mode()
-def scores(model: Classifier, images: Tensor, batch_size: int) -> Tensor:
+def classifier_logits(model: Classifier, images: Tensor, batch_size: int) -> Tensor:
     """Logits of ``pictures`` in evaluation mode, float32 [N, C] on the CPU."""
     model.eval()
     device = model.layer.weight.device

@@ -34,7 +34,7 @@ class ProtocolError(ValueError):
 
 
 @dataclass(frozen=True)
-class Sample:
+class PromptSample:
     """So many prompts of each class, drawn without replacement; 0 = all, as where a class has no more."""
 
     count: Count = 0
@@ -42,7 +42,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptRule:
     """Where a test set's prompts come from: exactly one of ``WAYS``.
 
     ``positive`` and ``negative``: templates, {} being the class, for each of ``classes``. ``grid``: class -> lists of
@@ -58,7 +58,7 @@ class Prompts:
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
     file: str = ""
     as_in: str = ""
-    sample: Sample = Sample()
+    sample: PromptSample = PromptSample()
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TestSet:
     """
 
     dataset: str
-    prompts: Prompts
+    prompts: PromptRule
     aggregate: Literal["mean", "max", "embedding"]
     score: Literal["difference", "softmax", "cosine"]
     metric: Literal["auc", "accuracy"]
@@ -126,7 +126,7 @@ class Protocol:
     retrieval: dict[str, RetrievalSet] = field(default_factory=dict)
 
 
-def load(name: str) -> Protocol:
+def load_protocol(name: str) -> Protocol:
     """Read a protocol: one of ``FOLDER`` by its name, or any file by its path (it holds a "/" or ends in ".yaml").
 
     Raises:
@@ -151,13 +151,13 @@ def load(name: str) -> Protocol:
     return Protocol(path.stem, tasks, found.retrieval)
 
 
-def load_all(names: Sequence[str]) -> list[Protocol]:
+def load_protocols(names: Sequence[str]) -> list[Protocol]:
     """The protocols of ``evaluate.protocols``; the first is what the tables show.
 
     Raises:
         ProtocolError: one cannot be used, or two have one name.
     """
-    found = [load(name) for name in names]
+    found = [load_protocol(name) for name in names]
     for i, protocol in enumerate(found):
         if protocol.name in {p.name for p in found[:i]}:
             raise ProtocolError(f"evaluate.protocols: two are named {protocol.name}; rename a file")
@@ -166,7 +166,7 @@ def load_all(names: Sequence[str]) -> list[Protocol]:
 
 def prompt_texts(names: Sequence[str]) -> list[str]:
     """All distinct prompts of these protocols, in order of first appearance; what every model embeds."""
-    tasks = [task for protocol in load_all(names) for task in protocol.tasks.values()]
+    tasks = [task for protocol in load_protocols(names) for task in protocol.tasks.values()]
     sides = [side for task in tasks for side in (task.positive, task.negative)]
     return list(dict.fromkeys(text for side in sides for texts in side.values() for text in texts))
 
@@ -203,7 +203,7 @@ def measuring(names: Sequence[str], dataset: str) -> Protocol:
     Raises:
         ProtocolError: none does, or one cannot be used.
     """
-    for protocol in load_all(names):
+    for protocol in load_protocols(names):
         if any(t.rule.dataset == dataset and t.rule.metric == "auc" for t in protocol.tasks.values()):
             return protocol
     raise ProtocolError(f"evaluate.protocols: none measures an AUC on {dataset}; add the protocol chestxray14")
@@ -259,7 +259,7 @@ def _check_retrieval(found: dict[str, RetrievalSet], path: Path) -> None:
         taken[rule.dataset] = key
 
 
-def _sides(spec: Prompts, path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+def _sides(spec: PromptRule, path: Path) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Positive and negative prompts by class, sampled."""
     ways = [way for way in WAYS if getattr(spec, way)]
     if len(ways) != 1:
@@ -281,7 +281,7 @@ def _sides(spec: Prompts, path: Path) -> tuple[dict[str, list[str]], dict[str, l
     elif spec.lists:
         positive = {name: list(texts) for name, texts in spec.lists.items()}
     elif spec.file:
-        pools = templates.load(path.parent / spec.file)
+        pools = templates.load_templates(path.parent / spec.file)
         positive = {name: list(pools.sentences(name, templates.VALUES["positive"])) for name in spec.classes}
     else:
         positive, negative = _of_another(spec.as_in)
@@ -304,7 +304,7 @@ def _of_another(reference: str) -> tuple[dict[str, list[str]], dict[str, list[st
     return _sides(others[key].prompts, path)
 
 
-def _filled(spec: Prompts, side: Literal["positive", "negative"]) -> dict[str, list[str]]:
+def _filled(spec: PromptRule, side: Literal["positive", "negative"]) -> dict[str, list[str]]:
     """The templates of one side with each class put in; {} where the side has none."""
     found: tuple[str, ...] = getattr(spec, side)
     for text in found:
@@ -325,7 +325,7 @@ def _combined(name: str, lists: dict[str, tuple[str, ...]]) -> list[str]:
     return combinations
 
 
-def _drawn(name: str, texts: list[str], sample: Sample) -> list[str]:
+def _drawn(name: str, texts: list[str], sample: PromptSample) -> list[str]:
     """A seeded draw without replacement, in the order of the list; each class has its own stream."""
     if not sample.count or sample.count >= len(texts):
         return texts

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.params import REPORT_DATASETS, Bootstrap
-from pipeline.evaluation.candidates import candidates
+from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.image_quality import averaged, psnr, ssim, without_model
 from pipeline.evaluation.metrics import mean_with_interval, resamples
 from pipeline.evaluation.protocols import RetrievalSet
@@ -102,7 +102,7 @@ def of_network(network: object, tokenizer: Tokenizer, device: torch.device) -> O
 # ---- what is hidden, and whose report is whose
 
 
-def masks(studies: Sequence[Study], grid: int, ratio: float, seed: int) -> np.ndarray:
+def hidden_cells(studies: Sequence[Study], grid: int, ratio: float, seed: int) -> np.ndarray:
     """Cells to hide of each study's image, bool [N, grid, grid]: the share ``ratio`` of them, rounded, at least one and
     not all. The order in which cells are hidden depends on the seed and the study's ids alone."""
     cells = grid * grid
@@ -149,7 +149,7 @@ def derangement(texts: Sequence[str], patients: Sequence[str], seed: int) -> np.
 
 
 @dataclass(frozen=True)
-class Sample:
+class RegenerationSample:
     """Test studies with a frontal image and a report; ``others`` are the reports in another order."""
 
     dataset: str
@@ -168,14 +168,14 @@ def rules(sets: Mapping[str, RetrievalSet], sources: Collection[str]) -> list[Re
     return [rule for rule in sets.values() if rule.dataset in REPORT_DATASETS and rule.dataset in sources]
 
 
-def read_sample(index: Path, rule: RetrievalSet, most: int, seed: int) -> Sample | None:
+def read_sample(index: Path, rule: RetrievalSet, most: int, seed: int) -> RegenerationSample | None:
     """At most so many (0: all) test studies of a data set, a seeded draw in index order; None where there are not two.
 
     Raises:
         ValueError: their reports cannot be shuffled.
     """
     tests = read_studies(index / f"{rule.dataset}.parquet", (rule.split,))
-    found = candidates(tests, rule)
+    found = candidate_texts(tests, rule)
     places = np.arange(len(found.queries))
     if most and len(places) > most:
         places = np.sort(np.random.default_rng([seed, len(places)]).permutation(places)[:most])
@@ -188,11 +188,11 @@ def read_sample(index: Path, rule: RetrievalSet, most: int, seed: int) -> Sample
         order = derangement(texts, [s.patient for s in studies], seed)
     except ValueError as error:
         raise ValueError(f"{rule.dataset}: {error}") from None
-    return Sample(rule.dataset, studies, positions, texts, [texts[i] for i in order])
+    return RegenerationSample(rule.dataset, studies, positions, texts, [texts[i] for i in order])
 
 
 def measure(
-    model: Regenerator, sample: Sample, size: int, ratio: float, seed: int, batch_size: int
+    model: Regenerator, sample: RegenerationSample, size: int, ratio: float, seed: int, batch_size: int
 ) -> dict[str, np.ndarray]:
     """Every measure of each image at one mask ratio: name -> float64 [N].
 
@@ -203,7 +203,7 @@ def measure(
     Raises:
         ValueError: a guess is not finite.
     """
-    cells = masks(sample.studies, model.grid, ratio, seed)
+    cells = hidden_cells(sample.studies, model.grid, ratio, seed)
     percent = f"{round(100 * ratio)}"
     parts: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(sample.studies), batch_size):
@@ -229,7 +229,7 @@ def measure(
     return found
 
 
-def evaluate(
+def evaluate_regeneration(
     model: Regenerator,
     size: int,
     batch_size: int,
@@ -273,7 +273,7 @@ def evaluate(
     return result
 
 
-def pictures(
+def regeneration_examples(
     model: Regenerator,
     size: int,
     index: Path,
@@ -302,7 +302,7 @@ def pictures(
         part = slice(0, PICTURES)
         images = _images(sample.studies[part], size)
         for ratio in ratios:
-            cells = masks(sample.studies[part], model.grid, ratio, seed)
+            cells = hidden_cells(sample.studies[part], model.grid, ratio, seed)
             hidden = pixels_of(cells, size)
             given = torch.from_numpy(images), torch.from_numpy(cells)
             without, helped = (
@@ -334,7 +334,7 @@ def may_be_shown(index: Path, sets: Sequence[RetrievalSet], patients: bool) -> l
     return [rule for rule in sets if patients or phantom(rule)]
 
 
-def account(found: dict[str, Any]) -> list[str]:
+def regeneration_lines(found: dict[str, Any]) -> list[str]:
     """What ``evaluate`` found in a few lines: the finest scale's means and what the report adds; the notes."""
     metrics, lines = found["metrics"], []
     for key in (k for k in metrics if k.endswith("_matching")):

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.params import Bootstrap
-from pipeline.evaluation.candidates import Candidates, candidates
+from pipeline.evaluation.candidates import CandidateTexts, candidate_texts
 from pipeline.evaluation.exact_ranks import ranks, text_ranks
 from pipeline.evaluation.metrics import interval, mean_with_interval, resamples
 from pipeline.evaluation.protocols import RetrievalSet
-from pipeline.evaluation.store import load_arrays, missing
+from pipeline.evaluation.store import load_arrays, why_missing
 from pipeline.storage.index import read_studies
 from pipeline.study import Study
 
 Clean = Callable[[str, Sequence[Study]], np.ndarray]  # data set, studies -> bool [N]
 
 
-def evaluate(
+def evaluate_retrieval(
     embeddings: Path,
     index: Path,
     sources: Sequence[str],
@@ -46,13 +46,13 @@ def evaluate(
     """
     result: dict[str, Any] = {key: {} for key in ("metrics", "samples", "clean", "removed", "pools", "examples")}
     result["notes"] = []
-    if why := missing(embeddings):
+    if why := why_missing(embeddings):
         result["notes"].append(why)
         return result
     for name, rule in ((n, r) for n, r in sets.items() if r.dataset in sources):
         dataset = rule.dataset
         studies = read_studies(index / f"{dataset}.parquet", ("test",))
-        pool = candidates(studies, rule)
+        pool = candidate_texts(studies, rule)
         if not pool.texts:
             result["notes"].append(f"{name}: no test study with a text")
             continue
@@ -136,7 +136,7 @@ def _typical(rank: np.ndarray, count: int) -> list[int]:
 
 
 def _example(
-    study: Study, image: np.ndarray, texts: np.ndarray, pool: Candidates, own: int, rank: int
+    study: Study, image: np.ndarray, texts: np.ndarray, pool: CandidateTexts, own: int, rank: int
 ) -> dict[str, Any]:
     cosines = texts @ image
     view = study.first_frontal

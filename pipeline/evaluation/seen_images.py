@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 
 from pipeline.study import Study
 
-Seen = dict[tuple[str, str], set[tuple[str, str, str]]]  # (test set, training set) -> (patient, study, view) of images
+SeenImages = dict[
+    tuple[str, str], set[tuple[str, str, str]]
+]  # (test set, training set) -> (patient, study, view) of images
 
 
-def load_seen(audit: Path) -> Seen:
+def load_seen_images(audit: Path) -> SeenImages:
     """Read what stage ``audit`` wrote; an image counts as seen whether train or valid has shown it.
 
     Raises:
@@ -27,13 +29,13 @@ def load_seen(audit: Path) -> Seen:
         raise ValueError(f"{path}: not found; run: dvc repro audit")
     names = ("dataset", "training_set", "patient", "study", "view")
     table = pq.read_table(path, columns=list(names)).to_pydict()
-    seen: Seen = {}
+    seen: SeenImages = {}
     for dataset, training, *image in zip(*(table[name] for name in names), strict=True):
         seen.setdefault((dataset, training), set()).add((image[0], image[1], image[2]))
     return seen
 
 
-def clean(seen: Seen, dataset: str, studies: Sequence[Study], trained_on: Iterable[str]) -> np.ndarray:
+def clean_images(seen: SeenImages, dataset: str, studies: Sequence[Study], trained_on: Iterable[str]) -> np.ndarray:
     """Whether the evaluation view of each test study is clean with respect to these training sets, bool [N]."""
     shown = set().union(*(seen.get((dataset, training), set()) for training in trained_on))
     return np.array([(s.patient, s.study, s.first_frontal.id) not in shown for s in studies], dtype=bool)

@@ -14,10 +14,10 @@ import numpy as np
 from pipeline.config.params import Params
 from pipeline.storage.atomic import replacing
 
-MISSING = "missing.json"
+MISSING_FILE = "missing.json"
 
 
-def rows(params: Params) -> dict[str, tuple[str, ...]]:
+def evaluated_rows(params: Params) -> dict[str, tuple[str, ...]]:
     """All that is evaluated, and the data sets each was trained on.
 
     Keys: ``<run>/<seed>`` of our trainings and the names of other people's models, which are the places of their
@@ -32,16 +32,16 @@ def write_missing(embeddings: Path, why: str) -> None:
     missing.json alone, {"missing": which file goes where, or what was not trained}."""
     shutil.rmtree(embeddings, ignore_errors=True)
     embeddings.mkdir(parents=True)
-    (embeddings / MISSING).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
+    (embeddings / MISSING_FILE).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
 
 
-def missing(embeddings: Path) -> str | None:
+def why_missing(embeddings: Path) -> str | None:
     """What ``write_missing`` wrote into a folder of embeddings; None where the embeddings are there."""
-    path = embeddings / MISSING
+    path = embeddings / MISSING_FILE
     return str(json.loads(path.read_text(encoding="utf-8"))["missing"]) if path.is_file() else None
 
 
-def write(path: Path, run: str, found: dict[str, Any]) -> None:
+def write_result(path: Path, run: str, found: dict[str, Any]) -> None:
     """Write one evaluation of one run, whole or not at all: JSON at ``path``, ``found["samples"]`` as .npz beside it.
 
     ``samples`` holds each metric's values over the resamples, float64 [B], which pair up between runs: the draws depend
@@ -71,7 +71,7 @@ def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: damaged; run: {remedy}") from None
 
 
-def values(found: dict[str, Any]) -> dict[str, float]:
+def metric_values(found: dict[str, Any]) -> dict[str, float]:
     """The bare metric values with their interval's ends, by dotted name, for tracking."""
     flat = {}
     for name, metric in found["metrics"].items():
@@ -80,7 +80,7 @@ def values(found: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
-def show(stage: str, run: str, found: dict[str, Any]) -> None:
+def print_metrics(stage: str, run: str, found: dict[str, Any]) -> None:
     """Print metrics in percent with their intervals, and the notes."""
     for name, m in found["metrics"].items():
         print(f"{stage} {run}: {name} {100 * m['value']:.1f} [{100 * m['low']:.1f}, {100 * m['high']:.1f}]")

@@ -19,8 +19,8 @@ from pipeline.evaluation.metrics import (
     roc_points,
 )
 from pipeline.evaluation.protocols import Protocol, Task, TestSet
-from pipeline.evaluation.seen_images import Seen, clean
-from pipeline.evaluation.store import load_arrays, missing
+from pipeline.evaluation.seen_images import SeenImages, clean_images
+from pipeline.evaluation.store import load_arrays, why_missing
 from pipeline.storage.index import read_studies
 from pipeline.study import Study, positives
 
@@ -70,7 +70,9 @@ def class_cosines(images: Images, texts: Sequence[str], prompts: PromptTable, ru
     return values
 
 
-def scores(task: Task, images: Images, prompts: PromptTable) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def class_scores(
+    task: Task, images: Images, prompts: PromptTable
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Every class's score of each image, float64 [N], the larger the likelier; and, where there are negative prompts,
     how far the positive cosine is above the negative one."""
     found = {name: class_cosines(images, texts, prompts, task.rule) for name, texts in task.positive.items()}
@@ -89,14 +91,14 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return (1 + np.tanh(x / 2)) / 2
 
 
-def evaluate(
+def evaluate_zero_shot(
     embeddings: Path,
     index: Path,
     sources: Sequence[str],
     protocols: Sequence[Protocol],
     options: Bootstrap,
     seed: int,
-    seen: Seen,
+    seen: SeenImages,
     trained_on: Iterable[str],
 ) -> Found:
     """All zero-shot metrics of one row under every protocol (form of the answer: docs/results.md).
@@ -112,7 +114,7 @@ def evaluate(
         ValueError: embeddings that are broken, or of other test images or prompts; labels that do not fit the metric.
     """
     result: Found = {**{name: {} for name in FORMS}, "notes": []}
-    if why := missing(embeddings):
+    if why := why_missing(embeddings):
         result["notes"].append(why)
         return result
     trained_on = list(trained_on)
@@ -153,7 +155,13 @@ def load_prompts(path: Path) -> PromptTable:
 
 
 def _images(
-    embeddings: Path, index: Path, dataset: str, options: Bootstrap, seed: int, seen: Seen, trained_on: Sequence[str]
+    embeddings: Path,
+    index: Path,
+    dataset: str,
+    options: Bootstrap,
+    seed: int,
+    seen: SeenImages,
+    trained_on: Sequence[str],
 ) -> Images | None:
     """The test images of a data set; None where it has no test study."""
     studies = read_studies(index / f"{dataset}.parquet", ("test",))
@@ -165,7 +173,7 @@ def _images(
     if len(images) != len(studies) or (local is not None and len(local) != len(studies)):
         raise ValueError(f"{path}: {len(images)} images for {len(studies)} test studies; embed again")
     weights = resamples([s.patient for s in studies], options, seed)
-    return Images(studies, images, local, weights, clean(seen, dataset, studies, trained_on))
+    return Images(studies, images, local, weights, clean_images(seen, dataset, studies, trained_on))
 
 
 def _measure(result: Found, where: str, task: Task, images: Images, prompts: PromptTable, options: Bootstrap) -> None:
@@ -177,7 +185,7 @@ def _measure(result: Found, where: str, task: Task, images: Images, prompts: Pro
         raise ValueError("images and prompts have different dimensions; run: dvc repro -f embed")
     if images.local is not None and images.local.shape[1] != len(prompts.rows):
         raise ValueError("local scores and prompts differ in number; run: dvc repro -f embed")
-    values, margins = scores(task, images, prompts)
+    values, margins = class_scores(task, images, prompts)
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise ValueError(f"a score of {name} is not finite; the embeddings are broken")

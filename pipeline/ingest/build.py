@@ -48,7 +48,7 @@ class IngestError(RuntimeError):
     """An ingest whose result must not be used; one line."""
 
 
-def ingest(
+def ingest_archive(
     dataset: str, source: Source, options: Ingest, out_shards: Path, out_index: Path, work: Path, seed: int
 ) -> dict[str, Any]:
     """Read an archive and write its shards, index, rejects and summary.
@@ -125,7 +125,7 @@ def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> P
     shutil.rmtree(job.plan(0).parent, ignore_errors=True)
 
     def studies() -> Iterator[Study]:
-        for item in sources.read(archive, source, seed):
+        for item in sources.read_archive(archive, source, seed):
             if isinstance(item, Reject):
                 rejects.append(item)
                 continue
@@ -267,10 +267,10 @@ def _finish(
         "written_images": sum(n["images"] for n in counts.values()),
         "rejected_images": rejected,
         "reasons": dict(sorted(Counter(r.reason for r in rejects).items())),
-        "notes": sources.notes(archive, source),
+        "notes": sources.archive_notes(archive, source),
     }
     write_rejects(out_shards / "rejects.parquet", rejects)
-    print(account(summary))
+    print(ingest_account(summary))
     if not plan.studies:
         raise IngestError(
             f"{job.dataset}: the archive at {source.path} lists no usable study; see {out_shards}/rejects.parquet"
@@ -293,7 +293,7 @@ def _finish(
     return summary
 
 
-def account(summary: dict[str, Any]) -> str:
+def ingest_account(summary: dict[str, Any]) -> str:
     """The summary as one screen of text: counts per split and per reason."""
     lines = [f"{summary['dataset']}{' (phantom)' if summary['phantom'] else ''}", ""]
     lines.append(f"  {'split':<8}{'studies':>10}{'images':>10}{'written':>10}{'images':>10}")

@@ -18,10 +18,10 @@ from pipeline.storage.files import Files, Gone
 from pipeline.storage.index import read_studies, write_rejects, write_studies
 from pipeline.storage.memory import keep_memory
 from pipeline.storage.pictures import ImageError, encode
-from pipeline.storage.shards import Picture, ShardWriter, publish
+from pipeline.storage.shards import EncodedPicture, ShardWriter, publish
 from pipeline.study import Reject, Study
 
-MISSING = "file missing"
+FILE_MISSING = "file missing"
 CRASHED = "the decoder crashed on it"
 
 
@@ -70,7 +70,7 @@ def write_piece(job: Job, number: int, alone: bool = False) -> None:
             good = []
             for view in item.views:
                 result = decode(view.shard)
-                if isinstance(result, Picture):
+                if isinstance(result, EncodedPicture):
                     good.append((view, result))
                 else:
                     rejects.append(Reject(job.dataset, view.shard or view.id, "image", result))
@@ -95,7 +95,7 @@ def _decoder(job: Job, alone: bool) -> Iterator[Any]:
         return
     pools: list[ProcessPoolExecutor] = []
 
-    def decode(path: str) -> Picture | str:
+    def decode(path: str) -> EncodedPicture | str:
         for _ in range(2):  # a process may also be killed for want of memory: once is no verdict
             if not pools:
                 pools.append(ProcessPoolExecutor(1, get_context("spawn")))
@@ -112,19 +112,19 @@ def _decoder(job: Job, alone: bool) -> Iterator[Any]:
             pool.shutdown(wait=True)
 
 
-def decode_file(job: Job, path: str) -> Picture | str:
+def decode_file(job: Job, path: str) -> EncodedPicture | str:
     """The encoded picture of one file of the archive, or the reason there is none.
 
     Raises:
         Gone: the archive is no longer there.
     """
     if not path:
-        return MISSING
+        return FILE_MISSING
     try:
         data = job.files.loose(path) or job.files.read(path, images.MAX_FILE)
         image, position = images.read_view(data, job.short_side)
         height, width = image.shape
-        return Picture(encode(image, job.jpeg_quality), width, height, position)
+        return EncodedPicture(encode(image, job.jpeg_quality), width, height, position)
     except ImageError as error:
         reason = str(error)
     except Gone:

@@ -84,7 +84,7 @@ SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 NOT_TEXT = {ord("\ufeff"): None, ord("\ufffd"): " "}  # a byte order mark; what a decoder puts for a byte it cannot read
 
 
-def clean(text: str) -> str | None:
+def clean_text(text: str) -> str | None:
     """One line of text without blanks, rules and stray points, or ``None`` where no word of two letters is left."""
     if not WORD.search(text):
         return None
@@ -108,7 +108,7 @@ def sections(report: str) -> tuple[str | None, str | None]:
     parts = list(_parts(report))
     texts: dict[str, dict[str, None]] = {"findings": {}, "views": {}, "impression": {}}
     for kind, lines in parts:
-        if kind in texts and (text := clean("\n".join(lines))):
+        if kind in texts and (text := clean_text("\n".join(lines))):
             texts[kind][text] = None
     findings = " ".join(texts["findings"] or texts["views"]) or None
     impression = " ".join(texts["impression"]) or None
@@ -143,10 +143,10 @@ def _unheaded(parts: list[tuple[str, list[str]]]) -> str | None:
             continue  # what stands before the first heading is the title of the examination
         while paragraphs and _title(paragraphs[0]):
             paragraphs = paragraphs[1:]
-        if text := clean("\n".join(paragraphs)):
+        if text := clean_text("\n".join(paragraphs)):
             return text
     compared = [" ".join(paragraphs) for kind, paragraphs in body if kind == "comparison"]
-    return next((clean(text) for text in compared if len(SENTENCE_END.findall(text)) > 1), None)
+    return next((clean_text(text) for text in compared if len(SENTENCE_END.findall(text)) > 1), None)
 
 
 def _paragraphs(lines: list[str]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.records import ParamsError
-from pipeline.models.keyed_random import dropped, stream_seeds
+from pipeline.models.keyed_random import keyed_mask, stream_seeds
 
 ATTENTION = "study_dropout"  # the name under which transformers finds ``_attention``
 
@@ -54,7 +54,7 @@ class StudyDropout(nn.Module):
             raise RuntimeError("dropout in training needs the keys of the rows: pass them to the tower's forward")
         seeds = self.rows.seeds[self.layer]
         shape = (x.shape[0] // len(seeds), *x.shape[1:])
-        mask = dropped(seeds, () if self.whole_rows else shape, self.p)
+        mask = keyed_mask(seeds, () if self.whole_rows else shape, self.p)
         mask = mask.view(-1, *[1] * len(shape)) if self.whole_rows else mask
         rows = x.unflatten(0, (len(seeds), -1))
         return (rows.masked_fill(mask, 0) * (1 / (1 - self.p))).flatten(0, 1)

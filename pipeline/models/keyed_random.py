@@ -22,7 +22,7 @@ def _shifted(x: Tensor, by: int) -> Tensor:
     return (x >> by).bitwise_and_((1 << (torch.iinfo(x.dtype).bits - by)) - 1)
 
 
-def mixed(x: Tensor) -> Tensor:
+def mix_bits(x: Tensor) -> Tensor:
     """A bijection of int64 (or int32) after which every bit of the input sways every bit of the output."""
     if x.dtype == torch.int64:
         x = (x ^ _shifted(x, 30)) * _FIRST64
@@ -41,16 +41,16 @@ def row_keys(keys: Tensor, kind: int, samples: int) -> Tensor:
         kind: 0 for images, 1 for texts, 2 for the words that are masked.
         samples: images (texts) a study, 1 or 2.
     """
-    return torch.cat([mixed(mixed(keys) + 2 * kind + sample) for sample in range(samples)])
+    return torch.cat([mix_bits(mix_bits(keys) + 2 * kind + sample) for sample in range(samples)])
 
 
-def dropped(seeds: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
+def keyed_mask(seeds: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
     """Which values to drop: bool [B, *shape], True with probability ``rate``, a number in (0, 1) met to within 2**-32;
     see ``drawn``."""
-    return drawn(seeds, shape) < round(rate * 2**32) - 2**31
+    return keyed_numbers(seeds, shape) < round(rate * 2**32) - 2**31
 
 
-def drawn(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
+def keyed_numbers(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Random numbers: int32 [B, *shape], every value of the type as likely as any other.
 
     Number [b, i, j, ...] depends on ``seeds[b]``, i, j, ... alone, not on B or ``shape``.
@@ -60,7 +60,9 @@ def drawn(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
     """
     position = torch.zeros((), dtype=torch.int32, device=seeds.device)
     for size in shape:
-        position = mixed(position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=seeds.device) * _STEP32)
+        position = mix_bits(
+            position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=seeds.device) * _STEP32
+        )
     first, second = (seed.view(-1, *[1] * len(shape)) for seed in seeds.unbind(1))
     x = (position ^ first).mul_(second | 1)
     return x.bitwise_xor_(_shifted(x, 16)).mul_(_FIRST32)
@@ -68,4 +70,4 @@ def drawn(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def stream_seeds(keys: Tensor) -> Tensor:
     """Keys int64 [...] -> seeds of ``drawn``, int32 [..., 2]."""
-    return mixed(keys).unsqueeze(-1).view(torch.int32)
+    return mix_bits(keys).unsqueeze(-1).view(torch.int32)

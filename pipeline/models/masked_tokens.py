@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.models.keyed_random import drawn, dropped, stream_seeds
+from pipeline.models.keyed_random import keyed_mask, keyed_numbers, stream_seeds
 from pipeline.models.vectors import at_least_float32
 
 
@@ -47,10 +47,10 @@ class MaskedWords(nn.Module):
         """
         shape = tokens.shape[1:]
         which, how, what = (stream_seeds(keys + stream) for stream in range(3))
-        asked = dropped(which, shape, self.rate) & mask.bool() & ~self.special[tokens]
-        word = self.plain[drawn(what, shape).long() % len(self.plain)]
-        said = torch.where(dropped(how, shape, 0.9), word, tokens)
-        said = said.masked_fill(dropped(how, shape, 0.8), self.mask_id)
+        asked = keyed_mask(which, shape, self.rate) & mask.bool() & ~self.special[tokens]
+        word = self.plain[keyed_numbers(what, shape).long() % len(self.plain)]
+        said = torch.where(keyed_mask(how, shape, 0.9), word, tokens)
+        said = said.masked_fill(keyed_mask(how, shape, 0.8), self.mask_id)
         return torch.where(asked, said, tokens), tokens.masked_fill(~asked, -1)
 
     def forward(self, hidden: Tensor, words: Tensor, embedding: Tensor) -> Tensor:

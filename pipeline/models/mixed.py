@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig
-from pipeline.models.keyed_random import drawn, stream_seeds
+from pipeline.models.keyed_random import keyed_numbers, stream_seeds
 from pipeline.models.masked_tokens import MaskedWords
 from pipeline.models.vectors import at_least_float32, unit
 from pipeline.text.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ class MixedNet(nn.Module):
         """
         cells = self.grid**2
         count = min(max(round((self.mask_ratio if ratio is None else ratio) * cells), 1), cells - 1)
-        order = drawn(stream_seeds(keys), (cells,)).argsort(dim=1, stable=True)
+        order = keyed_numbers(stream_seeds(keys), (cells,)).argsort(dim=1, stable=True)
         hidden = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :count], True)
         return hidden.unflatten(1, (self.grid, self.grid))
 

@@ -21,11 +21,11 @@ from pipeline.phantom import with_reports as wr
 from pipeline.phantom.cases import Case
 from pipeline.phantom.with_labels import Rows
 
-Plan = Callable[[int, int], list[Case]]
+ArchivePlan = Callable[[int, int], list[Case]]
 Write = Callable[[Case, Path, int], Rows]
 Tables = Callable[[Path, Sequence[Case], Rows], None]
 
-LAYOUTS: dict[str, tuple[Plan, Write, Tables]] = {
+LAYOUTS: dict[str, tuple[ArchivePlan, Write, Tables]] = {
     "mimic_cxr": (wr.mimic_cxr_plan, wr.mimic_cxr_case, wr.mimic_cxr_tables),
     "chexpert": (wr.chexpert_plan, wr.chexpert_case, wr.chexpert_tables),
     "chestxray14": (wl.chestxray14_plan, wl.chestxray14_case, wl.chestxray14_tables),
@@ -37,7 +37,7 @@ LAYOUTS: dict[str, tuple[Plan, Write, Tables]] = {
 MARK = "PHANTOM.json"
 
 
-def write(archive: str, root: Path, studies: int, size: int, seed: int, workers: int = 0) -> dict[str, Any]:
+def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, workers: int = 0) -> dict[str, Any]:
     """Draw one archive in its public on-disk layout; returns what ``PHANTOM.json`` holds.
 
     ``studies`` examinations are drawn with a short side of ``size`` pixels by ``workers`` processes (0: one a core);

@@ -19,16 +19,16 @@ ASPECT = 1.2  # height over width of the field that is drawn
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnPicture:
     """``image`` float32 [H, W] in 0..1, 1 = dense; ``marked`` uint8 masks [H, W] of pneumonia and pneumothorax."""
 
     image: Image
     marked: dict[str, list[Mask]]
 
 
-def render(
+def render_picture(
     patient: Patient, findings: Sequence[Finding], position: str, size: int, seed: int, aspect: float = ASPECT
-) -> Picture:
+) -> DrawnPicture:
     """Draw one view.
 
     ``position`` is PA, AP or LATERAL; ``size`` the width in pixels and ``aspect`` height over width. ``seed`` decides
@@ -77,7 +77,7 @@ def _lateral(plate: Plate, patient: Patient, findings: Sequence[Finding]) -> Non
         profile.paint(f, plate, chest)
 
 
-def _expose(plate: Plate, position: str, rng: np.random.Generator, rows: int) -> Picture:
+def _expose(plate: Plate, position: str, rng: np.random.Generator, rows: int) -> DrawnPicture:
     """Stand the patient a little askew, expose with quantum noise, and burn in the markers."""
     w, h = plate.width, plate.height
     pose = cv2.getRotationMatrix2D((w / 2, h / 2), rng.uniform(-2.5, 2.5), rng.uniform(0.96, 1.03))
@@ -103,7 +103,7 @@ def _expose(plate: Plate, position: str, rng: np.random.Generator, rows: int) ->
         _stamp(text, "PORTABLE", 0.03, 0.04)
     image += text.astype(np.float32) * np.float32(1 / 255) * (np.float32(0.95) - image)
     marked = {kind: [warp(m) for m in masks] for kind, masks in plate.marked.items()}
-    return Picture(np.clip(image, 0, 1), marked)
+    return DrawnPicture(np.clip(image, 0, 1), marked)
 
 
 def _stamp(text: Mask, word: str, x: float, y: float, big: float = 1.0) -> None:
@@ -131,7 +131,7 @@ def contact_sheet(path: Path, seed: int) -> None:
     for n, (text, findings, position) in enumerate(tiles):
         top, at = n // columns * (height + 18), n % columns * (width + 4)
         patient = anatomy.draw_patient(rng)
-        image = render(patient, findings, position, width, int(rng.integers(2**31))).image
+        image = render_picture(patient, findings, position, width, int(rng.integers(2**31))).image
         sheet[top : top + height, at : at + width] = np.round(image * 255)
         cv2.putText(sheet, text, (at + 2, top + height + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, 0, 1, cv2.LINE_AA)
     quality = 80

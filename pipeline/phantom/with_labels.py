@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipeline.phantom import dicom, labels
 from pipeline.phantom.cases import EVERYTHING, Case, only, plan
 from pipeline.phantom.findings import Finding, draw_finding
-from pipeline.phantom.picture import render
+from pipeline.phantom.picture import render_picture
 from pipeline.phantom.plate import Mask, boxes
 
 Rows = list[list[Any]]
@@ -86,7 +86,7 @@ def chestxray14_case(case: Case, root: Path, size: int) -> Rows:
     """Write one PNG."""
     patient, follow_up = case.number // 2 + 1, case.number % 2
     name = f"{patient:08d}_{follow_up:03d}.png"
-    image = render(case.patient, case.findings, case.views[0], size, case.view_seed(0), 1.0).image
+    image = render_picture(case.patient, case.findings, case.views[0], size, case.view_seed(0), 1.0).image
     (root / "images").mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(root / "images" / name), np.round(image * 255).astype(np.uint8))
     found = "|".join(labels.nih(case.findings))
@@ -122,7 +122,7 @@ def vindr_cxr_case(case: Case, root: Path, size: int) -> Rows:
     name = rng.bytes(16).hex()
     path = root / ("test" if _is_test(case.number) else "train") / f"{name}.dicom"
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = render(case.patient, case.findings, case.views[0], size, case.view_seed(0)).image
+    image = render_picture(case.patient, case.findings, case.views[0], size, case.view_seed(0)).image
     p, bits = case.patient, int(rng.integers(12, 15))
     inverted, jpeg2000 = bool(rng.random() < 0.33), bool(rng.random() < 0.25)
     dicom.write_deep(path, image, dicom.uid(rng), name[:16], p.sex, p.age, case.views[0], bits, inverted, jpeg2000)
@@ -174,7 +174,7 @@ def rsna_case(case: Case, root: Path, size: int) -> Rows:
     """Write one DICOM file; returns one row a box: the label row and the detailed class."""
     rng = case.rng("file")
     name = str(uuid.UUID(bytes=rng.bytes(16), version=4))
-    picture = render(case.patient, case.findings, case.views[0], size, case.view_seed(0), 1.0)
+    picture = render_picture(case.patient, case.findings, case.views[0], size, case.view_seed(0), 1.0)
     folder = root / "stage_2_train_images"
     folder.mkdir(parents=True, exist_ok=True)
     p = case.patient
@@ -209,7 +209,7 @@ def siim_case(case: Case, root: Path, size: int) -> Rows:
     study, series, name = (dicom.uid(rng) for _ in range(3))
     folder = root / "dicom-images-train" / study / series
     folder.mkdir(parents=True, exist_ok=True)
-    picture = render(case.patient, case.findings, case.views[0], size, case.view_seed(0), 1.0)
+    picture = render_picture(case.patient, case.findings, case.views[0], size, case.view_seed(0), 1.0)
     p = case.patient
     dicom.write_jpeg(folder / f"{name}.dcm", picture.image, name, name[-12:], p.sex, p.age, case.views[0])
     rows: Rows = []

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.phantom import dicom, labels, prose
 from pipeline.phantom.cases import EVERYTHING, Case, only, plan
 from pipeline.phantom.findings import Finding, compatible, draw_finding
-from pipeline.phantom.picture import render
+from pipeline.phantom.picture import render_picture
 from pipeline.phantom.plate import Image
 from pipeline.phantom.with_labels import Rows, write_csv
 
@@ -85,7 +85,7 @@ def mimic_cxr_case(case: Case, root: Path, size: int) -> Rows:
     for n, view in enumerate(case.views):
         name = "-".join(rng.bytes(4).hex() for _ in range(5))
         shape = _jpeg(
-            folder / f"s{study}" / f"{name}.jpg", render(p, case.findings, view, size, case.view_seed(n)).image
+            folder / f"s{study}" / f"{name}.jpg", render_picture(p, case.findings, view, size, case.view_seed(n)).image
         )
         coded = "LL" if view == "LATERAL" and rng.random() < 0.2 else view
         rows.append([name, study, subject, split, view, coded, *shape, date, time, case.number])
@@ -188,7 +188,7 @@ def chexpert_case(case: Case, root: Path, size: int) -> Rows:
         patient = first + (64_541 if valid else 1)
         folder = f"{'valid' if valid else 'train'}/patient{patient:05d}/study{case.number - first + 1}"
         inside = f"{folder}/view{n + 1}_{side}.jpg"
-        _jpeg(root / inside, render(p, case.findings, view, size, case.view_seed(n)).image)
+        _jpeg(root / inside, render_picture(p, case.findings, view, size, case.view_seed(n)).image)
         about = ["Male" if p.sex == "M" else "Female", p.age, side.capitalize(), "" if side == "lateral" else view]
         rows.append([valid, case.number, f"CheXpert-v1.0-small/{inside}", *about])
     return rows
@@ -229,7 +229,7 @@ def openi_case(case: Case, root: Path, size: int) -> Rows:
     images = []
     for n, view in enumerate(case.views):
         stem = f"{uid}_IM-{uid:04d}-{(n + 3) * 1000 + 1}"
-        image = render(p, case.findings, view, size, case.view_seed(n)).image
+        image = render_picture(p, case.findings, view, size, case.view_seed(n)).image
         if as_dicom:
             folder = root / "NLMCXR_dcm" / str(uid)
             folder.mkdir(parents=True, exist_ok=True)

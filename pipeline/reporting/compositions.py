@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.config.params import BY_PATIENT, REPORT_DATASETS, Params, Run
 from pipeline.reporting.results import RunResult, Summary
-from pipeline.reporting.rows import cells_of, compared, marked, notes_of, row_of, short_names, used_columns
+from pipeline.reporting.rows import cells_of, marked, notes_of, row_of, short_names, used_columns, with_differences
 from pipeline.reporting.table_form import Column, Row, Table, table_of
 
 MIXED = "one transformer"
@@ -53,7 +53,7 @@ def composition_table(
         backbone = "" if run.mixed else paper["backbones"].get(run.image_encoder, run.image_encoder)
         rows.append(row_of(columns, results, name, title, backbone, learns_from(paper, run), nothing))
     rows = [replace(r, cells=marked(paper, summaries, columns, r.cells)) for r in rows]
-    rows = compared(columns, rows, results, params, chained=False)
+    rows = with_differences(columns, rows, results, params, chained=False)
     shown = [results[n] for n in params.compositions if n in results]
     notes = [*form["notes"], *_chances(paper, columns, shown), *notes_of(paper, columns, summaries, shown)]
     if not rows:

@@ -95,7 +95,7 @@ class Experiment:
     cost: Cost | None = None
 
 
-def read(files: Any, name: str, revision: str, changed: Iterable[str] = ()) -> Experiment:
+def read_experiment(files: Any, name: str, revision: str, changed: Iterable[str] = ()) -> Experiment:
     """What a commit produced.
 
     Args:
@@ -277,7 +277,7 @@ def headlines(experiments: Sequence[Experiment], run: str) -> list[str]:
     return list(dict.fromkeys(key for e in experiments for key in e.metrics.get(run, {})))
 
 
-def label(key: str) -> str:
+def headline_label(key: str) -> str:
     """A metric's name for people, ``rsna.auc`` -> ``RSNA AUC``."""
     dataset, _, metric = key.partition(".")
     if dataset == "total":

@@ -16,8 +16,8 @@ from pipeline.reporting.experiments import (
     Metric,
     changes,
     difference,
+    headline_label,
     headlines,
-    label,
     touched,
     verdict,
 )
@@ -43,7 +43,7 @@ def percent(value: float, signed: bool = False) -> str:
     return (f"{100 * value:+.1f}" if signed else f"{100 * value:.1f}").replace("-", MINUS)
 
 
-def interval(low: float, high: float, signed: bool = False) -> str:
+def percent_interval(low: float, high: float, signed: bool = False) -> str:
     """Both ends, as ``[61.2, 70.3]``."""
     return f"[{percent(low, signed)}, {percent(high, signed)}]"
 
@@ -101,11 +101,13 @@ def _cell(metric: Metric | None, found: Difference | None, best: bool) -> dict[s
         return {"value": "—", "interval": "", "difference": "", "sign": 0, "best": False}
     shown = ""
     if found is not None:
-        ends = "no interval" if found.low is None or found.high is None else interval(found.low, found.high, True)
+        ends = (
+            "no interval" if found.low is None or found.high is None else percent_interval(found.low, found.high, True)
+        )
         shown = f"{percent(found.value, True)} {ends}"
     return {
         "value": percent(metric.value),
-        "interval": interval(metric.low, metric.high),
+        "interval": percent_interval(metric.low, metric.high),
         "difference": shown,
         "sign": found.sign if found else 0,
         "best": best,
@@ -131,7 +133,7 @@ def run_table(baseline: Experiment, others: Sequence[Experiment], run: str) -> d
     same = [e.name for e in others if e not in rows and e.metrics]
     every = [difference(baseline, e, run, key) for e in rows for key in keys]
     whys = sorted({d.why for d in every if d is not None and d.why})
-    return {"run": run, "columns": [label(key) for key in keys], "rows": table, "same": same, "whys": whys}
+    return {"run": run, "columns": [headline_label(key) for key in keys], "rows": table, "same": same, "whys": whys}
 
 
 def _styles(everyone: Sequence[Experiment]) -> dict[str, tuple[str, tuple[float, ...]]]:
@@ -171,12 +173,12 @@ def tables(baseline: Experiment, others: Sequence[Experiment]) -> list[dict[str,
     return [table for run in runs if (table := run_table(baseline, others, run))]
 
 
-def compared(baseline: Experiment, others: Sequence[Experiment]) -> int:
+def count_differences(baseline: Experiment, others: Sequence[Experiment]) -> int:
     """How many differences have an interval: of 95 %, one in twenty would be "real" by chance alone."""
     return sum(sum(verdict(baseline, e)[:3]) for e in others)
 
 
-def html(baseline: Experiment, others: Sequence[Experiment]) -> str:
+def experiments_html(baseline: Experiment, others: Sequence[Experiment]) -> str:
     """The page, whole in one file: no script, nothing loaded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -190,7 +192,7 @@ def html(baseline: Experiment, others: Sequence[Experiment]) -> str:
         tables=tables(baseline, others),
         charts=charts(baseline, others),
         legend=_legend(baseline, others),
-        compared=compared(baseline, others),
+        compared=count_differences(baseline, others),
         confidence=_confidence(baseline),
         several=_several(baseline),
         missing=baseline.notes,
@@ -206,7 +208,7 @@ def _several(baseline: Experiment) -> bool:
     return len(baseline.params.get("seeds", [0])) > 1
 
 
-def markdown(baseline: Experiment, others: Sequence[Experiment]) -> str:
+def experiments_markdown(baseline: Experiment, others: Sequence[Experiment]) -> str:
     """Both kinds of tables as Markdown."""
     lines = [f"# Experiments on {baseline.revision[:7]}", ""]
     lines += ["| experiment | changed | figures | stages | time | training | device | peak memory |", "|---" * 8 + "|"]
@@ -234,7 +236,7 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def table_csv(baseline: Experiment, others: Sequence[Experiment]) -> str:
+def experiments_csv(baseline: Experiment, others: Sequence[Experiment]) -> str:
     """One line an experiment, run and headline metric, in fractions; the baseline's come first, without difference."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -33,19 +33,21 @@ TEX = {
 }  # fmt: skip
 
 
-def write(folder: Path, tables: Sequence[Table], metrics: Mapping[str, Any], phantom: Sequence[str]) -> list[Path]:
+def write_tables(
+    folder: Path, tables: Sequence[Table], metrics: Mapping[str, Any], phantom: Sequence[str]
+) -> list[Path]:
     """Write table<number>.{md,csv,tex} and metrics.json; the paths written."""
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {f"table{t.number}.md": markdown(t, phantom) for t in tables}
-    texts |= {f"table{t.number}.csv": tidy_csv(t) for t in tables}
-    texts |= {f"table{t.number}.tex": latex(t, phantom) for t in tables}
+    texts = {f"table{t.number}.md": table_markdown(t, phantom) for t in tables}
+    texts |= {f"table{t.number}.csv": table_csv(t) for t in tables}
+    texts |= {f"table{t.number}.tex": table_latex(t, phantom) for t in tables}
     texts["metrics.json"] = json.dumps(metrics, indent=2) + "\n"
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return [folder / name for name in texts]
 
 
-def markdown(table: Table, phantom: Sequence[str] = ()) -> str:
+def table_markdown(table: Table, phantom: Sequence[str] = ()) -> str:
     """The table as padded GitHub Markdown, readable in a terminal too: a few lines a row, one a kind of figure."""
     head = [title for title, _ in table.heads] + [""] + [f"{c.group} {c.name}".strip() for c in table.columns]
     lines = []
@@ -79,7 +81,7 @@ def markdown(table: Table, phantom: Sequence[str] = ()) -> str:
     return "\n".join(out) + "\n"
 
 
-def latex(table: Table, phantom: Sequence[str] = ()) -> str:
+def table_latex(table: Table, phantom: Sequence[str] = ()) -> str:
     """The table as a LaTeX float; needs the packages booktabs and graphicx. Texts are escaped."""
     left = [title for title, _ in table.heads] + [""]
     groups = [(name, len(list(columns))) for name, columns in groupby(c.group for c in table.columns)]
@@ -168,23 +170,25 @@ def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
     ("against <run>"), ours on clean images, by seed; what is — in every column is left out."""
     cells = [(c, column.decimals(table.decimals)) for column, c in zip(table.columns, row.cells, strict=True)]
     if table.number == "1":
-        lines = [("ours, listed", [show(c.ours, 0) for c in row.cells])]
-        lines.append(("ours, ingested", [show(c.written, 0) for c in row.cells]))
+        lines = [("ours, listed", [show_figure(c.ours, 0) for c in row.cells])]
+        lines.append(("ours, ingested", [show_figure(c.written, 0) for c in row.cells]))
     else:
-        lines = [("ours", [show(c.ours, d) for c, d in cells])]
+        lines = [("ours", [show_figure(c.ours, d) for c, d in cells])]
         lines.append((f"{100 * table.confidence:g} % interval", [show_interval(c, d) for c, d in cells]))
-    lines.append(("paper", [show(c.paper, d) for c, d in cells]))
+    lines.append(("paper", [show_figure(c.paper, d) for c, d in cells]))
     lines.append(("difference", [show_difference(c, d) for c, d in cells]))
     if row.against:
         lines.append((f"against {row.against}", [show_against(c, d) for c, d in cells]))
     if any(c.removed or c.clean is not None for c in row.cells):
         lines.append(("on clean images", [show_clean(c, d) for c, d in cells]))
-    lines.append(("by seed", [", ".join(show(v, d) for v in c.seeds) if len(c.seeds) > 1 else DASH for c, d in cells]))
+    lines.append(
+        ("by seed", [", ".join(show_figure(v, d) for v in c.seeds) if len(c.seeds) > 1 else DASH for c, d in cells])
+    )
     always = {lines[0][0], "paper"} if all(c.ours is None for c in row.cells) else {lines[0][0]}
     return [(k, v) for k, v in lines if k in always or any(t != DASH for t in v)]
 
 
-def show(value: float | None, decimals: int) -> str:
+def show_figure(value: float | None, decimals: int) -> str:
     """A figure in print, or —."""
     if value is None:
         return DASH
@@ -197,7 +201,7 @@ def show_interval(cell: Cell, decimals: int) -> str:
     if cell.low is None or cell.high is None or cell.low == cell.high:
         return DASH
     between = "–" if cell.low >= 0 else " to "
-    return f"{show(cell.low, decimals)}{between}{show(cell.high, decimals)}"
+    return f"{show_figure(cell.low, decimals)}{between}{show_figure(cell.high, decimals)}"
 
 
 def show_difference(cell: Cell, decimals: int) -> str:
@@ -220,7 +224,7 @@ def show_clean(cell: Cell, decimals: int) -> str:
     """The figure on clean test images with their number, or "same" where the audit left none out, or —."""
     if cell.clean is None:
         return "same" if cell.removed == 0 and cell.ours is not None else DASH
-    return show(cell.clean, decimals) + (f" ({cell.clean_n:,})" if cell.clean_n else "")
+    return show_figure(cell.clean, decimals) + (f" ({cell.clean_n:,})" if cell.clean_n else "")
 
 
 def show_against(cell: Cell, decimals: int) -> str:
@@ -230,7 +234,7 @@ def show_against(cell: Cell, decimals: int) -> str:
     return "{} ({} to {})".format(*(_signed(v, decimals) for v in cell.against))
 
 
-def tidy_csv(table: Table) -> str:
+def table_csv(table: Table) -> str:
     """One line a figure with the columns ``CSV_COLUMNS``, in printed units with 4 decimals; empty = not computed."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

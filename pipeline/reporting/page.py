@@ -21,7 +21,7 @@ from pipeline.config.params import READ_AGAIN, Params
 from pipeline.reporting import charts, figures
 from pipeline.reporting.control import ControlRow, control_rows
 from pipeline.reporting.formats import all_notes, bold, figure_lines, phantom_line
-from pipeline.reporting.provenance import interval, origins
+from pipeline.reporting.provenance import interval_rule, origins
 from pipeline.reporting.results import RunResult, Summary, archive_of, load_paper
 from pipeline.reporting.table_form import Row, Table
 from pipeline.reporting.tables import phantoms
@@ -36,7 +36,7 @@ CAPTION = 90  # characters
 Loader = Callable[[View], np.ndarray]
 
 
-def render(
+def render_page(
     params: Params,
     tables: Sequence[Table],
     summaries: Mapping[str, Summary],
@@ -80,7 +80,7 @@ def render(
         tiles=list(_tiles(params, summaries, results)),
         tables=[_table(params, t) for t in tables if not t.number.startswith("S")],
         supplement=[_table(params, t) for t in tables if t.number.startswith("S")],
-        interval=interval(params),
+        interval=interval_rule(params),
         headline=name,
         accounts=[(names[d], s) for d, s in summaries.items()],
         control=[_control_line(row) for row in control],

@@ -33,7 +33,7 @@ def origins(params: Params, table: Table) -> list[Origin]:
     return found
 
 
-def interval(params: Params) -> str:
+def interval_rule(params: Params) -> str:
     """How every interval and paired difference on the page is made."""
     boot = params.evaluate.bootstrap
     if len(params.seeds) > 1:

@@ -20,7 +20,7 @@ from pipeline.config.params import BINARY_DATASETS
 from pipeline.evaluation.comparison import over_trainings
 from pipeline.evaluation.metrics import percentiles
 
-PAPER = Path(__file__).with_name("paper.yaml")
+PAPER_FILE = Path(__file__).with_name("paper.yaml")
 STAGES = {"few_shot": "few_shot", "official": "few_shot_official", "regeneration": "regenerate"}  # one a training
 RECALL = re.compile(r"_r\d+$")
 UNBOUNDED = re.compile(r"(rsum|_over_chance)$|[._]psnr\d")  # metrics that are no share
@@ -94,7 +94,7 @@ class RunResult:
 
 
 @functools.cache
-def load_paper(path: Path = PAPER) -> dict[str, Any]:
+def load_paper(path: Path = PAPER_FILE) -> dict[str, Any]:
     """The paper's tables as data. Raises ``ResultsError`` where a row has not one figure a column."""
     paper: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     for key in (k for k in paper if k.startswith("table")):

@@ -73,7 +73,7 @@ def cells_of(columns: Sequence[Column], run: RunResult | None, printed: Sequence
     return tuple(cells)
 
 
-def compared(
+def with_differences(
     columns: Sequence[Column], rows: Sequence[Row], results: Mapping[str, RunResult], params: Params, chained: bool
 ) -> list[Row]:
     """Each row of ours against the first of ours (``chained``: against the one above it; an ablation of prompts against

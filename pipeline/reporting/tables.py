@@ -18,13 +18,13 @@ from pipeline.config.run_config import run_config
 from pipeline.reporting.compositions import composition_table, regeneration_table
 from pipeline.reporting.counts import counts
 from pipeline.reporting.results import RunResult, Summary, load_paper
-from pipeline.reporting.rows import compared, marked, notes_of, row_of, short_names, used_columns
+from pipeline.reporting.rows import marked, notes_of, row_of, short_names, used_columns, with_differences
 from pipeline.reporting.table_form import Column, Table, table_of
 
 TABLES = ("2", "3", "4", "S1", "S2", "S3", "S4")  # those of the paper's models
 
 
-def build(params: Params, summaries: Mapping[str, Summary], results: Mapping[str, RunResult]) -> list[Table]:
+def build_tables(params: Params, summaries: Mapping[str, Summary], results: Mapping[str, RunResult]) -> list[Table]:
     """Tables 1–4 and S1–S6 from the counts of ingest and the metrics of evaluation."""
     paper = load_paper()
     found = [counts(paper, summaries), *(_models(n, paper, params, summaries, results) for n in TABLES)]
@@ -82,7 +82,7 @@ def _models(
     for name, other in others.items():
         rows.append(row_of(columns, results, name, other.model, other.backbone, other.data, nothing))
     rows = [replace(r, cells=marked(paper, summaries, columns, r.cells)) for r in rows]
-    rows = compared(columns, rows, results, params, chained=number == "4")
+    rows = with_differences(columns, rows, results, params, chained=number == "4")
     heads = (
         (("Method", "model"),) if number == "4" else (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
     )

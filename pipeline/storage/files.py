@@ -326,12 +326,12 @@ def _token(name: str) -> str:
     return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
-def base(name: str) -> str:
+def base_name(name: str) -> str:
     """The last part of a file's name, whether loose or packed."""
     return name.rpartition("/")[2]
 
 
-def text(data: bytes) -> str:
+def decode_text(data: bytes) -> str:
     """A text file's content: UTF-8, with or without a mark, or else Latin-1, in which every byte is a letter."""
     try:
         return data.decode("utf-8-sig")
@@ -339,6 +339,6 @@ def text(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def lines(data: bytes) -> io.StringIO:
+def text_lines(data: bytes) -> io.StringIO:
     """As ``text``, to be read by line."""
-    return io.StringIO(text(data), newline="")
+    return io.StringIO(decode_text(data), newline="")

@@ -29,7 +29,7 @@ VIEW_TYPE = pa.struct(
         ("digest", pa.string()),
     ]
 )
-SCHEMA = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [
         ("dataset", pa.string()),
         ("patient", pa.string()),
@@ -141,7 +141,7 @@ def _batches(path: Path, splits: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     except KeyError as error:
         raise ValueError(f"{path}: no index, it lacks the column {error}; ingest again") from None
     with file:
-        if file.schema_arrow.names != SCHEMA.names:
+        if file.schema_arrow.names != INDEX_SCHEMA.names:
             raise ValueError(f"{path}: no index, its columns are {file.schema_arrow.names}; ingest again")
         for group in range(file.num_row_groups):
             split = file.read_row_group(group, columns=["split"]).column("split").combine_chunks()
@@ -288,7 +288,7 @@ def write_studies(path: Path, studies: Iterable[Study]) -> None:
 def join_studies(path: Path, parts: Iterable[Path]) -> None:
     """One index of several, in their order: the bytes that ``write_studies`` gives for all their studies."""
     with _writing(path) as writer:
-        held = SCHEMA.empty_table()
+        held = INDEX_SCHEMA.empty_table()
         for part in parts:
             held = pa.concat_tables([held, pq.read_table(part)])
             while held.num_rows >= GROUP:
@@ -300,7 +300,10 @@ def join_studies(path: Path, parts: Iterable[Path]) -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[pq.ParquetWriter]:
-    with replacing(path) as part, pq.ParquetWriter(part, SCHEMA, compression="zstd", use_dictionary=CODED) as writer:
+    with (
+        replacing(path) as part,
+        pq.ParquetWriter(part, INDEX_SCHEMA, compression="zstd", use_dictionary=CODED) as writer,
+    ):
         yield writer
 
 
@@ -320,7 +323,7 @@ def _table(studies: list[Study]) -> pa.Table:
     }
     for name in ("dataset", "patient", "study", "split", "findings", "impression"):
         columns[name] = pa.array([getattr(s, name) for s in studies], pa.string())
-    return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+    return pa.table([columns[name] for name in INDEX_SCHEMA.names], schema=INDEX_SCHEMA)
 
 
 def _ends(counts: list[int]) -> pa.Array:

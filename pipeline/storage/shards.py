@@ -34,7 +34,7 @@ class ShardError(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class EncodedPicture:
     """One encoded view: JPEG bytes, size in pixels, and its position where the archive's lists did not say."""
 
     data: bytes
@@ -66,7 +66,7 @@ class ShardWriter:
         self._offset = 0
         self._file: BinaryIO | None = None
 
-    def write(self, study: Study, pictures: Sequence[Picture]) -> Study:
+    def write(self, study: Study, pictures: Sequence[EncodedPicture]) -> Study:
         """Append a study with one picture a view; the same study with its views' places, sizes and digests.
 
         Raises:

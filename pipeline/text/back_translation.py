@@ -28,13 +28,13 @@ from tqdm import tqdm
 from pipeline.config.params import BackTranslation
 from pipeline.storage.atomic import replacing
 from pipeline.storage.index import read_studies
-from pipeline.text.translations import FILE, SCHEMA, Translations, report_sections, text_hash
+from pipeline.text.translations import TRANSLATION_SCHEMA, TRANSLATIONS_FILE, Translations, report_sections, text_hash
 
 if TYPE_CHECKING:
     from pipeline.text.marian import RoundTrip
 
 PART = 64  # texts
-PART_SCHEMA = pa.schema([*SCHEMA, ("reason", pa.string())])  # reason: "", or why ``translation`` is null
+PART_SCHEMA = pa.schema([*TRANSLATION_SCHEMA, ("reason", pa.string())])  # reason: "", or why ``translation`` is null
 NEEDS = (
     "back_translation names no models, so texts are augmented by sentence swap alone; it needs two MarianMT models, "
     "e.g. forward: Helsinki-NLP/opus-mt-en-it, back: Helsinki-NLP/opus-mt-it-en, or local folders of them"
@@ -63,7 +63,7 @@ def back_translate(
     """
     count = sum(1 for _ in distinct_texts(indexes))
     summary: dict[str, Any] = {"texts": count, "translated": 0}
-    parts = SCHEMA.empty_table()
+    parts = TRANSLATION_SCHEMA.empty_table()
     if not options.forward:
         summary["note"] = NEEDS
     elif count:
@@ -72,9 +72,9 @@ def back_translate(
         rows = _read_parts(folder)
         rows = rows.filter(pc.is_in(rows["hash"], wanted))
         reasons = Counter(rows["reason"].to_pylist())
-        parts = rows.filter(pc.is_valid(rows["translation"])).select(SCHEMA.names)
+        parts = rows.filter(pc.is_valid(rows["translation"])).select(TRANSLATION_SCHEMA.names)
         summary |= {"translated": reasons.pop("", 0), **dict(sorted(reasons.items()))}
-    Translations(parts).write(out / FILE)
+    Translations(parts).write(out / TRANSLATIONS_FILE)
     with replacing(out / "summary.json") as part:
         part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary

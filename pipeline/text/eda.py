@@ -20,7 +20,7 @@ def synonyms() -> dict[str, list[str]]:
     return {word: [other for other in line if other != word] for line in lines for word in line}
 
 
-def augmented(text: str, rng: Generator) -> str:
+def eda_augmented(text: str, rng: Generator) -> str:
     """One of three, each with the same chance: a word becomes a synonym, two words change places, or each word goes
     with probability 0.1. Words are what white space parts.
 

@@ -109,7 +109,7 @@ class Translator:
         """The translation, sentences joined by a space, and ""; or None and the reason, as for ``RoundTrip``. A
         sentence without a letter ("1.", "___") stays as it is."""
         torch.manual_seed(seed)
-        parts = cut(text, self._length, self.options.max_tokens)
+        parts = cut_at_words(text, self._length, self.options.max_tokens)
         spoken = [i for i, part in enumerate(parts) if _has_words(part)]
         if not spoken:
             return None, WORDLESS
@@ -142,7 +142,7 @@ class Translator:
         return self.tokenizer(text, split_special_tokens=True, verbose=False, **options)  # "</s>" in a report is text
 
 
-def cut(text: str, length: Callable[[str], int], limit: int) -> list[str]:
+def cut_at_words(text: str, length: Callable[[str], int], limit: int) -> list[str]:
     """The sentences of a text, those longer than ``limit`` cut between words, and a word longer than that within it.
 
     Args:

@@ -21,7 +21,7 @@ from pipeline.study import NEGATIVE, POSITIVE, UNCERTAIN
 
 NO_FINDING = "No Finding"
 VALUES = {"positive": POSITIVE, "negative": NEGATIVE, "uncertain": UNCERTAIN}
-CLASSES = (  # what a prompt file may describe: CheXpert's labels, then those that only ChestX-ray14 has
+PROMPT_CLASSES = (  # what a prompt file may describe: CheXpert's labels, then those that only ChestX-ray14 has
     NO_FINDING, "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
     "Infiltration", "Mass", "Nodule", "Emphysema", "Fibrosis", "Pleural Thickening", "Hernia",
@@ -33,7 +33,7 @@ class PromptError(ValueError):
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptSentences:
     """Sentences by class and value. The order of classes is that of validation captions."""
 
     pools: Mapping[str, Mapping[int, tuple[str, ...]]]
@@ -52,7 +52,7 @@ class Prompts:
             raise PromptError(f"class {class_name!r}: label value {value!r} is none of 1, 0, -1")
         return self.pools[class_name][value]
 
-    def subset(self, classes: Iterable[str]) -> Prompts:
+    def subset(self, classes: Iterable[str]) -> PromptSentences:
         """These classes and "No Finding", whose sentence validation needs, in this order of classes.
 
         Raises:
@@ -61,7 +61,7 @@ class Prompts:
         wanted = {*classes, NO_FINDING}
         if missing := sorted(wanted - self.pools.keys()):
             raise PromptError(f"no prompt templates for {', '.join(missing)}; add them to the file of prompts.file")
-        return Prompts({name: pools for name, pools in self.pools.items() if name in wanted})
+        return PromptSentences({name: pools for name, pools in self.pools.items() if name in wanted})
 
     def write_pools(self, path: Path) -> None:
         """Write every sentence as JSON: {class: {"1": [...], "0": [...], "-1": [...]}}."""
@@ -70,7 +70,7 @@ class Prompts:
         path.write_text(json.dumps(pools, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def read_pools(path: Path) -> Prompts:
+def read_pools(path: Path) -> PromptSentences:
     """Inverse of ``Prompts.write_pools``.
 
     Raises:
@@ -78,7 +78,7 @@ def read_pools(path: Path) -> Prompts:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        return Prompts({name: {v: tuple(p[str(v)]) for v in VALUES.values()} for name, p in raw.items()})
+        return PromptSentences({name: {v: tuple(p[str(v)]) for v in VALUES.values()} for name, p in raw.items()})
     except FileNotFoundError:
         raise PromptError(f"{path}: not found; the prompts stage writes it (dvc repro prompts)") from None
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -98,7 +98,7 @@ def expand(template: str, expression: str = "") -> list[str]:
     return [text[0].upper() + text[1:] for text in sentences]
 
 
-def load(path: Path) -> Prompts:
+def load_templates(path: Path) -> PromptSentences:
     """Read a file of training templates (form and meaning are described at the top of ``prompts.yaml``).
 
     Raises:
@@ -115,7 +115,7 @@ def load(path: Path) -> Prompts:
                 if "{}" not in text:
                     raise PromptError(f"default.{name}: {text!r} does not hold {{}}, the place of the class")
         pools = {}
-        for name, spec in _keys(raw.get("classes"), CLASSES, "classes").items():
+        for name, spec in _keys(raw.get("classes"), PROMPT_CLASSES, "classes").items():
             at = f"classes.{name}"
             spec = _keys(spec, ("expressions", *VALUES), at)
             pools[name] = {VALUES[v]: _pool(spec, v, templates[v], at) for v in VALUES}
@@ -123,11 +123,11 @@ def load(path: Path) -> Prompts:
             raise PromptError(f"classes.{NO_FINDING}: needs a positive template, the caption of a normal study")
     except PromptError as error:
         raise PromptError(f"{path}: {error}") from None
-    return Prompts(pools)
+    return PromptSentences(pools)
 
 
 def caption(
-    labels: Mapping[str, int], prompts: Prompts, rng: np.random.Generator, negatives: int | None = None
+    labels: Mapping[str, int], prompts: PromptSentences, rng: np.random.Generator, negatives: int | None = None
 ) -> str | None:
     """A caption for training: one sentence a class, drawn at random, joined in random order (paper section 3.1).
 
@@ -154,7 +154,7 @@ def caption(
     return " ".join(drawn[i] for i in rng.permutation(len(drawn))) or None
 
 
-def validation_caption(labels: Mapping[str, int], prompts: Prompts) -> str | None:
+def validation_caption(labels: Mapping[str, int], prompts: PromptSentences) -> str | None:
     """The caption of validation, always the same: first sentence of each positive class, in the order of ``prompts``.
 
     Returns:
@@ -177,10 +177,10 @@ def _merged(path: Path, own: dict[str, Any]) -> dict[str, Any]:
     try:
         like = _keys(_yaml(path), ("default", "classes"), "the file")
         default = _keys(like.get("default"), tuple(VALUES), "default")
-        classes = _keys(like.get("classes"), CLASSES, "classes")
+        classes = _keys(like.get("classes"), PROMPT_CLASSES, "classes")
     except PromptError as error:
         raise PromptError(f"like: {path}: {error}") from None
-    theirs = _keys(own.get("classes", {}), CLASSES, "classes")
+    theirs = _keys(own.get("classes", {}), PROMPT_CLASSES, "classes")
     merged = {name: {**spec, **(theirs.get(name) or {})} for name, spec in classes.items()}
     merged |= {name: spec for name, spec in theirs.items() if name not in merged}
     return {"default": {**default, **_keys(own.get("default", {}), tuple(VALUES), "default")}, "classes": merged}

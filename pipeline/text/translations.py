@@ -14,8 +14,8 @@ from pipeline.config.params import LABEL_DATASETS
 from pipeline.storage.atomic import replacing
 from pipeline.study import Study
 
-SCHEMA = pa.schema([("hash", pa.uint64()), ("translation", pa.string())])
-FILE = "translations.parquet"
+TRANSLATION_SCHEMA = pa.schema([("hash", pa.uint64()), ("translation", pa.string())])
+TRANSLATIONS_FILE = "translations.parquet"
 
 
 def text_hash(text: str) -> int:
@@ -70,11 +70,11 @@ def read_translations(path: Path) -> Translations:
         ValueError: it is damaged, or no such table.
     """
     if not path.exists():
-        return Translations(SCHEMA.empty_table())
+        return Translations(TRANSLATION_SCHEMA.empty_table())
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException):
         table = None
-    if table is None or table.schema.remove_metadata() != SCHEMA:
+    if table is None or table.schema.remove_metadata() != TRANSLATION_SCHEMA:
         raise ValueError(f"{path}: no table of translations; make it anew: dvc repro -f back_translate")
     return Translations(table)

@@ -44,7 +44,7 @@ def augment_view(
     before CLAHE, which steepens every difference.
     """
     crop = draw_crop(view.height, view.width, size, options.crop_scale if options.image else PLAIN_CROP, rng)
-    return _jitter(cut(load(view, crop.reduce), crop, size, crop.reduce), options, rng)
+    return _jitter(cut_and_resize(load(view, crop.reduce), crop, size, crop.reduce), options, rng)
 
 
 def augment_image(image: np.ndarray, size: int, options: Augment, rng: Generator) -> np.ndarray:
@@ -62,7 +62,7 @@ def augment_image(image: np.ndarray, size: int, options: Augment, rng: Generator
     """
     height, width = image.shape
     crop = draw_crop(height, width, size, options.crop_scale if options.image else PLAIN_CROP, rng)
-    return _jitter(cut(image, crop, size), options, rng)
+    return _jitter(cut_and_resize(image, crop, size), options, rng)
 
 
 def _jitter(crop: np.ndarray, options: Augment, rng: Generator) -> np.ndarray:
@@ -112,7 +112,7 @@ def _place(length: float, side: int, reduce: int, where: float) -> tuple[int, in
     return reduce * int(where * (side // reduce - pixels + 1)), reduce * pixels
 
 
-def cut(image: np.ndarray, crop: Crop, size: int, reduced: int = 1) -> np.ndarray:
+def cut_and_resize(image: np.ndarray, crop: Crop, size: int, reduced: int = 1) -> np.ndarray:
     """Cut a rectangle out of uint8 [H, W] and resize it to uint8 [size, size].
 
     Args:

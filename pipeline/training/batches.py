@@ -23,7 +23,7 @@ from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.memory import keep_memory
 from pipeline.storage.shards import load_view
 from pipeline.study import Study
-from pipeline.text.prompts import Prompts
+from pipeline.text.prompts import PromptSentences
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.translations import Translations
 from pipeline.training.augment import augment_view
@@ -31,7 +31,7 @@ from pipeline.training.losses import samples_needed
 from pipeline.training.sampling import draw_key, draw_texts, draw_views, generator, label_key, speaks, validation_texts
 
 
-class Sample(NamedTuple):
+class StudyDraw(NamedTuple):
     """One draw of one study: its n images (uint8 [S, S]) and m texts, n and m 1 or 2 (0 of what a mixed run's study has
     not); its place in its set; the key
     from which all that is random about it is drawn, dropout included (see ``draw_key``); and that of its labels (see
@@ -90,13 +90,13 @@ class Batch:
         )
 
 
-class TrainingSet(Dataset[Sample]):
+class TrainingSet(Dataset[StudyDraw]):
     """Draws of training studies, addressed by (epoch, index)."""
 
     def __init__(
         self,
         studies: Sequence[Study],
-        prompts: dict[str, Prompts],
+        prompts: dict[str, PromptSentences],
         config: RunConfig,
         translations: Translations | None = None,
     ) -> None:
@@ -112,7 +112,7 @@ class TrainingSet(Dataset[Sample]):
         """Number of studies."""
         return len(self.studies)
 
-    def __getitem__(self, draw: Sequence[int] | np.ndarray) -> Sample:
+    def __getitem__(self, draw: Sequence[int] | np.ndarray) -> StudyDraw:
         """The draw of one study in one epoch: ``draw`` is (epoch, index)."""
         epoch, index = map(int, draw)
         study, partner = self.studies[index], int(self.texts_of[index])
@@ -131,13 +131,13 @@ class TrainingSet(Dataset[Sample]):
         texts = []
         if speaks(other):
             texts = draw_texts(other, self.counts[1], prompts, self.config, rng, self.translations)
-        return Sample(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
+        return StudyDraw(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
 
 
-class ValidationSet(Dataset[Sample]):
+class ValidationSet(Dataset[StudyDraw]):
     """The one fixed view of validation studies: no augmentation, sections in order, positive prompts only."""
 
-    def __init__(self, studies: Sequence[Study], prompts: dict[str, Prompts], config: RunConfig) -> None:
+    def __init__(self, studies: Sequence[Study], prompts: dict[str, PromptSentences], config: RunConfig) -> None:
         self.studies = studies
         self.prompts = prompts
         self.config = config
@@ -148,7 +148,7 @@ class ValidationSet(Dataset[Sample]):
         """Number of studies."""
         return len(self.studies)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> StudyDraw:
         """The first frontal view and another position's first view, the findings and the impression, as they exist
         (with ``sampling.unit: image`` one view and the whole report, twice); nothing is dropped out in validation, so
         the key is 0; in a mixed run it says what is hidden, the same every time."""
@@ -165,7 +165,7 @@ class ValidationSet(Dataset[Sample]):
         if speaks(other):
             texts = validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
         key = draw_key(0, 0, study) if self.config.mixed else 0
-        return Sample(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
+        return StudyDraw(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
 
 
 def shuffled(count: int, config: RunConfig) -> np.ndarray:
@@ -209,7 +209,7 @@ def epoch_draws(count: int, batch: int, seed: int, epoch: int) -> np.ndarray:
     return draws[: len(draws) // batch * batch].reshape(-1, batch, 2)
 
 
-def collate(samples: Sequence[Sample], tokenizer: Tokenizer, groups: int) -> Batch:
+def collate(samples: Sequence[StudyDraw], tokenizer: Tokenizer, groups: int) -> Batch:
     """Stack the draws of B studies, all first images (texts) before all second ones.
 
     Args:
@@ -244,7 +244,7 @@ def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(tokens), torch.from_numpy(there.astype(np.int64))
 
 
-Pack = Callable[[Sequence[Sample]], Any]  # draws to a batch; unlike a lambda a partial reaches spawned workers
+Pack = Callable[[Sequence[StudyDraw]], Any]  # draws to a batch; unlike a lambda a partial reaches spawned workers
 
 
 def packed(data: TrainingSet | ValidationSet, tokenizer: Tokenizer) -> Pack:

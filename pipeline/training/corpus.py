@@ -11,11 +11,11 @@ from pipeline.config.params import LABEL_DATASETS
 from pipeline.config.run_config import Roles, RunConfig, write_run_config
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.study import SPLITS, Study
-from pipeline.text.prompts import Prompts, read_pools
-from pipeline.text.translations import FILE, read_translations, report_sections
+from pipeline.text.prompts import PromptSentences, read_pools
+from pipeline.text.translations import TRANSLATIONS_FILE, read_translations, report_sections
 
 
-def usable(study: Study, prompts: Prompts | None) -> bool:
+def usable(study: Study, prompts: PromptSentences | None) -> bool:
     """Whether a study has a view and something to say: a section, or a label that a prompt puts into words. Without
     this rule the twelve CheXpert images that have no label at all would train on an empty caption."""
     if study.labels and prompts is not None:
@@ -23,7 +23,7 @@ def usable(study: Study, prompts: Prompts | None) -> bool:
     return bool(study.views) and bool(study.findings or study.impression)
 
 
-def gather(
+def write_corpus(
     config: RunConfig, index: Path, prompts: Path, out: Path, translations: Path | None = None
 ) -> dict[str, int]:
     """Write ``out``/run.json, studies.parquet (train and valid, in the run's order of data sets) and prompts/.
@@ -72,18 +72,18 @@ def gather(
         if config.loss.alignment_weight and not sum(counts.get(f"{d}.pairs.train", 0) for d in config.roles.paired):
             raise ValueError(f"runs.{config.name}.loss.alignment_weight: no training pair is left; set 0")
     write_run_config(out / "run.json", config)
-    (out / FILE).unlink(missing_ok=True)
+    (out / TRANSLATIONS_FILE).unlink(missing_ok=True)
     if (
         translations is not None
         and config.augment.text
         and config.augment.text_method == "swap"
-        and len(known := read_translations(translations / FILE))
+        and len(known := read_translations(translations / TRANSLATIONS_FILE))
     ):
         training = read_studies(out / "studies.parquet", ("train",))
         own = known.of(text for study in training for text in report_sections(study))
         counts["translations"] = len(own)
         if len(own):
-            own.write(out / FILE)
+            own.write(out / TRANSLATIONS_FILE)
     return counts
 
 

@@ -65,7 +65,7 @@ def of_first(value: float, device: torch.device) -> float:
     return said.item()
 
 
-def gather(row: Tensor, device: torch.device) -> Tensor:
+def gather_rows(row: Tensor, device: torch.device) -> Tensor:
     """The row [N] of every rank, [world, N] on the CPU; all ranks get all of them."""
     if not dist.is_initialized():
         return row[None].cpu()

@@ -32,7 +32,7 @@ from pipeline.models.cxr_clip import CxrClip
 from pipeline.storage.atomic import replacing
 from pipeline.storage.index import read_studies
 from pipeline.study import Study
-from pipeline.text.prompts import Prompts, read_pools
+from pipeline.text.prompts import PromptSentences, read_pools
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.translations import read_translations
 from pipeline.training import resume
@@ -48,7 +48,7 @@ from pipeline.training.batches import (
     validation_batches,
 )
 from pipeline.training.declip import Learner, learner
-from pipeline.training.distributed import any_of, device_of, gather, join, of_first
+from pipeline.training.distributed import any_of, device_of, gather_rows, join, of_first
 from pipeline.training.mixed_batches import MixedBatch, collate_mixed
 from pipeline.training.schedule import warmup_cosine
 from pipeline.training.step import compute_gradients, finite, training_loss
@@ -90,7 +90,7 @@ class _Training:
         return steps_before(len(self.data), self.config.train.batch_size, epoch)
 
 
-def train(
+def train_run(
     corpus: Path,
     out: Path,
     history: Path,
@@ -300,8 +300,8 @@ def _epoch(t: _Training, progress: resume.Progress, signals: resume.StopSignals,
 def _not_finite(t: _Training, batch: Batch | MixedBatch, progress: resume.Progress, loss: float) -> str:
     """What to say of a loss that is not finite: the studies whose embeddings are not, on whatever rank, or all of the
     step where none stands out. Their ids, never their text."""
-    bad = gather((~finite(t.net, batch, t.config, t.device)).to(torch.uint8), t.device).bool()
-    places = gather(batch.places, t.device)
+    bad = gather_rows((~finite(t.net, batch, t.config, t.device)).to(torch.uint8), t.device).bool()
+    places = gather_rows(batch.places, t.device)
     places = places[bad] if bad.any() else places.flatten()
     studies = [t.data.studies[i] for i in sorted(places.tolist())]
     named = ", ".join(f"{s.dataset}/{s.patient}/{s.study}" for s in studies[:NAMED])
@@ -351,7 +351,7 @@ def pack_of(config: RunConfig, tokenizer: Tokenizer) -> Pack | None:
     return partial(collate_mixed, tokenizer=tokenizer, size=config.image_size) if config.mixed else None
 
 
-def _texts(studies: Sequence[Study], prompts: dict[str, Prompts]) -> list[str]:
+def _texts(studies: Sequence[Study], prompts: dict[str, PromptSentences]) -> list[str]:
     """All text a tokenizer may learn from: every section, and every prompt sentence once."""
     texts = [text for s in studies for text in (s.findings, s.impression) if text]
     texts += [text for said in prompts.values() for pool in said.pools.values() for text in chain(*pool.values())]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.batches import Sample, padded
+from pipeline.training.batches import StudyDraw, padded
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class MixedBatch:
         return MixedBatch(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 
-def collate_mixed(samples: Sequence[Sample], tokenizer: Tokenizer, size: int) -> MixedBatch:
+def collate_mixed(samples: Sequence[StudyDraw], tokenizer: Tokenizer, size: int) -> MixedBatch:
     """Stack the draws of B studies; ``size``: S, which a batch without images cannot tell."""
     images = [s.images[0] for s in samples if s.images]
     ids = tokenizer.encode([s.texts[0] for s in samples if s.texts])

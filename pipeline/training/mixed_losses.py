@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.params import Loss
-from pipeline.models.keyed_random import dropped, row_keys, stream_seeds
+from pipeline.models.keyed_random import keyed_mask, row_keys, stream_seeds
 from pipeline.models.mixed import MixedNet
 from pipeline.models.vectors import at_least_float32
 from pipeline.training.distributed import gathered
@@ -82,7 +82,7 @@ def mixed_objective(
 
 def joint(keys: Tensor) -> Tensor:
     """Whether the draw of a pair is masked jointly: int64 [B] -> bool [B], half of all keys."""
-    return dropped(stream_seeds(row_keys(keys, kind=4, samples=1)), (), 0.5)
+    return keyed_mask(stream_seeds(row_keys(keys, kind=4, samples=1)), (), 0.5)
 
 
 def _rows(batch: MixedBatch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -30,7 +30,7 @@ from pipeline.config.records import ParamsError
 from pipeline.config.run_config import SPEED, RunConfig
 from pipeline.storage.atomic import replacing
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.distributed import gather
+from pipeline.training.distributed import gather_rows
 
 EXIT_STOPPED = 75  # of a training that a signal stopped: sysexits.h's "try again later"
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # pre-emption; and what SLURM can be told to send ahead of it
@@ -169,7 +169,7 @@ class Saved:
         """
         saved, reason = self._read()
         place = [saved["progress"]["epoch"], saved["progress"]["step"]] if saved else [-1, -1]
-        if any(other != place for other in gather(torch.tensor(place), self.device).tolist()):
+        if any(other != place for other in gather_rows(torch.tensor(place), self.device).tolist()):
             raise StateError(f"{self.work}: not all processes see the same training state; it must be on a file system "
                              "that all nodes share")  # fmt: skip
         if reason and self.rank == 0:
@@ -215,7 +215,7 @@ class Saved:
         weights = self.parts["model"].state_dict()
         if not all(bool(v.isfinite().all()) for v in weights.values()):
             return
-        random = list(gather(_random(self.device), self.device))
+        random = list(gather_rows(_random(self.device), self.device))
         failure = ""
         if self.rank == 0:
             try:
@@ -231,7 +231,7 @@ class Saved:
                     self._tidy(progress)
             except StateError as error:
                 failure = str(error)
-        if gather(torch.tensor([int(bool(failure))]), self.device).any():
+        if gather_rows(torch.tensor([int(bool(failure))]), self.device).any():
             raise StateError(failure)
 
     def restore_best(self, net: nn.Module, epoch: int) -> None:

@@ -13,7 +13,7 @@ from pipeline.config.params import OFFICIAL
 from pipeline.config.run_config import RunConfig
 from pipeline.study import Study, View
 from pipeline.text import eda
-from pipeline.text.prompts import Prompts, caption, validation_caption
+from pipeline.text.prompts import PromptSentences, caption, validation_caption
 from pipeline.text.sentences import swap_sentences
 from pipeline.text.translations import Translations
 
@@ -30,7 +30,7 @@ def draw_views(study: Study, count: int, rng: Generator) -> list[View]:
 def draw_texts(
     study: Study,
     count: int,
-    prompts: Prompts | None,
+    prompts: PromptSentences | None,
     config: RunConfig,
     rng: Generator,
     translations: Translations | None = None,
@@ -81,7 +81,7 @@ def draw_texts(
 
 
 def _last_by_eda(texts: list[str], rng: Generator) -> list[str]:
-    return [*texts[:-1], eda.augmented(texts[-1], rng)]
+    return [*texts[:-1], eda.eda_augmented(texts[-1], rng)]
 
 
 def _maybe_swapped(text: str, rng: Generator) -> str:
@@ -93,7 +93,7 @@ def speaks(study: Study) -> bool:
     return bool(study.labels or study.findings or study.impression)
 
 
-def validation_texts(study: Study, prompts: Prompts | None, config: RunConfig) -> list[str]:
+def validation_texts(study: Study, prompts: PromptSentences | None, config: RunConfig) -> list[str]:
     """Two fixed texts of a study, equal where there is only one."""
     if study.labels and prompts is not None:
         return [_said(validation_caption(study.labels, prompts), study)] * 2

@@ -49,7 +49,7 @@ SYNTAXES = {
     "1.2.840.10008.1.2.5": "rle",
 }
 
-POSITIONS = {
+DICOM_POSITIONS = {
     "PA": "PA",
     "POSTEROANTERIOR": "PA",
     "AP": "AP",
@@ -89,7 +89,7 @@ def is_dicom(data: bytes) -> bool:
     return False
 
 
-def read(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
+def read_dicom(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
     """The picture as uint8 [H, W], reduced to ``short_side`` pixels if that is above 0, and PA, AP, LATERAL or "".
 
     Raises:
@@ -256,7 +256,7 @@ def position(header: Any) -> str:
     try:
         stated = re.sub(r"[^A-Z]", "", str(header.get("ViewPosition") or "").upper())
         if stated:
-            return POSITIONS.get(stated, "")
+            return DICOM_POSITIONS.get(stated, "")
         for item in header.get("ViewCodeSequence") or []:
             return VIEW_CODES.get(str(item.get("CodeValue") or "").strip().upper(), "")
         for keyword in ("SeriesDescription", "ProtocolName"):

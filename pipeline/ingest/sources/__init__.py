@@ -17,7 +17,7 @@ from pipeline.study import Reject, Study
 __all__ = ["SourceError", "fingerprint", "notes", "open_archive", "read"]
 
 
-def read(archive: Archive, source: Source, seed: int) -> Iterator[Study | Reject]:
+def read_archive(archive: Archive, source: Source, seed: int) -> Iterator[Study | Reject]:
     """Every study of an archive, in a fixed order.
 
     Args:
@@ -81,7 +81,7 @@ def _reports(archive: Archive, source: Source) -> Archive:
         ) from None
 
 
-def fingerprint(dataset: str, source: Source) -> dict[str, str]:
+def archive_fingerprint(dataset: str, source: Source) -> dict[str, str]:
     """What changes whenever a file of an archive does: a digest of all names, sizes and times of change, of its images
     and, where they lie elsewhere, of its reports and its CheXpert5x200 list. No file is opened.
 
@@ -101,7 +101,7 @@ def fingerprint(dataset: str, source: Source) -> dict[str, str]:
     return prints
 
 
-def notes(archive: Archive, source: Source) -> list[str]:
+def archive_notes(archive: Archive, source: Source) -> list[str]:
     """What a reader of the tables must know about how this archive was read; one sentence each."""
     if archive.dataset in READ_AGAIN:
         return []

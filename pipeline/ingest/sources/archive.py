@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config.params import READ_AGAIN
-from pipeline.storage.files import Files, FilesError, Gone, base, lines, text
+from pipeline.storage.files import Files, FilesError, Gone, base_name, decode_text, text_lines
 
 WHERE = {
     "mimic_cxr": "credentialed PhysioNet access: physionet.org/content/mimic-cxr-jpg (images, split and metadata csv) "
@@ -26,7 +26,7 @@ WHERE = {
 }
 WHERE |= {again: WHERE[reader] for again, (reader, _) in READ_AGAIN.items()}
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # where one image comes in two formats, the earlier wins
-LABELS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
+LABEL_CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 MAX_TABLE = 1 << 33  # bytes; CheXpert Plus with all its reports is one gigabyte
 MAX_REPORT = 1 << 20  # bytes; real ones are 10 kB
 MAX_CELL = 1 << 24  # characters; a run-length mask is longer than the csv module's default of 131,072 allows
@@ -54,7 +54,7 @@ class Archive:
     def text(self, name: str) -> str | None:
         """The text of a report, or ``None`` where it cannot be read or is too large to be one."""
         try:
-            return text(self.files.read(name, MAX_REPORT))
+            return decode_text(self.files.read(name, MAX_REPORT))
         except Gone:
             raise
         except FilesError:
@@ -87,7 +87,7 @@ def find_table(archive: Archive, names: Iterable[str]) -> str | None:
     by_base: dict[str, str] = {}
     for name in sorted(archive.names, key=lambda n: (n.count("/"), n)):
         if name.lower().endswith((".csv", ".csv.gz")):
-            by_base.setdefault(base(name), name)
+            by_base.setdefault(base_name(name), name)
     for name in names:
         for variant in (f"{prefix}{name}{suffix}" for prefix in ("", "kaggle_") for suffix in ("", ".gz")):
             if variant in by_base:
@@ -95,7 +95,7 @@ def find_table(archive: Archive, names: Iterable[str]) -> str | None:
     return None
 
 
-def table(archive: Archive, names: Sequence[str]) -> str:
+def required_table(archive: Archive, names: Sequence[str]) -> str:
     """As ``find_table``, for a file the archive cannot be read without.
 
     Raises:
@@ -110,7 +110,7 @@ def table(archive: Archive, names: Sequence[str]) -> str:
     return name
 
 
-def rows(archive: Archive, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+def table_rows(archive: Archive, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows of one of the archive's csv files as text; see ``read_rows``."""
     return read_rows(archive.dataset, f"{archive.files.root}/{name}", content(archive, name), columns)
 
@@ -142,7 +142,7 @@ def read_rows(dataset: str, path: str, data: bytes, columns: Sequence[str]) -> I
     """
     csv.field_size_limit(MAX_CELL)
     try:
-        reader = csv.reader(lines(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data))
+        reader = csv.reader(text_lines(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data))
         header = [name.strip() for name in next(reader, [])]
         missing = [name for name in columns if name not in header]
         if missing:
@@ -156,7 +156,7 @@ def read_rows(dataset: str, path: str, data: bytes, columns: Sequence[str]) -> I
         raise SourceError(f"{dataset}: {path}: damaged ({type(error).__name__}); download it again") from None
 
 
-def label(cell: str) -> int | None:
+def parse_label(cell: str) -> int | None:
     """A label cell: 1, 0, -1, or ``None`` for blank (not mentioned).
 
     Raises:
@@ -166,9 +166,9 @@ def label(cell: str) -> int | None:
 
 
 def _label(cell: str) -> int:
-    if cell not in LABELS:
+    if cell not in LABEL_CELLS:
         raise ValueError("not a label")
-    return LABELS[cell]
+    return LABEL_CELLS[cell]
 
 
 def by_stem(paths: Iterable[str]) -> dict[str, str]:
@@ -178,7 +178,7 @@ def by_stem(paths: Iterable[str]) -> dict[str, str]:
     for suffix in IMAGE_SUFFIXES:
         for path in paths:
             if path.lower().endswith(suffix):
-                index.setdefault(base(path)[: -len(suffix)], path)
+                index.setdefault(base_name(path)[: -len(suffix)], path)
     return index
 
 

@@ -7,11 +7,11 @@ from pathlib import PurePosixPath
 
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive, SourceError
-from pipeline.storage.files import base, text
+from pipeline.storage.files import base_name, decode_text
 from pipeline.study import Reject, Study, View
 
 NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Thickening"}  # archive -> ours
-CLASSES = (
+CHESTXRAY14_CLASSES = (
     "Atelectasis", "Cardiomegaly", "Pleural Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural Thickening", "Hernia",
 )  # fmt: skip
@@ -31,9 +31,9 @@ def read_chestxray14(files: Archive, split: str = "paper") -> Iterator[Study | R
     Raises:
         SourceError: Data_Entry_2017*.csv or an official list is missing, or the lists have an image in common.
     """
-    file = archive.table(files, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"])
+    file = archive.required_table(files, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"])
     columns = ["Image Index", "Finding Labels", "Patient ID", "View Position"]
-    rows = list(archive.rows(files, file, columns))
+    rows = list(archive.table_rows(files, file, columns))
     on_disk = archive.by_stem(files.images)
     unit = "Image Index" if split == "paper" else "Patient ID"
     listed = _official(files) if split == "official" else {}
@@ -42,7 +42,7 @@ def read_chestxray14(files: Archive, split: str = "paper") -> Iterator[Study | R
     side = dict(zip(units, archive.train_valid(len(units), VALID if listed else 0.2), strict=True))
     for row in rows:
         found = {NAMES.get(name, name) for name in row["Finding Labels"].split("|")} - {"No Finding"}
-        if not found <= set(CLASSES):
+        if not found <= set(CHESTXRAY14_CLASSES):
             yield Reject(files.dataset, row["Image Index"], "row", "a finding label is none of the 14 or No Finding")
             continue
         if listed and row["Image Index"] not in listed:
@@ -50,7 +50,7 @@ def read_chestxray14(files: Archive, split: str = "paper") -> Iterator[Study | R
             continue
         name = PurePosixPath(row["Image Index"]).stem
         position = row["View Position"] if row["View Position"] in ("PA", "AP") else ""
-        labels = {c: int(c in found) for c in CLASSES}
+        labels = {c: int(c in found) for c in CHESTXRAY14_CLASSES}
         view = View(id=name, position=position, path=on_disk.get(name, ""))
         part = "test" if listed.get(row["Image Index"]) == "test" else side[row[unit]]
         yield Study(files.dataset, row["Patient ID"], name, part, (view,), labels=labels)
@@ -60,13 +60,13 @@ def _official(files: Archive) -> dict[str, str]:
     """Image -> ``train`` or ``test``, as the two lists say."""
     found: dict[str, str] = {}
     for name, part in zip(LISTS, ("train", "test"), strict=True):
-        paths = sorted((n for n in files.names if base(n) == name), key=lambda n: (n.count("/"), n))
+        paths = sorted((n for n in files.names if base_name(n) == name), key=lambda n: (n.count("/"), n))
         if not paths:
             raise SourceError(
                 f"{files.dataset}: official list {name} not found below {files.files.root}. "
                 f"To get it: {archive.WHERE['chestxray14']}; or set split: paper"
             )
-        images = text(archive.content(files, paths[0])).split()
+        images = decode_text(archive.content(files, paths[0])).split()
         if both := found.keys() & set(images):
             raise SourceError(
                 f"{files.dataset}: {files.files.root}/{paths[0]}: {len(both)} of its images are in {LISTS[0]}, too; "

@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from pipeline.ingest.report_sections import clean
+from pipeline.ingest.report_sections import clean_text
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
 from pipeline.study import Reject, Study, View
 
-CLASSES = (
+CHEXPERT_CLASSES = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
 )  # fmt: skip
@@ -57,7 +57,7 @@ def read_chexpert(files: Archive, list_5x200: str, seed: int) -> Iterator[Study 
     Raises:
         SourceError: a label file or a given CheXpert5x200 list is missing.
     """
-    tables = {split: archive.table(files, [f"{split}.csv"]) for split in ("train", "valid")}
+    tables = {split: archive.required_table(files, [f"{split}.csv"]) for split in ("train", "valid")}
     listed = find_list(files, list_5x200)
     on_disk: dict[str, str] = {}
     for name in files.images:
@@ -137,8 +137,8 @@ def draw_5x200(train: list[_Row], seed: int) -> list[_Row]:
 
 
 def _rows(files: Archive, table: str) -> Iterator[_Row | Reject]:
-    for cells in archive.rows(files, table, ["Path", "Frontal/Lateral", "AP/PA", *CLASSES]):
-        row = _row(cells, CLASSES)
+    for cells in archive.table_rows(files, table, ["Path", "Frontal/Lateral", "AP/PA", *CHEXPERT_CLASSES]):
+        row = _row(cells, CHEXPERT_CLASSES)
         if isinstance(row, _Row):
             position = cells["AP/PA"].upper() if cells["AP/PA"].upper() in ("AP", "PA") else ""
             lateral = cells["Frontal/Lateral"].lower() == "lateral"
@@ -157,7 +157,7 @@ def _list_rows(
             yield Reject("chexpert", row.key, "row", "not exclusively positive for one of the five classes")
         else:
             position = known[row.key].position if row.key in known else ""
-            said = clean(cells.get("Report Impression", ""))
+            said = clean_text(cells.get("Report Impression", ""))
             yield _Row(row.key, row.patient, row.study, position, row.labels), said
 
 
@@ -170,7 +170,7 @@ def _row(cells: dict[str, str], classes: tuple[str, ...]) -> _Row | Reject:
     labels = {}
     for name in classes:
         try:
-            value = archive.label(cells[name])
+            value = archive.parse_label(cells[name])
         except ValueError:
             return Reject("chexpert", key, "row", f"label of {name} is none of 1, 0, -1, blank")
         if value is not None:
@@ -187,10 +187,10 @@ def _plus(files: Archive) -> dict[tuple[str, str], _Sections]:
     names = [name for name in files.names if PLUS.search(name)]
     found: dict[tuple[str, str], _Sections] = {}
     for name in names[:1]:
-        for cells in archive.rows(files, name, ["path_to_image", "section_findings", "section_impression"]):
+        for cells in archive.table_rows(files, name, ["path_to_image", "section_findings", "section_impression"]):
             parts = PurePosixPath(cells["path_to_image"]).parts
             if len(parts) >= 3 and (parts[-3], parts[-2]) not in found:
-                said = _Sections(clean(cells["section_findings"]), clean(cells["section_impression"]))
+                said = _Sections(clean_text(cells["section_findings"]), clean_text(cells["section_impression"]))
                 found[parts[-3], parts[-2]] = said
     return found
 

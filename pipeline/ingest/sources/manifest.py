@@ -9,13 +9,13 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.ingest.report_sections import clean, sections
+from pipeline.ingest.report_sections import clean_text, sections
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
 from pipeline.study import Reject, Study, View
 
-SPLITS = {"": "train", "train": "train", "valid": "valid", "validate": "valid", "val": "valid", "test": "test"}
-VIEWS = {"": "", "PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
+SPLIT_WORDS = {"": "train", "train": "train", "valid": "valid", "validate": "valid", "val": "valid", "test": "test"}
+VIEW_WORDS = {"": "", "PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
 LABEL = "label:"
 
 
@@ -43,10 +43,10 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
     for number, row in enumerate(_rows(files, name), 1):
         item = f"row {number}"
         image = row["image"]
-        split = SPLITS.get(row.get("split", "").lower())
-        position = VIEWS.get(row.get("view", "").upper())
+        split = SPLIT_WORDS.get(row.get("split", "").lower())
+        position = VIEW_WORDS.get(row.get("view", "").upper())
         try:
-            given = {k.removeprefix(LABEL): archive.label(v) for k, v in row.items() if k.startswith(LABEL)}
+            given = {k.removeprefix(LABEL): archive.parse_label(v) for k, v in row.items() if k.startswith(LABEL)}
         except ValueError:
             yield Reject(files.dataset, item, "row", "a label is none of 1, 0, -1, blank")
             continue
@@ -68,7 +68,7 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
                 )
             studies[patient, study] = known.with_views([*known.views, view])
             continue
-        findings, impression = clean(row.get("findings", "")), clean(row.get("impression", ""))
+        findings, impression = clean_text(row.get("findings", "")), clean_text(row.get("impression", ""))
         if findings is None and impression is None and row.get("report"):
             findings, impression = sections(row["report"])
         labels = {k: v for k, v in given.items() if v is not None}
@@ -78,7 +78,7 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
 
 def _rows(files: Archive, name: str) -> Iterator[dict[str, str]]:
     if not name.endswith(".parquet"):
-        yield from archive.rows(files, name, ["image"])
+        yield from archive.table_rows(files, name, ["image"])
         return
     try:
         table = pq.read_table(io.BytesIO(archive.content(files, name)))

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pipeline.ingest.report_sections import sections
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
-from pipeline.storage.files import base
+from pipeline.storage.files import base_name
 from pipeline.study import Reject, Study, View
 
-SPLITS = {"train": "train", "validate": "valid", "test": "test"}
+MIMIC_SPLITS = {"train": "train", "validate": "valid", "test": "test"}
 # ViewPosition of the metadata file; its other values (LAO, SWIMMERS, AP AXIAL ...) are neither frontal nor lateral.
-POSITIONS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
+MIMIC_POSITIONS = {"PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
 
 
 def read_mimic_cxr(files: Archive, reports: Archive) -> Iterator[Study | Reject]:
@@ -28,24 +28,24 @@ def read_mimic_cxr(files: Archive, reports: Archive) -> Iterator[Study | Reject]
         SourceError: a label file or all reports are missing.
     """
     versions = [f"mimic-cxr-{v}" for v in ("2.0.0", "2.1.0", "2.0.1")]
-    split_file = archive.table(files, [f"{v}-split.csv" for v in versions])
+    split_file = archive.required_table(files, [f"{v}-split.csv" for v in versions])
     on_disk = archive.by_stem(files.images)
     position = {}
     tables = [f"{v}-metadata.csv" for v in versions]
     metadata = archive.find_table(files, tables)
     if metadata is None and not any(name.endswith(".dcm") for name in on_disk.values()):
-        metadata = archive.table(files, tables)  # JPEG files do not say what view they are
+        metadata = archive.required_table(files, tables)  # JPEG files do not say what view they are
     if metadata is not None:
-        for row in archive.rows(files, metadata, ["dicom_id", "ViewPosition"]):
-            position[row["dicom_id"]] = POSITIONS.get(row["ViewPosition"].upper(), "")
+        for row in archive.table_rows(files, metadata, ["dicom_id", "ViewPosition"]):
+            position[row["dicom_id"]] = MIMIC_POSITIONS.get(row["ViewPosition"].upper(), "")
     studies: dict[tuple[str, str, str], list[str]] = {}
-    for row in archive.rows(files, split_file, ["dicom_id", "study_id", "subject_id", "split"]):
-        if row["split"] in SPLITS:
-            key = (row["subject_id"], row["study_id"], SPLITS[row["split"]])
+    for row in archive.table_rows(files, split_file, ["dicom_id", "study_id", "subject_id", "split"]):
+        if row["split"] in MIMIC_SPLITS:
+            key = (row["subject_id"], row["study_id"], MIMIC_SPLITS[row["split"]])
             studies.setdefault(key, []).append(row["dicom_id"])
         else:
             yield Reject("mimic_cxr", row["dicom_id"], "row", "split is none of train, validate, test")
-    texts = {base(name): name for name in reports.names if name.endswith(".txt")}
+    texts = {base_name(name): name for name in reports.names if name.endswith(".txt")}
     if not texts:
         raise archive.SourceError(
             f"mimic_cxr: no report (s*.txt) below {reports.files.root}; set sources.mimic_cxr.reports to "

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from pipeline.ingest.report_sections import clean
+from pipeline.ingest.report_sections import clean_text
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
-from pipeline.storage.files import FilesError, Gone, base
+from pipeline.storage.files import FilesError, Gone, base_name
 from pipeline.study import Reject, Study, View
 
 # One image is CXR1_1_IM-0001-3001 in the reports, 1_IM-0001-3001.dcm in the DICOM archive and
@@ -37,28 +37,30 @@ def read_openi(files: Archive, split: str = "paper") -> Iterator[Study | Reject]
     position: dict[str, str] = {}
     projections = archive.find_table(files, ["indiana_projections.csv"])
     if projections:
-        for row in archive.rows(files, projections, ["filename", "projection"]):
+        for row in archive.table_rows(files, projections, ["filename", "projection"]):
             position[_image_key(row["filename"])] = PROJECTIONS.get(row["projection"].upper(), "")
     on_disk: dict[str, str] = {}
     for stem, path in archive.by_stem(files.images).items():
         on_disk.setdefault(_image_key(stem), path)
-    reports = sorted((name for name in files.names if name.endswith(".xml")), key=lambda name: _number(base(name)))
+    reports = sorted((name for name in files.names if name.endswith(".xml")), key=lambda name: _number(base_name(name)))
     if not reports:
         damaged = [name for name, _ in files.problems if "reports" in name]
         raise archive.SourceError(
             f"{files.dataset}: no report (*.xml) below {files.files.root}, loose or in NLMCXR_reports.tgz"
             f"{' (it is damaged: download it again)' if damaged else ''}. To get them: {archive.WHERE['openi']}"
         )
-    units = list(dict.fromkeys(map(base, reports)))  # a report may lie there twice, loose and packed
+    units = list(dict.fromkeys(map(base_name, reports)))  # a report may lie there twice, loose and packed
     sides = archive.train_valid_test(len(units), HELD) if split == "patient" else ["test"] * len(units)
     side = dict(zip(units, sides, strict=True))
     for name in reports:
         try:
-            study = _study(files.dataset, base(name), side[base(name)], files.files.read(name, archive.MAX_REPORT))
+            study = _study(
+                files.dataset, base_name(name), side[base_name(name)], files.files.read(name, archive.MAX_REPORT)
+            )
         except Gone:
             raise
         except FilesError as error:
-            yield Reject(files.dataset, base(name), "study", f"report: {error}")
+            yield Reject(files.dataset, base_name(name), "study", f"report: {error}")
             continue
         if isinstance(study, Study):
             keys = [_image_key(view.id) for view in study.views]
@@ -79,7 +81,7 @@ def _study(dataset: str, name: str, side: str, content: bytes) -> Study | Reject
         return Reject(dataset, name, "study", "report is not well-formed XML")
     text: dict[str, str | None] = {}
     for element in tree.iter("AbstractText"):
-        text.setdefault(element.get("Label", "").upper(), clean("".join(element.itertext())))
+        text.setdefault(element.get("Label", "").upper(), clean_text("".join(element.itertext())))
     findings, impression = text.get("FINDINGS"), text.get("IMPRESSION")
     if findings is None and impression is None:
         return Reject(dataset, name, "study", "neither findings nor impression")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
-from pipeline.storage.files import base
+from pipeline.storage.files import base_name
 from pipeline.study import Reject, Study, View
 
 MAPPINGS = "pneumonia-challenge-dataset-mappings_2018.json"
@@ -26,9 +26,9 @@ def read_rsna(files: Archive, split: str = "paper") -> Iterator[Study | Reject]:
     Raises:
         SourceError: stage_2_train_labels.csv is missing, or, to split by patient, the file of mappings.
     """
-    file = archive.table(files, ["stage_2_train_labels.csv"])
+    file = archive.required_table(files, ["stage_2_train_labels.csv"])
     targets: dict[str, int] = {}
-    for row in archive.rows(files, file, ["patientId", "Target"]):
+    for row in archive.table_rows(files, file, ["patientId", "Target"]):
         if row["Target"] in ("0", "1"):
             targets[row["patientId"]] = max(targets.get(row["patientId"], 0), int(row["Target"]))
         else:
@@ -46,7 +46,7 @@ def read_rsna(files: Archive, split: str = "paper") -> Iterator[Study | Reject]:
 
 def _patients(files: Archive) -> dict[str, str]:
     """RSNA image -> ChestX-ray14 patient, "nih" and five digits or more."""
-    name = next((n for n in files.names if base(n) == MAPPINGS), None)
+    name = next((n for n in files.names if base_name(n) == MAPPINGS), None)
     if name is None:
         raise archive.SourceError(
             f"rsna: sources.rsna.split: patient needs {MAPPINGS} below {files.files.root}; the RSNA publishes it on "

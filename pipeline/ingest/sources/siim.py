@@ -21,9 +21,9 @@ def read_siim(files: Archive) -> Iterator[Study | Reject]:
     Raises:
         SourceError: the mask file is missing.
     """
-    file = archive.table(files, FILES)
+    file = archive.required_table(files, FILES)
     positive: dict[str, int] = {}
-    for row in archive.rows(files, file, ["ImageId", "EncodedPixels"]):
+    for row in archive.table_rows(files, file, ["ImageId", "EncodedPixels"]):
         mask = row["EncodedPixels"]
         if mask == "-1" or (mask and all(number.isdecimal() for number in mask.split())):
             positive[row["ImageId"]] = max(positive.get(row["ImageId"], 0), int(mask != "-1"))

@@ -20,13 +20,15 @@ def read_vindr_cxr(files: Archive) -> Iterator[Study | Reject]:
     """
     labels: dict[str, dict[str, dict[str, int]]] = {}
     for part in ("train", "test"):
-        file = archive.table(files, [f"image_labels_{part}.csv"])
+        file = archive.required_table(files, [f"image_labels_{part}.csv"])
         labels[part] = {}
         bad = set()
-        for row in archive.rows(files, file, ["image_id"]):
+        for row in archive.table_rows(files, file, ["image_id"]):
             image = row["image_id"]
             try:
-                values = {name: archive.label(row[name]) for name in row if name not in ("image_id", "rad_id", "")}
+                values = {
+                    name: archive.parse_label(row[name]) for name in row if name not in ("image_id", "rad_id", "")
+                }
             except ValueError:
                 bad.add(image)
                 continue

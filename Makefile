@@ -8,18 +8,19 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: repro test check drill clean
 
-# Runs do not need one another, but DVC does one stage after another: JOBS of it share them, in an order that starts the
-# demo's long ones early; one that fails leaves the others be (255, DVC's status then, would end xargs). `dvc repro` alone
-# makes the same files in one process.
+# Runs do not need one another, but DVC does one stage after another: JOBS of it share the trainings and what follows
+# each, two runs a process, in an order that starts the demo's long ones early; one that fails leaves the others be
+# (255, DVC's status then, would end xargs). `dvc repro` alone makes the same files in one process.
 JOBS ?= 2
 repro: export CXR_REPRO := make-$(shell date +%s)
 repro: .venv/ready
 	dvc repro audit corpus
-	dvc stage list --name-only | sed -n 's/^pretrain@/*@/p' | sort -r | xargs -P $(JOBS) -I '{}' \
-		sh -c "dvc --wait-for-lock repro --single-item --glob '{}' || exit 1"
+	dvc stage list --name-only | sed -n 's/^pretrain@/*@/p' | sort -r | xargs -P $(JOBS) -n 2 \
+		sh -c 'dvc --wait-for-lock repro --keep-going --single-item --glob "$$@" || exit 1' dvc
 	dvc repro
 	python -m pipeline.tracking
 	@cat reports/table1.md reports/table2.md reports/table3.md reports/table4.md
+	@python -m stages.reference
 	@echo "The page: reports/index.html    Every metric: mlflow ui --backend-store-uri sqlite:///mlflow.db"
 
 test: .venv/ready check
@@ -28,17 +29,19 @@ test: .venv/ready check
 check: .venv/ready
 	ruff check .
 	ruff format --check .
+	lint-imports
 	mypy
 
 drill: .venv/ready
 	pytest -m drill
 
-# The environment: exactly what requirements.lock pins, hashes checked, nothing else.
-.venv/ready: requirements.lock
+# The environment: exactly what requirements.lock pins, hashes checked, and this package in place, nothing else.
+.venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 # After a change of dependencies in pyproject.toml.
@@ -48,4 +51,5 @@ lock:
 		--no-header --no-emit-index-url --no-annotate --quiet -o requirements.lock
 
 clean:
-	rm -rf .venv data/phantom data/shards data/index data/prompts data/corpus data/models data/audit data/work data/fingerprints data/embeddings/* data/results/*
+	rm -rf .venv data/phantom data/shards data/index data/prompts data/corpus data/models data/audit data/work data/fingerprints \
+		data/settings data/embeddings/* data/results/* reports

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.load import load_params
+from pipeline.config.settings import BackTranslationSettings, load_machine, read_settings
 from pipeline.text.back_translation import back_translate
 from pipeline.tracking import mlflow_runs
-
-INDEX = Path("data/index")
+from stages import run
 
 
 def main() -> None:
-    params = load_params()
-    options = params.back_translation
-    with mlflow_runs.stage_run("back_translate", "all", options, params.tracking.enabled) as run:
-        indexes = [INDEX / f"{dataset}.parquet" for dataset in params.sources]
+    settings, machine = read_settings(BackTranslationSettings, "back_translate"), load_machine()
+    options = replace(settings.options, workers=machine.translation_workers, device=machine.translation_device)
+    with mlflow_runs.stage_run("back_translate", "all", settings.options, machine.tracking) as record:
+        indexes = [Path("data/index") / f"{dataset}.parquet" for dataset in settings.sources]
         out, work = Path("data/back_translation"), Path("data/work/back_translation")
-        summary = back_translate(options, params.seed, indexes, out, work)
+        summary = back_translate(options, settings.seed, indexes, out, work)
         note = summary.pop("note", "")
-        run.metrics({key: float(value) for key, value in summary.items()})
+        record.metrics({key: float(value) for key, value in summary.items()})
     print("back_translate: " + (note or ", ".join(f"{key} {value}" for key, value in summary.items())))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"back_translate: {error}")
+    run("back_translate", main)

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from pipeline.config.load import load_params
-from pipeline.config.run_config import run_config, without_speed
+from pipeline.config.settings import FOLDER, CorpusSettings, load_machine, read_settings
 from pipeline.tracking import mlflow_runs
-from pipeline.training import corpus
+from pipeline.training.corpus import write_corpus
+from stages import run
 
 
 def main() -> None:
-    params = load_params()
     out = Path("data/corpus")
-    out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
-    for name in params.runs:
-        run = run_config(params, name)
-        with mlflow_runs.stage_run("corpus", name, run, params.tracking.enabled) as record:
-            translations = Path("data/back_translation")
-            prompts = Path("data/prompts") / params.runs[name].prompts
-            counts = corpus.write_corpus(without_speed(run), Path("data/index"), prompts, out / name, translations)
+    out.mkdir(parents=True, exist_ok=True)  # an output of the stage even if there is no run
+    for name in sorted(path.stem for path in (FOLDER / "corpus").glob("*.json")):
+        settings = read_settings(CorpusSettings, f"corpus/{name}")
+        with mlflow_runs.stage_run("corpus", name, settings.config, load_machine().tracking) as record:
+            prompts, translations = Path("data/prompts") / settings.prompts, Path("data/back_translation")
+            counts = write_corpus(settings.config, Path("data/index"), prompts, out / name, translations)
             record.metrics({key: float(value) for key, value in counts.items()})
         print(f"corpus {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"corpus: {error}")
+    run("corpus", main)

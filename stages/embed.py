@@ -1,41 +1,51 @@
-"""Stage ``embed@run-seed``: data/models/<run>/<seed> and the test images -> data/embeddings/<run>/<seed>."""
+"""Stages ``embed`` and ``embed_other``: models, test images -> data/embeddings/{runs/<run>/<seed>,others/<name>}.
+
+One process embeds with all of our models, since it takes longer to start than to embed. A model whose inputs are as
+they were is passed over, so a changed run is embedded alone.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from pipeline.config.load import load_params
-from pipeline.evaluation import embed, protocols, store
+from pipeline.adapters import load_other
+from pipeline.adapters.weights import MissingWeights
+from pipeline.config.settings import EmbedOtherSettings, EmbedSettings, load_machine, read_settings
+from pipeline.evaluation import embed, store
 from pipeline.evaluation.device import evaluation_device
-from pipeline.models.checkpoint import load_model
+from pipeline.storage.unchanged import inputs_digest, is_current, mark_current
 from pipeline.tracking import mlflow_runs
+from stages import run
+
+INDEX = Path("data/index")
+CODE = [Path("pipeline") / room for room in ("study.py", "storage", "text", "models", "evaluation")]
 
 
-def main(name: str) -> None:
-    params = load_params()
-    device = evaluation_device(params.evaluate.threads)
-    names, index, out = params.evaluate.protocols, Path("data/index"), Path("data/embeddings") / name
-    with mlflow_runs.stage_run("embed", name, params.evaluate, params.tracking.enabled) as record:
-        net, tokenizer, run = load_model(Path("data/models") / name, device)
-        if not run.aligned:  # no failure: its cells show —
-            store.write_missing(out, embed.NOT_ALIGNED)
-            print(f"embed {name}: skipped: {embed.NOT_ALIGNED}")
-            return
-        embedder = embed.embedder_of(net, tokenizer, run.image_size, params.evaluate.batch_size)
-        first = protocols.load_protocol(names[0])
-        sets = protocols.retrieval_sets(first, params.sources).values()
-        counts = embed.write_embeddings(embedder, protocols.prompt_texts(names), sets, params.sources, index, out)
-        classes = {t.rule.dataset: {c: texts[0] for c, texts in t.positive.items()} for t in first.tasks.values()}
-        embed.write_maps(net, embedder, run.image_size, classes, params.sources, index, out)
-        record.metrics({key: float(value) for key, value in counts.items()})
-    print(f"embed {name}: " + ", ".join(f"{key} {value}" for key, value in counts.items()))
+def main(rows: str, name: str = "") -> None:
+    machine = load_machine()
+    device = evaluation_device(machine.threads)
+    if rows == "other":
+        settings = read_settings(EmbedOtherSettings, f"embed/other/{name}")
+        with mlflow_runs.stage_run("embed_other", name, settings.other, machine.tracking) as record:
+            try:
+                embedder = load_other(settings.other, device, machine.batch_size)
+                record.metrics(embed.embed_other(embedder, settings, INDEX, store.embeddings_of(name)))
+            except MissingWeights as error:  # no failure: its cells show —
+                store.write_missing(store.embeddings_of(name), str(error))
+                print(f"embed_other {name}: skipped: {error}")
+        return
+    ours = read_settings(EmbedSettings, "embed/runs")
+    store.forget_other_runs(ours.runs)
+    for row in ours.runs:
+        model, out = Path("data/models") / row, store.embeddings_of(row)
+        digest = inputs_digest([model, *(INDEX / f"{d}.parquet" for d in ours.sources), *CODE], repr(ours.protocols))
+        if is_current(out, digest):
+            print(f"embed {row}: as it was")
+            continue
+        with mlflow_runs.stage_run("embed", row, ours.protocols, machine.tracking) as record:
+            record.metrics(embed.embed_run(model, ours, INDEX, out, device, machine.batch_size))
+            mark_current(out, digest)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m stages.embed RUN SEED")
-    try:
-        main("/".join(sys.argv[1:3]))
-    except (ValueError, OSError) as error:
-        sys.exit(f"embed {'/'.join(sys.argv[1:3])}: {error}")
+    run("embed", main, "runs | other NAME")

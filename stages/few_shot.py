@@ -1,48 +1,48 @@
-"""Stage ``few_shot@run-seed``: data/models/<run>/<seed>, labelled sets, audit -> data/results/few_shot/<run>/<seed>."""
+"""Stages ``few_shot``, ``few_shot_official`` and ``few_shot_other``: linear probe and fine-tuning of one model.
+
+Model, labelled test sets, audit -> data/results/few_shot/<run>/<seed> (or <name>) and official/<run>/<seed>, .json and
+.npz.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from pipeline.config.load import load_params
-from pipeline.evaluation import embed, few_shot, protocols, store
+from pipeline.adapters import load_other
+from pipeline.adapters.weights import MissingWeights
+from pipeline.config.settings import FewShotSettings, load_machine, read_settings
+from pipeline.evaluation import few_shot, store
 from pipeline.evaluation.device import evaluation_device
+from pipeline.evaluation.embed import embedder_of
 from pipeline.evaluation.seen_images import load_seen_images
 from pipeline.models.checkpoint import load_model
 from pipeline.tracking import mlflow_runs
+from stages import run
+
+RESULTS = {"main": "few_shot", "official": "official", "other": "few_shot"}  # folders below data/results
 
 
-def main(name: str) -> None:
-    params = load_params()
-    device = evaluation_device(params.evaluate.threads)
-    with mlflow_runs.stage_run("few_shot", name, params.evaluate, params.tracking.enabled) as record:
-        net, tokenizer, run = load_model(Path("data/models") / name, device)
-        options = params.evaluate.few_shot
-        found = few_shot.evaluate_few_shot(
-            embed.embedder_of(net, tokenizer, run.image_size, params.evaluate.batch_size),
-            net.image_tower if run.name in options.fine_tune.runs else None,
-            run.datasets,
-            params.augment,
-            Path("data/index"),
-            protocols.load_protocol(params.evaluate.protocols[0]),
-            list(params.sources),
-            load_seen_images(Path("data/audit")),
-            options,
-            params.evaluate.bootstrap,
-            params.seed,
-            params.train.workers,
-            Path("data/work/few_shot"),
-        )
-        store.write_result(Path("data/results/few_shot") / f"{name}.json", name, found)
+def main(rows: str, name: str, seed: str = "") -> None:
+    settings, machine = read_settings(FewShotSettings, f"few_shot/{rows}/{name}"), load_machine()
+    device, place = evaluation_device(machine.threads), f"{name}/{seed}".rstrip("/")
+    stage = "few_shot" if rows == "main" else f"few_shot_{rows}"
+    with mlflow_runs.stage_run(stage, place, settings.options, machine.tracking) as record:
+        try:
+            tower = None
+            if settings.other:
+                embedder = load_other(settings.other, device, machine.batch_size)
+            else:
+                net, tokenizer, config = load_model(Path("data/models") / place, device)
+                embedder = embedder_of(net, tokenizer, config.image_size, machine.batch_size)
+                tower = net.image_tower if settings.options.fine_tune.shares else None
+            places = Path("data/index"), load_seen_images(Path("data/audit")), Path("data/work/few_shot")
+            found = few_shot.evaluate_few_shot(embedder, tower, settings, *places, machine.loader_workers)
+        except MissingWeights as error:  # no failure: its cells show —
+            found = few_shot.nothing(str(error))
+        store.write_result(Path("data/results") / RESULTS[rows] / f"{place}.json", place, found)
         record.metrics(store.metric_values(found))
-    store.print_metrics("few_shot", name, found)
+    store.print_metrics(stage, place, found)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m stages.few_shot RUN SEED")
-    try:
-        main("/".join(sys.argv[1:3]))
-    except (ValueError, OSError) as error:
-        sys.exit(f"few_shot {'/'.join(sys.argv[1:3])}: {error}")
+    run("few_shot", main, "main RUN SEED | official RUN SEED | other NAME")

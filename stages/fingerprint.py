@@ -8,7 +8,6 @@ files of the archives themselves, and left alone.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from pipeline.config.load import load_params
@@ -18,7 +17,7 @@ from pipeline.ingest import sources
 STAMPS = Path("data/fingerprints")
 
 
-def main(datasets: list[str]) -> None:
+def main(*datasets: str) -> None:
     settings = load_params()
     for dataset in datasets or list(settings.sources):
         if dataset not in settings.sources:
@@ -36,7 +35,4 @@ def main(datasets: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ParamsError, sources.SourceError) as error:
-        sys.exit(f"fingerprint: {error}")
+    run("fingerprint", main, "[DATASET ...]")

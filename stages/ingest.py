@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config.load import load_params
-from pipeline.config.records import ParamsError
-from pipeline.ingest.build import IngestError, ingest_archive
-from pipeline.ingest.sources import SourceError
+from pipeline.config.settings import IngestSettings, load_machine, read_settings
+from pipeline.ingest.build import ingest_archive
 from pipeline.tracking import mlflow_runs
+from stages import run
 
 
 def main(dataset: str) -> None:
-    try:
-        settings = load_params()
-        if dataset not in settings.sources:
-            raise ParamsError(f"sources.{dataset}: missing; add where the archive lies to params.yaml")
-        with mlflow_runs.stage_run("ingest", dataset, settings.ingest, enabled=settings.tracking.enabled) as run:
-            shards, index = Path("data/shards") / dataset, Path("data/index") / f"{dataset}.parquet"
-            work = Path("data/work") / dataset
-            source = settings.sources[dataset]
-            summary = ingest_archive(dataset, source, settings.ingest, shards, index, work, settings.seed)
-            counts = ("found_images", "written_images", "rejected_images")
-            run.metrics({name: float(summary[name]) for name in counts})
-            for split, listed in summary["listed"].items():
-                run.metrics({f"{split}_{unit}": float(n) for unit, n in listed.items()})
-    except (ParamsError, SourceError, IngestError) as error:
-        sys.exit(f"ingest: {error}")
+    settings, machine = read_settings(IngestSettings, f"ingest/{dataset}"), load_machine()
+    with mlflow_runs.stage_run("ingest", dataset, settings.options, machine.tracking) as record:
+        shards, index = Path("data/shards") / dataset, Path("data/index") / f"{dataset}.parquet"
+        options = replace(settings.options, workers=machine.ingest_workers, scheduler=machine.scheduler)
+        work = Path("data/work") / dataset
+        summary = ingest_archive(dataset, settings.source, options, shards, index, work, settings.seed)
+        counts = ("found_images", "written_images", "rejected_images")
+        record.metrics({name: float(summary[name]) for name in counts})
+        for split, listed in summary["listed"].items():
+            record.metrics({f"{split}_{unit}": float(n) for unit, n in listed.items()})
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m stages.ingest DATASET")
-    main(sys.argv[1])
+    run("ingest", main, "DATASET")

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from pipeline.config.load import load_params
-from pipeline.phantom import archives
+from pipeline.config.settings import PhantomSettings, load_machine, read_settings
+from pipeline.phantom.archives import write_archive
 from pipeline.tracking import mlflow_runs
+from stages import run
 
 
 def main(archive: str) -> None:
-    params = load_params()
+    settings = read_settings(PhantomSettings, f"phantom/{archive}")
     root = Path("data/phantom") / archive
-    with mlflow_runs.stage_run("phantom", archive, params.phantom, params.tracking.enabled) as record:
-        mark = archives.write_archive(archive, root, params.phantom.archives[archive], params.phantom.size, params.seed)
+    with mlflow_runs.stage_run("phantom", archive, settings, load_machine().tracking) as record:
+        mark = write_archive(archive, root, settings.studies, settings.size, settings.seed)
         record.metrics({"studies": mark["studies"], "files": mark["files"]})
     print(f"phantom {archive}: {mark['studies']} studies, {mark['files']} files in {root}")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1])
-    except ValueError as error:
-        sys.exit(f"phantom {sys.argv[1]}: {error}")
+    run("phantom", main, "ARCHIVE")

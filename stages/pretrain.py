@@ -14,31 +14,31 @@ from pipeline.config.run_config import run_config, speed
 from pipeline.tracking import mlflow_runs
 from pipeline.tracking.work_folders import work_folder
 from pipeline.training import loop, resume
+from stages import run
+
+FIRST = os.environ.get("RANK", "0") == "0"
 
 
-def main(run_name: str, seed: int) -> None:
+def main(run_name: str, seed: str) -> None:
     params = load_params()
-    run = run_config(params, run_name, seed)
+    config = run_config(params, run_name, int(seed))
     name, fast = f"{run_name}/{seed}", speed(params, run_name)
-    first = os.environ.get("RANK", "0") == "0"
-    with mlflow_runs.stage_run("pretrain", name, run, params.tracking.enabled and first) as record:
+    with mlflow_runs.stage_run("pretrain", name, config, params.tracking.enabled and FIRST) as record:
         history = Path("data/results/pretrain") / f"{name}.csv"
         corpus, out = Path("data/corpus") / run_name, Path("data/models") / name
-        best = loop.train_run(corpus, out, history, work_folder(f"pretrain/{name}"), record.metrics, seed, fast)
+        best = loop.train_run(corpus, out, history, work_folder(f"pretrain/{name}"), record.metrics, int(seed), fast)
         record.metrics({"best_valid_loss": best})
-        if first:
+        if FIRST:
             record.artifact(history)
             print(f"pretrain {name}: best validation loss {best:.4f}")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m stages.pretrain RUN SEED")
     try:
-        main(sys.argv[1], int(sys.argv[2]))
+        run("pretrain", main, "RUN SEED")
     except resume.Stopped as stopped:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"pretrain {'/'.join(sys.argv[1:3])}: {stopped}", file=sys.stderr)
+        if FIRST:
+            print(f"pretrain {' '.join(sys.argv[1:3])}: {stopped}", file=sys.stderr)
         sys.exit(resume.EXIT_STOPPED)
-    except (ValueError, FloatingPointError, resume.StateError) as error:
-        sys.exit(f"pretrain {'/'.join(sys.argv[1:3])}: {error}" if str(error) else 1)  # one rank says it for all
+    except FloatingPointError as error:
+        sys.exit(f"pretrain {' '.join(sys.argv[1:3])}: {error}" if str(error) else 1)  # one rank says it for all

@@ -5,9 +5,8 @@ Not a stage of the graph. NAME: experiments that failed, to be tried again.
 
 from __future__ import annotations
 
-import sys
-
-from pipeline.tracking.requeue import RequeueError, requeue
+from pipeline.tracking.requeue import requeue
+from stages import run
 
 SAYS = {
     "running": "still runs without its worker; when it has ended, type this again",
@@ -16,11 +15,11 @@ SAYS = {
 }
 
 
-def main(names: list[str]) -> None:
+def main(*names: str) -> None:
     from dvc.repo import Repo
 
     with Repo() as repo:
-        found = requeue(repo, tuple(names))
+        found = requeue(repo, names)
     for name, outcome in found.items():
         print(f"{name}: {SAYS[outcome]}")
     if not found:
@@ -28,7 +27,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except RequeueError as error:
-        sys.exit(f"requeue: {error}")
+    run("requeue", main, "[NAME ...]")

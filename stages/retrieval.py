@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 
-from pipeline.config.load import load_params
-from pipeline.evaluation import protocols, retrieval, store
+from pipeline.config.settings import RetrievalSettings, load_machine, read_settings
+from pipeline.evaluation import protocols, store
+from pipeline.evaluation.retrieval import evaluate_retrieval
 from pipeline.evaluation.seen_images import clean_images, load_seen_images
 from pipeline.tracking import mlflow_runs
+from stages import run
 
 
 def main() -> None:
-    params = load_params()
+    settings, machine = read_settings(RetrievalSettings, "retrieval"), load_machine()
     out = Path("data/results/retrieval")
-    out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
-    sets = protocols.retrieval_sets(protocols.load_protocol(params.evaluate.protocols[0]), params.sources)
+    out.mkdir(parents=True, exist_ok=True)  # an output of the stage even if there is no run
+    sets = protocols.retrieval_sets(protocols.load_protocol(settings.protocols[0]), settings.sources)
     seen = load_seen_images(Path("data/audit"))
-    for name, trained_on in store.evaluated_rows(params).items():
-        with mlflow_runs.stage_run("retrieval", name, params.evaluate, params.tracking.enabled) as record:
-            found = retrieval.evaluate_retrieval(
-                Path("data/embeddings") / name,
+    for name, trained_on in settings.rows.items():
+        with mlflow_runs.stage_run("retrieval", name, settings.bootstrap, machine.tracking) as record:
+            found = evaluate_retrieval(
+                store.embeddings_of(name),
                 Path("data/index"),
-                list(params.sources),
+                settings.sources,
                 sets,
-                params.evaluate.retrieval.k,
-                params.evaluate.bootstrap,
-                params.seed,
+                settings.k,
+                settings.bootstrap,
+                settings.seed,
                 partial(clean_images, seen, trained_on=trained_on),
             )
             store.write_result(out / f"{name}.json", name, found)
@@ -36,7 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"retrieval: {error}")
+    run("retrieval", main)

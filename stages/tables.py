@@ -1,28 +1,27 @@
-"""Stage ``tables``: counts, metrics and curves -> reports/table*.{md,csv,tex}, metrics.json, plots/ and index.html."""
+"""Stage ``tables``: counts, metrics and curves -> reports/: table*.{md,csv,tex}, metrics.json, plots/, index.html."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline.config import params as config
 from pipeline.config.load import load_params
+from pipeline.config.params import Report
 from pipeline.reporting import charts, formats, page, tables
 from pipeline.reporting.results import headline_metrics, load_results, load_summaries
 from pipeline.storage import shards
 from pipeline.tracking import mlflow_runs
+from stages import run
 
-INDEX = Path("data/index")
-EMBEDDINGS = Path("data/embeddings")
-RESULTS = Path("data/results")
-OUT = Path("reports")
+INDEX, RESULTS, AUDIT, OUT = Path("data/index"), Path("data/results"), Path("data/audit"), Path("reports")
 PRIVATE = Path("data/page_with_patients.html")  # where git, DVC and MLflow do not look
 
 
 def main() -> None:
     params = load_params()
-    with mlflow_runs.stage_run("tables", "all", params=params, enabled=params.tracking.enabled, send=True) as run:
+    with mlflow_runs.stage_run("tables", "all", params=params, enabled=params.tracking.enabled, send=True) as record:
         summaries = load_summaries(INDEX, params.sources)
         evaluate = params.evaluate
         results, missing = load_results(
@@ -32,30 +31,23 @@ def main() -> None:
         )
         for path in missing:
             print(f"tables: {path}: not found, its figures are missing from the tables", file=sys.stderr)
+        built, phantom = tables.build_tables(params, summaries, results), tables.phantoms(summaries)
         metrics = headline_metrics(results)
-        built = tables.build_tables(params, summaries, results)
-        phantom = tables.phantoms(summaries)
         written = formats.write_tables(OUT, built, metrics, phantom)
         written += charts.write_plots(OUT / "plots", params, results)
-        hidden = replace(params, report=config.Report(show_patient_data=False))
-        pages = [(hidden, OUT / "index.html")]
+        for name in ("leakage.md", "leakage.csv"):
+            shutil.copy(AUDIT / name, OUT / name)
+        pages = [(replace(params, report=Report(show_patient_data=False)), OUT / "index.html")]
         if params.report.show_patient_data and len(phantom) < len(summaries):
             pages.append((params, PRIVATE))
             print(f"tables: {PRIVATE} shows patients: not for git", file=sys.stderr)
         for shown, place in pages:
-            html = page.render_page(shown, built, summaries, results, missing, INDEX, shards.load_view, EMBEDDINGS)
+            html = page.render_page(shown, built, summaries, results, missing, INDEX, shards.load_view)
             place.write_text(html, encoding="utf-8", newline="\n")
-        for table in built:
-            if not table.number.startswith("S"):
-                print(formats.table_markdown(table, phantom))
-        run.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
-        for file in written:
-            run.artifact(file)
-        run.artifact(OUT / "index.html")
+        record.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
+        for file in (*written, OUT / "index.html"):
+            record.artifact(file)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"tables: {error}")
+    run("tables", main)

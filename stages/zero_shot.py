@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from pipeline.config.load import load_params
-from pipeline.evaluation import protocols, store, zero_shot
+from pipeline.config.settings import ZeroShotSettings, load_machine, read_settings
+from pipeline.evaluation import store
+from pipeline.evaluation.protocols import load_protocols
 from pipeline.evaluation.seen_images import load_seen_images
+from pipeline.evaluation.zero_shot import evaluate_zero_shot
 from pipeline.tracking import mlflow_runs
+from stages import run
 
 
 def main() -> None:
-    params = load_params()
+    settings, machine = read_settings(ZeroShotSettings, "zero_shot"), load_machine()
     out = Path("data/results/zero_shot")
-    out.mkdir(parents=True, exist_ok=True)  # an output of the stage even where there is no run
-    chosen = protocols.load_protocols(params.evaluate.protocols)
-    seen = load_seen_images(Path("data/audit"))
-    for name, trained_on in store.evaluated_rows(params).items():
-        with mlflow_runs.stage_run("zero_shot", name, params.evaluate, params.tracking.enabled) as record:
-            found = zero_shot.evaluate_zero_shot(
-                Path("data/embeddings") / name,
+    out.mkdir(parents=True, exist_ok=True)  # an output of the stage even if there is no run
+    protocols, seen = load_protocols(settings.protocols), load_seen_images(Path("data/audit"))
+    for name, trained_on in settings.rows.items():
+        with mlflow_runs.stage_run("zero_shot", name, settings.bootstrap, machine.tracking) as record:
+            found = evaluate_zero_shot(
+                store.embeddings_of(name),
                 Path("data/index"),
-                list(params.sources),
-                chosen,
-                params.evaluate.bootstrap,
-                params.seed,
+                settings.sources,
+                protocols,
+                settings.bootstrap,
+                settings.seed,
                 seen,
                 trained_on,
             )
@@ -35,7 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"zero_shot: {error}")
+    run("zero_shot", main)

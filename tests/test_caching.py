@@ -1,214 +1,189 @@
-"""An experiment re-runs what it can influence and nothing else: the parameters that dvc.yaml lists for a stage are
-those that its script reads, and docs/experiments.md says the same.
+"""An experiment re-runs what it can influence and nothing else: each parameter is changed once, and the files of
+data/settings that follow it are those of the stages that docs/experiments.md names.
 
-``python -m tests.test_caching`` writes the table of docs/experiments.md anew, after a change of dvc.yaml.
+``python -m tests.test_caching`` writes the table of docs/experiments.md anew, after a change of dvc.yaml or settings.
 """
 
-import ast
 import functools
+import os
 import re
-from dataclasses import fields, is_dataclass
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
 
-from pipeline.config import params as config
+from pipeline.config import settings
+from pipeline.config.load import load_params
+from pipeline.config.params import Other, Params
 from pipeline.config.run_config import SPEED
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 DOC = ROOT / "docs" / "experiments.md"
 MARKS = ("<!-- from dvc.yaml: python -m tests.test_caching -->\n", "<!-- end -->\n")
-# How fast, not what: these change no output (other than by rounding), so no stage need depend on them.
+# How fast, not what: these change no output (other than by rounding), so they are in no file of settings.
 INDIFFERENT = {
-    "tracking",
-    "ingest.workers",
-    "ingest.scheduler",
-    "audit.workers",
-    *(f"train.{key}" for key in SPEED if key != "launcher"),
-    "runs.*.train",  # of which ``run_config.speed`` hands on those alone, to the stage pretrain
-    "evaluate.batch_size",
-    "evaluate.threads",
+    *("tracking.enabled", "ingest.workers", "ingest.scheduler", "audit.workers", "evaluate.batch_size"),
+    *("evaluate.threads", "back_translation.workers", "back_translation.device"),
+    *(f"train.{key}" for key in SPEED),
+    "evaluate.regeneration.runs",  # stages of dvc.yaml
 }
-SECTIONS = {field.name for field in fields(config.Params)}
+# Of these the stage tables alone is made, which depends on params.yaml as a whole.
+SHOWN = {
+    *("others.*.model", "others.*.backbone", "others.*.data"),
+    "main",
+    "ablations",
+    "prompt_ablations",
+    "compositions",
+    "control",
+}
+ITEMS = {"sources", "phantom.archives", "runs", "others", "model.image_encoders"}  # mappings by name
 
 
-# what a script reads
+def params() -> Params:
+    """The demo with somebody else's model beside its runs."""
+    other = Other("gloria", "weights/gloria", "GLoRIA", "R50", "C*", ("chexpert",))
+    return replace(load_params(ROOT / "params.yaml"), others={"gloria": other})
 
 
-def loads(tree: ast.AST, name: str) -> list[ast.Name]:
-    return [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load)]
+DEFAULTS = [
+    (("ingest",), "max_rejected", {"ingest"}),
+    (("loss",), "label_smoothing", {"corpus"}),
+    (
+        ("evaluate", "bootstrap"),
+        "confidence",
+        {*("zero_shot", "few_shot", "few_shot_official", "retrieval", "regenerate")},
+    ),
+]
 
 
-def only_told(tree: ast.AST) -> set[ast.AST]:
-    """Nodes whose value goes to the tracking record alone: arguments of stage_run, and variables used nowhere else."""
-    told: set[ast.AST] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("stage_run"):
-            told |= {inner for argument in (*node.args, *node.keywords) for inner in ast.walk(argument)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            uses = loads(tree, node.targets[0].id)
-            if uses and all(use in told for use in uses):
-                told |= set(ast.walk(node.value))
-    return told
+# each parameter, changed once
 
 
-def reads(function: ast.AST, variable: str, module: ast.Module, seen: frozenset = frozenset()) -> set[str]:
-    """Parameters that a function reads off the Params in ``variable``, and those it hands it to."""
-    parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
-    told, found = only_told(function), set()
-    for name in loads(function, variable):
-        if name in told:
-            continue
-        node: ast.AST = name
-        path: list[str] = []
-        while isinstance(parent := parents.get(node), ast.Attribute | ast.Subscript) and parent.value is node:
-            path.append(parent.attr if isinstance(parent, ast.Attribute) else "*")
-            node = parent
-        if isinstance(parent, ast.Call) and parent.func is node:  # a method, such as .items()
-            path.pop()
-        if isinstance(parent, ast.Compare) and node in parent.comparators:
-            path.append("*")  # whether a name is among them
-        if path:
-            found.add(".".join(path))
-        elif isinstance(parent, ast.Call) and ast.unparse(parent.func) == "getattr":
-            found |= {c.value for c in ast.walk(function) if isinstance(c, ast.Constant) and c.value in SECTIONS}
-        elif isinstance(parent, ast.Call | ast.keyword):
-            call = parent if isinstance(parent, ast.Call) else parents[parent]
-            target, home = resolve(call.func, module)
-            arguments = target.args.posonlyargs + target.args.args + target.args.kwonlyargs
-            key = parent.arg if isinstance(parent, ast.keyword) else arguments[call.args.index(node)].arg
-            if (target.name, key) not in seen:
-                found |= reads(target, key, home, seen | {(target.name, key)})
+def changed(value: Any, kind: Any) -> Any:
+    """Another value of the same type."""
+    if get_origin(kind) is Literal:
+        return next(other for other in get_args(kind) if other != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    if isinstance(value, float):
+        return 0.99 * value if value else 0.01
+    if isinstance(value, str):
+        return f"{value}x"
+    if isinstance(value, tuple | list):
+        return value[:-1] if len(value) > 1 and not isinstance(value[0], float) else _more(tuple(value))
+    key = next(iter(value), "new")
+    return {**value, key: changed(value[key], Any)} if value else {key: 1.0}
+
+
+def _more(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (0.99 * value[0] + 0.001, *value[1:]) if value and isinstance(value[0], float) else (*value, "clip")
+
+
+def plain(kind: Any) -> Any:
+    """A type without its bounds."""
+    return plain(get_args(kind)[0]) if hasattr(kind, "__metadata__") else kind
+
+
+def variants(record: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, the record with another value there) for every key; items of a mapping are ``<key>.*``."""
+    hints = get_type_hints(type(record), include_extras=True)
+    for field in fields(record):
+        value, at = getattr(record, field.name), f"{path}{field.name}"
+        if is_dataclass(value):
+            found = variants(value, f"{at}.")
+        elif at in ITEMS:
+            name = next(iter(value))
+            item = value[name]
+            inner = variants(item, f"{at}.*.") if is_dataclass(item) else iter([(f"{at}.*", changed(item, Any))])
+            if at == "runs":  # whose keys are sections' keys
+                inner = iter([(f"{at}.*", replace(item, train={"epochs": 99}))])
+            found = ((key, {**value, name: new}) for key, new in inner)
+            if at == "sources":
+                yield at, replace(record, **{field.name: {k: v for k, v in value.items() if k != "siim"}})
         else:
-            pytest.fail(f"line {name.lineno}: what becomes of {ast.unparse(parent)}? Teach tests/test_caching.py")
-    return found
+            found = iter([(at, changed(value, plain(hints[field.name])))])
+        for key, new in found:
+            yield key, replace(record, **{field.name: new})
 
 
-def resolve(func: ast.expr, module: ast.Module) -> tuple[ast.FunctionDef, ast.Module]:
-    """The definition of a called function of this project, by the imports of the module that calls it."""
-    names = ast.unparse(func).split(".")
-    if len(names) == 1:
-        for node in module.body:
-            if isinstance(node, ast.FunctionDef) and node.name == names[0]:
-                return node, module
-    for node in ast.walk(module):
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == names[0]:
-                    parts = [*node.module.split("."), *([alias.name] if len(names) > 1 else [])]
-                    home = ast.parse((ROOT / Path(*parts)).with_suffix(".py").read_text())
-                    return resolve(ast.Name(names[-1] if len(names) > 1 else alias.name), home)
-    pytest.fail(f"{ast.unparse(func)}: where is it defined?")
+def stage_of(name: str) -> str:
+    """The stage that a file of data/settings is of."""
+    first, *rest = name.split("/")
+    return f"{first}_{rest[0]}" if first in ("embed", "few_shot") and rest[0] in ("other", "official") else first
 
 
-def read_by(stage: str) -> set[str]:
-    return leaves(reads_of((ROOT / "stages" / f"{stage}.py").read_text()))
+@functools.cache
+def read_by() -> dict[str, list[str]]:
+    """Parameter -> the stages whose settings change with it, and those that dvc.yaml hands it to, in its order."""
+    base = params()
+    before = settings.settings_of(base)
+    found = {}
+    for key, record in variants(base):
+        after = settings.settings_of(record)
+        names = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+        found[key] = {stage_of(name) for name in names}
+    for stage, spec in DVC.items():
+        spec = spec.get("do", spec)
+        for key in re.findall(r"\$\{(?!item|key)([\w.]+)\}", " ".join([spec["cmd"], *spec["deps"]])):
+            found[key] = found[key] | {stage}
+    return {key: [stage for stage in DVC if stage in stages] for key, stages in found.items()}
 
 
-def reads_of(text: str) -> set[str]:
-    module = ast.parse(text)
-    main = next(n for n in module.body if isinstance(n, ast.FunctionDef) and n.name == "main")
-    loaded = [
-        node.targets[0].id
-        for node in ast.walk(main)
-        if isinstance(node, ast.Assign) and re.fullmatch(r"load_params\(\)", ast.unparse(node.value))
-    ]
-    assert len(loaded) == 1, "a stage script loads params.yaml once, in main"
-    found = reads(main, loaded[0], module)
-    variables = aliases(main, loaded[0])
-    for name, section in variables.items():  # options = params.back_translation: what it is used for
-        uses = reads(main, name, module) if not handed(main, name) else {""}
-        found.discard(section)
-        found |= {f"{section}.{use}".rstrip(".") for use in uses}
-    return found
+def test_every_parameter_that_decides_a_result_is_in_the_settings_of_a_stage():
+    idle = {key for key, stages in read_by().items() if not stages}
+    assert idle == (INDIFFERENT | SHOWN) - {"train.launcher", "main"}
 
 
-def aliases(main: ast.FunctionDef, variable: str) -> dict[str, str]:
-    pattern = re.compile(rf"{variable}\.([\w.]+)")
-    return {
-        n.targets[0].id: m[1]
-        for n in ast.walk(main)
-        if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
-        if (m := pattern.fullmatch(ast.unparse(n.value)))
-    }
+@pytest.mark.parametrize(("section", "key", "stages"), DEFAULTS)
+def test_a_changed_default_changes_the_settings_of_the_stages_that_it_decides(section, key, stages, tmp_path):
+    """params.yaml may leave a key out; what the code then takes is written down for the stages, so DVC sees it change.
+
+    The code with another default is a copy of the package in which the number is another one.
+    """
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    at = raw
+    for name in section:
+        at = at[name]
+    del at[key]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    shutil.copytree(ROOT / "pipeline", tmp_path / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "stages", tmp_path / "stages")
+    found = []
+    for change in (False, True):
+        if change:
+            file = tmp_path / "pipeline" / "config" / "params.py"
+            text, count = re.subn(rf"(    {key}: [^=\n]+ = )([\d.]+)", r"\g<1>0.25", file.read_text())
+            assert count >= 1
+            file.write_text(text)
+        command = [sys.executable, "-m", "stages.settings"]
+        subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
+        folder = tmp_path / "data" / "settings"
+        found.append({p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*.json")})
+    names = {name.removesuffix(".json") for name in found[0] if found[0][name] != found[1][name]}
+    assert {stage_of(name) for name in names} == stages
 
 
-def handed(main: ast.FunctionDef, name: str) -> bool:
-    told = only_told(main)
-    owners = {child: node for node in ast.walk(main) for child in ast.iter_child_nodes(node)}
-    return any(use not in told and not isinstance(owners[use], ast.Attribute) for use in loads(main, name))
-
-
-# what dvc.yaml lists
-
-
-def listed(stage: str) -> set[str]:
-    spec = DVC[stage].get("do", DVC[stage])
-    named = set(re.findall(r"\$\{(?!item|key)([\w.]+)\}", " ".join([spec["cmd"], *spec["deps"]])))
-    return leaves({re.sub(r"\$\{[\w.]+\}", "*", p) for p in spec.get("params", [])} | named)
-
-
-def leaves(paths: set[str]) -> set[str]:
-    """Sections as the single parameters they are made of; a mapping (sources, runs) is one, its items are ``.*``."""
-
-    def below(cls: type, path: str) -> set[str]:
-        if not is_dataclass(cls):
-            return {path}
-        hints = get_type_hints(cls)
-        return {leaf for name in hints for leaf in below(hints[name], f"{path}.{name}")}
-
-    found = set()
-    for path in paths:
-        first, *rest = path.split(".")
-        cls = get_type_hints(config.Params)[first]
-        for part in rest:
-            cls = get_type_hints(cls)[part] if is_dataclass(cls) else type(None)
-        found |= below(cls, path)
-    return found
-
-
-def within(path: str, section: str) -> bool:
-    return path == section or path.startswith(f"{section}.")
-
-
-def indifferent(path: str) -> bool:
-    return any(within(path, known) for known in INDIFFERENT)
-
-
-@pytest.mark.parametrize("stage", sorted(DVC))
-def test_a_stage_depends_on_the_parameters_it_reads(stage):
-    if "params.yaml" in DVC[stage].get("do", DVC[stage])["deps"]:
-        return  # it depends on all of them
-    found, known = read_by(stage), listed(stage)
-    lost = {p for p in found if not indifferent(p) and not any(within(p, k) for k in known)}
-    assert not lost, f"read, but a change of it re-runs nothing: {sorted(lost)}"
-    idle = {k for k in known if not any(within(p, k) for p in found)} - {"train.launcher"}  # part of the command
-    assert not idle, f"listed, but not read, so that a change re-runs the stage for nothing: {sorted(idle)}"
-
-
-def test_the_whole_of_params_is_followed_to_where_it_is_read():
-    """run_config hands on seven sections; a section under another name, a keyword and a method call are seen, too."""
-    head = "from pipeline.config import run_config\nfrom pipeline.tracking import mlflow_runs\n"
-    script = head + "def main(name):\n    p = load_params()\n    run = run_config.run_config(p, name)\n    use(run)\n"
-    assert reads_of(script) >= {"seed", "runs.*", "sampling", "augment", "loss", "train", "model.text_encoder"}
-    told = script.replace("use(run)", "mlflow_runs.stage_run('pretrain', name, run, p.tracking.enabled)")
-    assert reads_of(told) == set()
-    more = head + (
-        "def main(name):\n    p = load_params()\n    options = p.evaluate.few_shot\n    other = p.audit\n"
-        "    use(options.lr, x=p.seed)\n    whole(other)\n    for run in p.runs.items(): use(p.sources[run])\n"
-    )
-    assert reads_of(more) == {"evaluate.few_shot.lr", "seed", "audit", "runs", "sources.*"}
+@pytest.mark.parametrize("script", sorted(p.stem for p in ROOT.glob("stages/*.py")))
+def test_a_stage_reads_its_settings_and_no_other_parameter(script):
+    if script in DVC and script not in ("settings", "pretrain", "tables"):
+        text = (ROOT / "stages" / f"{script}.py").read_text()
+        assert "load_params" not in text and "params.yaml" not in text
 
 
 def test_the_library_reads_no_params_on_its_own():
     """A module that loads params.yaml itself would escape the comparison above."""
     for file in (ROOT / "pipeline").rglob("*.py"):
-        text = file.read_text()
-        assert file.name == "load.py" or not re.search(r"\bload_params\(|params\.yaml\"\)", text), file
+        if file.parent.name != "config":
+            assert not re.search(r"\bload_params\(|params\.yaml\"\)", file.read_text()), file
 
 
 # the table of the docs
@@ -223,7 +198,7 @@ def downstream(stage: str) -> list[str]:
         names = [next(iter(i)) if isinstance(i, dict) else i for i in items]
         return {re.sub(r"/?\$\{.*", "", n) for n in names}
 
-    outs = {n: {o for o in paths(s.get("outs", [])) | paths(s.get("metrics", [])) if o} for n, s in specs.items()}
+    outs = {n: {o for o in paths(s.get("outs", [])) if o} for n, s in specs.items()}
     deps = {n: {d for d in paths(s["deps"]) if d.startswith("data")} for n, s in specs.items()}
     deps["ingest"].add("data/phantom")  # the stamp of a phantom
     after: set[str] = set()
@@ -240,22 +215,30 @@ def downstream(stage: str) -> list[str]:
     return [name for name in specs if name in after]
 
 
+def within(path: str, section: str) -> bool:
+    return path == section or path.startswith(f"{section}.")
+
+
 def table() -> str:
-    """Parameter -> the stages that read it and, once each, those that follow them."""
-    rows: dict[str, list[str]] = {}
-    for stage, spec in DVC.items():
-        spec = spec.get("do", spec)
-        named = set(re.findall(r"\$\{(?!item|key)([\w.]+)\}", " ".join([spec["cmd"], *spec["deps"]])))
-        for path in sorted({re.sub(r"\$\{[\w.]+\}", "…", p) for p in spec.get("params", [])} | named):
-            rows.setdefault(path, []).append(stage)
-    rows = {p: s for p, s in rows.items() if not any(within(p, q) and rows[q] == s for q in rows if q != p)}
+    """Parameter -> the stages that read it and, once each, those that follow them. A section has one line, and one more
+    for each key that other stages read."""
+    rows: dict[str, tuple[str, ...]] = {}
+    for key, stages in read_by().items():
+        if stages:
+            rows[key.replace("*", "…")] = tuple(stages)
+    for depth in (3, 2, 1):
+        for section in {".".join(key.split(".")[:depth]) for key in rows if key.count(".") >= depth}:
+            below = [key for key in rows if within(key, section) and key != section]
+            usual = max({rows[key] for key in below}, key=lambda s: (sum(rows[k] == s for k in below), s))
+            if rows.setdefault(section, usual) == usual:
+                rows = {key: stages for key, stages in rows.items() if key not in below or stages != usual}
     order = list(yaml.safe_load((ROOT / "params.yaml").read_text()))
     text = "| parameter | stages that read it | what may follow them |\n|---|---|---|\n"
     for path in sorted(rows, key=lambda p: (order.index(p.split(".")[0]), p)):
         stages = rows[path]
         after = {late for stage in stages for late in downstream(stage)} - set(stages)
         text += f"| `{path}` | {', '.join(stages)} | {', '.join(s for s in DVC if s in after) or '—'} |\n"
-    return text + "| `main` | few_shot of the runs that are new in it, tables | — |\n| any | tables | — |\n"
+    return text + "| any | settings, tables | — |\n"
 
 
 def test_the_docs_say_what_re_runs():

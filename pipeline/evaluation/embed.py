@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.params import BINARY_DATASETS
+from pipeline.config.settings import EmbedOtherSettings, EmbedSettings
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.embedder import Embedder
-from pipeline.evaluation.protocols import TEST_SETS, RetrievalSet
+from pipeline.evaluation.protocols import TEST_SETS, RetrievalSet, load_protocol, prompt_texts, retrieval_sets
+from pipeline.evaluation.store import write_missing
 from pipeline.models.checkpoint import Net, load_model
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.storage.evaluation_crop import evaluation_crop
@@ -56,6 +58,32 @@ def embedder_of(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int
         device=device,
         batch_size=batch_size,
     )
+
+
+def embed_run(
+    model: Path, settings: EmbedSettings, index: Path, out: Path, device: torch.device, batch_size: int
+) -> dict[str, int]:
+    """Write the embeddings and similarity maps of one of our checkpoints; the counts of ``write_embeddings``.
+
+    A model whose two modalities training never brought together gets missing.json instead: its cells show —.
+    """
+    net, tokenizer, run = load_model(model, device)
+    if not run.aligned:
+        write_missing(out, NOT_ALIGNED)
+        return {}
+    embedder = embedder_of(net, tokenizer, run.image_size, batch_size)
+    first = load_protocol(settings.protocols[0])
+    sets = retrieval_sets(first, settings.sources).values()
+    counts = write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.sources, index, out)
+    classes = {t.rule.dataset: {c: texts[0] for c, texts in t.positive.items()} for t in first.tasks.values()}
+    write_maps(net, embedder, run.image_size, classes, settings.sources, index, out)
+    return counts
+
+
+def embed_other(embedder: Embedder, settings: EmbedOtherSettings, index: Path, out: Path) -> dict[str, int]:
+    """Write the embeddings of somebody else's model; the counts of ``write_embeddings``."""
+    sets = retrieval_sets(load_protocol(settings.protocols[0]), settings.sources).values()
+    return write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.sources, index, out)
 
 
 def write_embeddings(

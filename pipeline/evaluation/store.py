@@ -6,25 +6,28 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline.config.params import Params
 from pipeline.storage.atomic import replacing
 
+EMBEDDINGS = Path("data/embeddings")
 MISSING_FILE = "missing.json"
 
 
-def evaluated_rows(params: Params) -> dict[str, tuple[str, ...]]:
-    """All that is evaluated, and the data sets each was trained on.
+def embeddings_of(row: str, folder: Path = EMBEDDINGS) -> Path:
+    """Where the embeddings of a row are: of our trainings (``<run>/<seed>``) below runs/, other people's below others/."""
+    return folder / ("runs" if "/" in row else "others") / row
 
-    Keys: ``<run>/<seed>`` of our trainings and the names of other people's models, which are the places of their
-    embeddings and results.
-    """
-    ours = {f"{name}/{seed}": run.datasets for name, run in params.runs.items() for seed in params.seeds}
-    return ours | {name: other.trained_on for name, other in params.others.items()}
+
+def forget_other_runs(rows: Collection[str], folder: Path = EMBEDDINGS) -> None:
+    """Remove the embeddings of our trainings that are not among ``rows``."""
+    for path in (folder / "runs").glob("*/*"):
+        if f"{path.parent.name}/{path.name}" not in rows:
+            shutil.rmtree(path)
 
 
 def write_missing(embeddings: Path, why: str) -> None:

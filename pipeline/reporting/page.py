@@ -44,7 +44,7 @@ def render_page(
     missing: Sequence[str],
     index: Path,
     load: Loader,
-    embeddings: Path = Path("data/embeddings"),
+    embeddings: Path = Path("data/embeddings/runs"),
     regeneration: Path = Path("data/results/regeneration"),
 ) -> str:
     """The whole page as HTML.
@@ -92,7 +92,9 @@ def render_page(
         legend=charts.legend(params, results),
         classes=list(charts.classes(results.get(name), names)),
         calibrations=list(charts.calibrations(results.get(name), names)),
-        maps=list(_maps(params, summaries, names, index, embeddings / name / str(params.seeds[0]) / "maps.npz", load))
+        maps=list(
+            _maps(params, summaries, names, index, embeddings / name / str(params.seeds[0]) / "maps.npz", load)
+        )
         if name
         else [],
         regenerated=list(_regenerated(params, summaries, names, regeneration)),

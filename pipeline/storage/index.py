@@ -273,6 +273,18 @@ def read_studies(path: Path, splits: Iterable[str] = SPLITS) -> Studies:
     return Studies(Path(path).absolute(), tuple(splits))
 
 
+def label_classes(path: Path) -> set[str]:
+    """Names of all classes that any study of an index has a label for.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: not found; the ingest stage writes it (dvc repro ingest)")
+    labels = pq.read_table(path, columns=["labels"])["labels"]
+    return {name for chunk in labels.chunks for name in chunk.keys.unique().to_pylist()}
+
+
 def write_studies(path: Path, studies: Iterable[Study]) -> None:
     """Write studies to one Parquet file, in the order given, holding ``GROUP`` of them at a time.
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ class StageRun:
         self.record = record
         self.sent = -SEND_EVERY  # when a send began last
 
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Note metric values at a step (epoch); those of a long stage are soon in MLflow, where curves grow."""
         now = int(time.time() * 1000)
         self.record["metrics"] += [[key, float(value), step, now] for key, value in values.items()]

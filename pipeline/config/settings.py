@@ -1,0 +1,307 @@
+"""What each stage reads of params.yaml, with every default filled in: the files of data/settings, one a stage or item.
+
+Stages depend on these files instead of on keys of params.yaml: a changed key, or a changed default in the code, re-runs
+the stages whose file changes and no others. Keys that change no result are in none of them (``Machine``).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pipeline.config.load import load_params
+from pipeline.config.params import (
+    BINARY_DATASETS,
+    LABEL_DATASETS,
+    OFFICIAL,
+    Augment,
+    BackTranslation,
+    Bootstrap,
+    FewShot,
+    FineTune,
+    Ingest,
+    Other,
+    Params,
+    Source,
+)
+from pipeline.config.records import ParamsError, read_record
+from pipeline.config.run_config import RunConfig, run_config, without_speed
+
+FOLDER = Path("data/settings")
+GROUPS = ("corpus",)  # folders that a stage depends on as a whole
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PhantomSettings:
+    """Of one archive: how many studies are drawn, at which short side in pixels."""
+
+    seed: int
+    size: int
+    studies: int
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """Of one data set."""
+
+    seed: int
+    source: Source
+    options: Ingest
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """``sources``: names of the data sets."""
+
+    sources: tuple[str, ...]
+    min_correlation: float
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """The files of training templates, and the data sets whose labels become captions."""
+
+    file: str
+    ablation: str
+    datasets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BackTranslationSettings:
+    """``sources``: names of the data sets."""
+
+    seed: int
+    sources: tuple[str, ...]
+    options: BackTranslation
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """Of one run: its effective parameters, and the folder below data/prompts that its captions come from."""
+
+    prompts: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """``runs``: ``<run>/<seed>`` of all trainings; ``sources``: names of the data sets."""
+
+    runs: tuple[str, ...]
+    sources: tuple[str, ...]
+    protocols: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EmbedOtherSettings:
+    """Of one other people's model."""
+
+    other: Other
+    sources: tuple[str, ...]
+    protocols: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ZeroShotSettings:
+    """``rows``: all that is evaluated and the data sets each was trained on (``evaluated_rows``)."""
+
+    seed: int
+    sources: tuple[str, ...]
+    protocols: tuple[str, ...]
+    bootstrap: Bootstrap
+    rows: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """As ``ZeroShotSettings``; ``k`` of R@K."""
+
+    seed: int
+    sources: tuple[str, ...]
+    protocols: tuple[str, ...]
+    bootstrap: Bootstrap
+    rows: dict[str, tuple[str, ...]]
+    k: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FewShotSettings:
+    """Of one run or other people's model: the recipe (``options.fine_tune`` without a share: no fine-tuning), the test
+    sets, and the data sets that the model was trained on."""
+
+    seed: int
+    sources: tuple[str, ...]
+    protocols: tuple[str, ...]
+    augment: Augment
+    bootstrap: Bootstrap
+    options: FewShot
+    test_sets: tuple[str, ...]
+    trained_on: tuple[str, ...]
+    other: Other | None = None
+
+
+@dataclass(frozen=True)
+class RegenerateSettings:
+    """``images``: of a test set at most (0 = all); ``ratios``: shares of hidden cells."""
+
+    seed: int
+    sources: tuple[str, ...]
+    protocols: tuple[str, ...]
+    bootstrap: Bootstrap
+    images: int
+    ratios: tuple[float, ...]
+    show_patient_data: bool
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How the work is done on this machine: keys of params.yaml that change no result, so no stage re-runs for them.
+
+    Numbers of processes (0 = one a core) and threads (0 = torch's choice), the address of a dask scheduler, images a
+    pass, the device of back-translation, and whether MLflow records.
+    """
+
+    ingest_workers: int
+    scheduler: str
+    audit_workers: int
+    translation_workers: int
+    translation_device: Literal["auto", "cpu", "cuda"]
+    loader_workers: int
+    batch_size: int
+    threads: int
+    tracking: bool
+
+
+def load_machine() -> Machine:
+    """Those keys of params.yaml. Raises ``ParamsError`` as ``load_params`` does."""
+    params = load_params()
+    return Machine(
+        ingest_workers=params.ingest.workers,
+        scheduler=params.ingest.scheduler,
+        audit_workers=params.audit.workers,
+        translation_workers=params.back_translation.workers,
+        translation_device=params.back_translation.device,
+        loader_workers=params.train.workers,
+        batch_size=params.evaluate.batch_size,
+        threads=params.evaluate.threads,
+        tracking=params.tracking.enabled,
+    )
+
+
+def evaluated_rows(params: Params) -> dict[str, tuple[str, ...]]:
+    """All that is evaluated, and the data sets each was trained on.
+
+    Keys: ``<run>/<seed>`` of our trainings and the names of other people's models, which are the places of their
+    embeddings and results.
+    """
+    ours = {f"{name}/{seed}": run.datasets for name, run in params.runs.items() for seed in params.seeds}
+    return ours | {name: other.trained_on for name, other in params.others.items()}
+
+
+def settings_of(params: Params) -> dict[str, Any]:
+    """The settings of every stage: path below data/settings without suffix -> record."""
+    evaluate, sources, seed = params.evaluate, tuple(params.sources), params.seed
+    common: dict[str, Any] = {"seed": seed, "sources": sources, "protocols": evaluate.protocols, "bootstrap": evaluate.bootstrap}
+    rows = evaluated_rows(params)
+    found: dict[str, Any] = {}
+    for archive, studies in params.phantom.archives.items():
+        found[f"phantom/{archive}"] = PhantomSettings(seed, params.phantom.size, studies)
+    ingest = replace(params.ingest, workers=Ingest().workers, scheduler=Ingest().scheduler)
+    for name, source in params.sources.items():
+        found[f"ingest/{name}"] = IngestSettings(seed, source, ingest)
+    found["audit"] = AuditSettings(sources, params.audit.min_correlation)
+    labelled = tuple(name for name in LABEL_DATASETS if name in params.sources)
+    found["prompts"] = PromptSettings(params.prompts.file, params.prompts.ablation, labelled)
+    plain = BackTranslation()
+    translation = replace(params.back_translation, workers=plain.workers, device=plain.device)
+    found["back_translate"] = BackTranslationSettings(seed, sources, translation)
+    for name, run in params.runs.items():
+        found[f"corpus/{name}"] = CorpusSettings(run.prompts, without_speed(run_config(params, name)))
+    trainings = tuple(f"{name}/{s}" for name in params.runs for s in params.seeds)
+    found["embed/runs"] = EmbedSettings(trainings, sources, evaluate.protocols)
+    for name, other in params.others.items():
+        found[f"embed/other/{name}"] = EmbedOtherSettings(_unnamed(other), sources, evaluate.protocols)
+    found["zero_shot"] = ZeroShotSettings(**common, rows=rows)
+    found["retrieval"] = RetrievalSettings(**common, rows=rows, k=evaluate.retrieval.k)
+    found |= _few_shot(params, common)
+    regeneration: dict[str, Any] = {
+        "images": evaluate.regeneration.images,
+        "ratios": evaluate.regeneration.ratios,
+        "show_patient_data": params.report.show_patient_data,
+    }
+    found["regenerate"] = RegenerateSettings(**common, **regeneration)
+    return found
+
+
+def _few_shot(params: Params, common: dict[str, Any]) -> dict[str, FewShotSettings]:
+    """Of the rows of Tables 2 and 3 (main), of the runs on ChestX-ray14's official lists, of other people's models."""
+    evaluate = params.evaluate
+    found: dict[str, FewShotSettings] = {}
+    probe = replace(evaluate.few_shot, fine_tune=FineTune())
+    tuned = replace(evaluate.few_shot, fine_tune=replace(evaluate.few_shot.fine_tune, runs=()))
+    common = {**common, "augment": params.augment}
+    for name in params.main:
+        options = tuned if name in evaluate.few_shot.fine_tune.runs else probe
+        what: dict[str, Any] = {"options": options, "test_sets": BINARY_DATASETS, "trained_on": params.runs[name].datasets}
+        found[f"few_shot/main/{name}"] = FewShotSettings(**common, **what)
+    official = with_shares(tuned, evaluate.official.shares)
+    for name in evaluate.official.runs:
+        what = {"options": official, "test_sets": (OFFICIAL,), "trained_on": params.runs[name].datasets}
+        found[f"few_shot/official/{name}"] = FewShotSettings(**common, **what)
+    for name, other in params.others.items():
+        what = {"options": probe, "test_sets": BINARY_DATASETS, "trained_on": other.trained_on}
+        what["other"] = _unnamed(other)
+        found[f"few_shot/other/{name}"] = FewShotSettings(**common, **what)
+    return found
+
+
+def _unnamed(other: Other) -> Other:
+    """Without what only the tables print."""
+    return replace(other, model="", backbone="", data="", trained_on=())
+
+
+def with_shares(options: FewShot, names: Iterable[str]) -> FewShot:
+    """The recipe with some of its shares alone, linear and fine-tuned ones."""
+    chosen = set(names)
+    tune = options.fine_tune
+    return replace(
+        options,
+        shares={name: share for name, share in options.shares.items() if name in chosen},
+        fine_tune=replace(tune, shares={name: share for name, share in tune.shares.items() if name in chosen}),
+    )
+
+
+def write_settings(params: Params, folder: Path = FOLDER) -> int:
+    """Write the settings of every stage below ``folder``, which is emptied first; the number of files."""
+    shutil.rmtree(folder, ignore_errors=True)
+    found = settings_of(params)
+    for name, record in found.items():
+        path = folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+    for name in GROUPS:  # a part of the stage's output even if no item is named
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return len(found)
+
+
+def read_settings(cls: type[T], name: str, folder: Path = FOLDER) -> T:
+    """The settings of a stage, or of one of its items: ``few_shot/main/resnet_m``.
+
+    Raises:
+        ParamsError: there are none; one line that says what to do.
+    """
+    path = folder / f"{name}.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(
+            f"{path}: not found; either params.yaml does not name it, or it has changed: run dvc repro settings"
+        ) from None
+    except ValueError:
+        raise ParamsError(f"{path}: not JSON; run dvc repro -f settings") from None
+    return read_record(cls, raw)

@@ -1,0 +1,13 @@
+"""Stage ``settings``: params.yaml -> data/settings, what each other stage reads of it."""
+
+from pipeline.config.load import load_params
+from pipeline.config.settings import write_settings
+from stages import run
+
+
+def main() -> None:
+    print(f"settings: {write_settings(load_params())} files")
+
+
+if __name__ == "__main__":
+    run("settings", main)

@@ -88,9 +88,10 @@ def test_an_experiment_trains_again_what_it_changes_and_ingests_nothing(clone):
     out = run(clone, "dvc", "exp", "run", "-n", "notcl", "-S", "loss.tcl_weight=0")
     started = {line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")}
     assert started == {
-        *("corpus", "pretrain@resnet_mcc-0", "embed@resnet_mcc-0"),
-        *("zero_shot", "few_shot@resnet_mcc-0", "retrieval", "tables"),
+        *("settings", "corpus", "pretrain@resnet_mcc-0", "embed", "zero_shot", "few_shot@resnet_mcc-0", "retrieval"),
+        "tables",
     }
+    assert "embed mixed/0: as it was" in out
     diff = json.loads(run(clone, "dvc", "exp", "diff", "--json"))
     assert diff["params"]["params.yaml"]["loss.tcl_weight"] == {"old": 0.5, "new": 0, "diff": -0.5}
     assert "resnet_mcc.vindr_cxr_zs_auc" in diff["metrics"]["reports/metrics.json"]

@@ -135,6 +135,18 @@ def test_a_killed_stage_is_known_by_its_process(client, tmp_path):
     assert not list((tmp_path / "state" / "tracking").glob("*/record.json"))
 
 
+def test_a_process_of_another_host_is_not_taken_for_dead(client, tmp_path, monkeypatch):
+    """On a shared file system the process id of a training on another node says nothing here."""
+    monkeypatch.setattr(mlflow_runs.socket, "gethostname", lambda: "node7")
+    with mlflow_runs.stage_run("pretrain", "swin_m") as record:
+        record.record["pid"] = 2**22 + 1  # no process here has it
+        record.metrics({"train_loss": 2.0})
+        monkeypatch.setattr(mlflow_runs.socket, "gethostname", lambda: "node8")
+        mlflow_runs.send_waiting()
+        _, (run,) = runs(client)
+        assert run.info.status == "RUNNING"
+
+
 def test_a_long_stage_is_sent_as_it_runs(client, tmp_path, monkeypatch):
     monkeypatch.setattr(mlflow_runs, "SEND_AFTER", 0.0)
     monkeypatch.setattr(mlflow_runs, "SEND_EVERY", 0.0)

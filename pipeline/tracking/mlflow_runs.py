@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -105,6 +106,7 @@ def stage_run(
         "stage": stage,
         "name": name,
         "pid": os.getpid(),
+        "host": socket.gethostname(),
         "started": time.time(),
         "ended": None,
         "status": "RUNNING",
@@ -180,7 +182,8 @@ def _send(client: Any, experiment_id: str, file: Path, parents: dict[str, str]) 
     from mlflow.entities import Metric, Param
 
     record = json.loads(file.read_text())
-    if record["status"] == "RUNNING" and not psutil.pid_exists(record["pid"]):
+    here = record.get("host", socket.gethostname()) == socket.gethostname()  # a process id says nothing elsewhere
+    if record["status"] == "RUNNING" and here and not psutil.pid_exists(record["pid"]):
         record.update(
             status="KILLED", ended=record["metrics"][-1][3] / 1000 if record["metrics"] else record["started"]
         )

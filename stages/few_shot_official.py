@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.config import params as config
 from pipeline.config.load import load_params
+from pipeline.datasets import used_for
 from pipeline.evaluation import embed, few_shot, protocols, store
 from pipeline.evaluation.device import evaluation_device
 from pipeline.evaluation.seen_images import load_seen_images
@@ -16,6 +16,7 @@ from pipeline.tracking import mlflow_runs
 
 def main(name: str) -> None:
     params = load_params()
+    (dataset,) = used_for("official_classification")
     device = evaluation_device(params.evaluate.threads)
     with mlflow_runs.stage_run("few_shot_official", name, params.evaluate, params.tracking.enabled) as record:
         net, tokenizer, run = load_model(Path("data/models") / name, device)
@@ -26,7 +27,7 @@ def main(name: str) -> None:
             run.datasets,
             params.augment,
             Path("data/index"),
-            protocols.measuring(params.evaluate.protocols, config.OFFICIAL),
+            protocols.measuring(params.evaluate.protocols, dataset),
             list(params.sources),
             load_seen_images(Path("data/audit")),
             options,
@@ -34,7 +35,7 @@ def main(name: str) -> None:
             params.seed,
             params.train.workers,
             Path("data/work/few_shot"),
-            (config.OFFICIAL,),
+            (dataset,),
         )
         store.write_result(Path("data/results/official") / f"{name}.json", name, found)
         record.metrics(store.metric_values(found))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.config import params as config
 from pipeline.config.load import load_params
 from pipeline.config.records import ParamsError
+from pipeline.datasets import captioned
 from pipeline.text import prompts
 from pipeline.tracking import mlflow_runs
 
@@ -23,7 +23,7 @@ def main() -> None:
     with mlflow_runs.stage_run("prompts", "all", params=params.prompts, enabled=params.tracking.enabled) as run:
         for kind, file in (("file", params.prompts.file), ("ablation", params.prompts.ablation)):
             templates = prompts.load_templates(Path(file))
-            for dataset in [name for name in config.LABEL_DATASETS if name in params.sources]:
+            for dataset in [name for name in captioned() if name in params.sources]:
                 try:
                     pools = templates.subset(label_classes(INDEX / f"{dataset}.parquet"))
                 except prompts.PromptError as error:

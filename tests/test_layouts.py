@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from test_sources import REAL, chexpert, chexpert_row, mimic, put, read_all, real, splits
 
-from pipeline.config.params import DATASETS, Ingest, Source
+from pipeline.config.params import Ingest, Source
+from pipeline.datasets import archives
 from pipeline.ingest.build import ingest_archive
 from pipeline.ingest.images import read_view
 from pipeline.ingest.sources import SourceError, open_archive, read_archive
@@ -25,7 +26,7 @@ from pipeline.study import Study
 def phantoms(tmp_path_factory):
     """Every archive in its public layout, 20 studies each."""
     root = tmp_path_factory.mktemp("phantoms")
-    for dataset in DATASETS:
+    for dataset in archives():
         write_archive(dataset, root / dataset, 20, 64, 0, workers=1)
     return root
 
@@ -52,7 +53,7 @@ def pack(source: Path, target: Path):
                 archive.add(file, file.relative_to(source.parent))
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", archives())
 @pytest.mark.parametrize("form", ["whole.zip", "images.tar.gz"])
 def test_packed_archives_give_the_same_shards(phantoms, tmp_path, dataset, form):
     loose, reasons = ingested(dataset, Source(dataset, str(phantoms / dataset), ""), tmp_path / "loose")

@@ -11,13 +11,22 @@ import yaml
 from pipeline.config import params
 from pipeline.config.load import load_params
 from pipeline.config.run_config import run_config
+from pipeline.datasets import archives
 
 ROOT = Path(__file__).parents[1]
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 OTHERS = ("embed_other", "few_shot_other")  # stages of other people's models
 # They carry values and make none: editing them re-runs nothing.
 CARRIERS = {
-    *("config/load", "config/params", "config/run_config", "config/checks", "config/records", "storage/atomic"),
+    *(
+        "datasets",
+        "config/load",
+        "config/params",
+        "config/run_config",
+        "config/checks",
+        "config/records",
+        "storage/atomic",
+    ),
     *("tracking/mlflow_runs", "tracking/work_folders", "evaluation/store", "evaluation/device"),
 }
 
@@ -66,7 +75,7 @@ def listed(stage: str, archive: str = "siim") -> set[str]:
 def test_stage_depends_on_the_modules_it_imports(stage):
     wanted = closure(ROOT / "stages" / f"{stage}.py")
     if stage == "ingest":  # a reader is imported by name: each archive's stage depends on its own only
-        readers = {f"pipeline/ingest/sources/{d}.py" for d in (*params.DATASETS, "manifest")}
+        readers = {f"pipeline/ingest/sources/{d}.py" for d in (*archives(), "manifest")}
         wanted = (wanted - readers) | {"pipeline/ingest/sources/siim.py", "pipeline/ingest/sources/archive.py"}
     if stage in OTHERS:  # so is an adapter, which brings what several of them share
         wanted |= closure(ROOT / "pipeline" / "adapters" / "gloria.py")

@@ -30,7 +30,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         params = read_record(Params, _runs_filled_in(raw))
         check(params)
     except ParamsError as error:
-        raise ParamsError(f"{path}: {error}") from None
+        raise ParamsError(*(f"{path}: {line}" for line in error.lines)) from None
     return params
 
 

@@ -1,13 +1,17 @@
 import copy
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
 
+from pipeline.config import params
 from pipeline.config.load import load_params
+from pipeline.config.params import Train
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import read_run_config, run_config, speed, without_speed, write_run_config
 
@@ -195,7 +199,7 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("runs.plain.model", {"dim": 3}, "runs.plain.model: unknown key"),
         ("runs.a-b", {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}, "runs.a-b: no '-'"),
         ("runs.plain.like", "othr", "runs.plain.like: 'othr' is not among runs (did you mean other?)"),
-        ("runs.plain.like", ["other"], "runs.plain.like: ['other'] is not among runs"),
+        ("runs.plain.like", ["other"], "runs.plain.like: expected text, got ['other']"),
         ("runs.plain.like", "plain", "runs.plain.like: plain -> plain goes round in a circle"),
         ("runs.some", {"like": "plain", "datasets": ["siim"]}, "runs.some.datasets.siim: unknown data set"),
         ("runs.some", {"like": "plain", "loss": {"mvz": 1}}, "runs.some.loss.mvz: unknown key (did you mean mvs?)"),
@@ -295,8 +299,9 @@ def test_a_run_like_another_names_its_differences_alone(tmp_path):
     assert third.loss == replace(second.loss, tcl_weight=9.0) and third.augment == replace(other.augment, text=True)
     assert record.runs["third"].train == {"lr": "2e-4"}
     raw["runs"]["other"]["like"] = "third"
-    with pytest.raises(ParamsError, match=r"runs\.\w+\.like: .*third -> second -> other -> third goes round"):
+    with pytest.raises(ParamsError, match=r"runs\.\w+\.like: .*third -> second -> other -> third goes round") as error:
         load(tmp_path, raw)
+    assert "\n" not in str(error.value)
 
 
 def test_the_rows_of_table_4_differ_in_what_they_are_named_for():
@@ -355,3 +360,81 @@ def test_how_fast_a_run_trains_is_no_part_of_what_it_trains(tmp_path):
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(values))
     changed = run_config(load_params(tmp_path / "b.yaml"), "resnet_m")
     assert without_speed(changed) != without_speed(run_config(a, "resnet_m"))
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    """One line a key: first what the keys' own types say, then what the keys say of one another."""
+    raw = changed("train.lr", "fast")
+    raw["train"]["epoch"] = 3
+    raw["loss"]["mvs"] = 1
+    raw["runs"]["plain"]["like"] = "othr"
+    del raw["sources"]["chexpert"]["stamp"]
+    at = f"{tmp_path / 'params.yaml'}: "
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, raw)
+    assert set(str(error.value).splitlines()) == {
+        f"{at}train.lr: expected a number, got 'fast'",
+        f"{at}train.epoch: unknown key (did you mean epochs?)",
+        f"{at}loss.mvs: expected true or false, got 1",
+        f"{at}runs.plain.like: 'othr' is not among runs (did you mean other?)",
+        f"{at}sources.chexpert.stamp: missing",
+    }
+    raw = changed("main", ["plan"])
+    raw["runs"]["plain"]["train"] = {"epoch": 3, "lr": "fast"}
+    raw["evaluate"]["few_shot"]["seeds"] = []
+    raw["sources"]["rsna"] = {"reader": "siim", "path": "a", "stamp": "b"}
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, raw)
+    assert str(error.value).splitlines() == [
+        f"{at}sources.rsna.reader: 'siim' is neither rsna nor manifest",
+        f"{at}runs.plain.train.lr: expected a number, got 'fast'",
+        f"{at}runs.plain.train.epoch: unknown key (did you mean epochs?)",
+        f"{at}main: 'plan' is not among runs (did you mean plain?)",
+        f"{at}evaluate.few_shot.seeds: expected at least one, each once",
+    ]
+
+
+def test_sources_of_ones_own_in_the_demo_are_one_message(tmp_path):
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["sources"] = {"mine": {"reader": "manifest", "path": "a", "manifest": "list.csv", "stamp": "b"}}
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, raw)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 21 and lines[-1] == f"and {len(error.value.lines) - 20} more"
+    told = {line.split(": ")[1] for line in error.value.lines}
+    assert told == {
+        *(f"runs.{name}.datasets" for name, run in raw["runs"].items() if "paired" not in run),
+        *(f"runs.mixed.{role}" for role in ("paired", "images", "texts")),
+        "evaluate.official.runs",
+    }
+
+
+def test_a_bound_of_a_section_is_said_once_and_not_for_each_run(tmp_path):
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, changed("train", {"epochs": 2, "warmup_epochs": 3}))
+    assert str(error.value) == f"{tmp_path / 'params.yaml'}: train.warmup_epochs: 3.0 is outside [0, 2]"
+    with pytest.raises(ParamsError, match=r"runs\.plain\.train\.warmup_epochs: 9\.0 is outside \[0, 4\]"):
+        load(tmp_path, changed("runs.plain.train", {"warmup_epochs": 9}))
+
+
+def test_records_are_strict_however_they_are_made():
+    for wrong in ({"epochs": True}, {"epochs": "4"}, {"epochs": 4.0}, {"lr": True}, {"compile": 1}, {"epoch": 4}):
+        with pytest.raises(ValueError):
+            Train(**wrong)
+    made = replace(Train(epochs=4), lr=1)
+    assert made.lr == 1.0 and isinstance(made.lr, float) and asdict(made)["epochs"] == 4
+    with pytest.raises(ValueError):
+        replace(made, epochs=0)
+
+
+def test_no_field_of_a_record_takes_what_only_looks_like_its_type():
+    """A bare int, float or bool would take "4", true and 1 for one another."""
+    strict = 0
+    for record in vars(params).values():
+        if isinstance(record, type) and is_dataclass(record):
+            for name in get_type_hints(record):
+                text = str(get_type_hints(record, include_extras=True)[name])
+                bare = re.sub(r"Annotated\[(int|float|bool), Strict", "", text)
+                assert not re.search(r"\b(int|float|bool)\b", bare), f"{record.__name__}.{name}"
+                strict += text != bare
+    assert strict > 50

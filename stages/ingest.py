@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from pipeline.config.checks import check_stamps
 from pipeline.config.load import load_params
 from pipeline.config.records import ParamsError
 from pipeline.ingest.build import IngestError, ingest_archive
@@ -15,6 +16,7 @@ from pipeline.tracking import mlflow_runs
 def main(dataset: str) -> None:
     try:
         settings = load_params()
+        check_stamps(settings)
         if dataset not in settings.sources:
             raise ParamsError(f"sources.{dataset}: missing; add where the archive lies to params.yaml")
         with mlflow_runs.stage_run("ingest", dataset, settings.ingest, enabled=settings.tracking.enabled) as run:

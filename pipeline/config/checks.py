@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 
 from pipeline.config.params import ADAPTERS, Evaluate, MixedModel, Params, Run
 from pipeline.config.records import ParamsError, hint
 from pipeline.config.run_config import NOT_MIXED, RunConfig, run_config
 from pipeline.datasets import MANIFEST, Table, archives, datasets_of, facts, used_for
+
+STAMPS = Path("data/fingerprints")  # of the stamps that ``stages.fingerprint`` writes
+PHANTOMS = Path("data/phantom")  # whose stamps the stage phantom writes
 
 
 def check(params: Params) -> None:
@@ -30,6 +34,23 @@ def check(params: Params) -> None:
     ]
     if found:
         raise ParamsError(*dict.fromkeys(found))
+
+
+def check_stamps(params: Params) -> None:
+    """Whether every stamp is there that no stage of the graph makes; DVC only says that a file is missing.
+
+    Raises:
+        ParamsError: a line for each that is not, with the command that writes it.
+    """
+    lost = []
+    for name, source in params.sources.items():
+        stamp = Path(source.stamp)
+        if PHANTOMS in stamp.parents or stamp.is_file():
+            continue
+        own = "" if stamp.parent == STAMPS else f"set {STAMPS / name}.json, and "
+        lost.append(f"sources.{name}.stamp: {stamp} not found; {own}run: python -m stages.fingerprint")
+    if lost:
+        raise ParamsError(*lost)
 
 
 def _sources(params: Params, table: Table) -> Iterator[str]:

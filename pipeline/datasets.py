@@ -75,8 +75,12 @@ def _given(table: Table | None) -> Table:
 
 def facts(name: str, table: Table | None = None) -> Dataset:
     """What is known of a data set. One that is not in the table is a user's own: reports to train on, and no more."""
-    found = _given(table).get(name)
-    return found or Dataset(name, MANIFEST, OWN, "both", "reports", ("pretraining",))
+    return _given(table).get(name) or _own(name)
+
+
+@cache
+def _own(name: str) -> Dataset:
+    return Dataset(name, MANIFEST, OWN, "both", "reports", ("pretraining",))
 
 
 def datasets_of(sources: Mapping[str, HasReader]) -> Table:

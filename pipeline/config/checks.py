@@ -87,12 +87,13 @@ def _run(params: Params, table: Table, name: str, run: Run) -> Iterator[str]:
     training = (*used_for("pretraining", table), *own)
     accept = {"paired": reports, "images": tuple(table), "texts": reports} if run.mixed else {"datasets": training}
     for key, accepted in accept.items():
+        if lost := [d for d in getattr(run, key) if d in accepted and d not in params.sources]:
+            are, them = ("is", "it") if len(lost) == 1 else ("are", "them")
+            yield f"{at}.{key}: {', '.join(lost)} {are} not among sources; add {them} there or leave out the run"
         for dataset in getattr(run, key):
             if dataset not in accepted:
                 yield from _known(f"{at}.{key}", [dataset], accepted)
-            elif dataset not in params.sources:
-                yield f"{at}.{key}: {dataset} is not among sources; add it there or leave out the run"
-            elif params.sources[dataset].split in table[dataset].all_test:
+            elif dataset in params.sources and params.sources[dataset].split in table[dataset].all_test:
                 again = [d for d in table if table[d].archive == dataset]
                 other = next(s for s in table[dataset].splits if s not in table[dataset].all_test)
                 yield (

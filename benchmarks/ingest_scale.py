@@ -21,13 +21,13 @@ import psutil
 RUN = """
 import sys
 from pathlib import Path
-from pipeline.ingest.build import ingest
+from pipeline.ingest.build import ingest_archive
 from pipeline.config.params import Ingest, Source
 
 if __name__ == "__main__":
     root, out, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     options = Ingest(short_side=512, shard_size=100, workers=workers)
-    ingest("rsna", Source("rsna", root, ""), options, out / "shards", out / "index.parquet", out / "work", 0)
+    ingest_archive("rsna", Source("rsna", root, ""), options, out / "shards", out / "index.parquet", out / "work", 0)
 """
 
 

@@ -59,7 +59,7 @@ STUDIES, BATCH, PICTURES = 128, 32, 12
 ENCODER = ImageEncoder("resnet18", False, args={"layers": [1] * 4, "channels": [8] * 4})
 TEXT = TextEncoder("", 8000, {}, 256)
 CONFIG = RunConfig(
-    *("input", 0, ("mimic_cxr",), ENCODER, TEXT, 512, 14.3, SIZE, Sampling(), Augment(), Loss()),
+    *("input", 0, ("mimic_cxr",), ENCODER, TEXT, 512, 0.07, SIZE, Sampling(), Augment(), Loss()),
     train=Train(batch_size=BATCH),
 )
 

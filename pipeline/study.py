@@ -66,8 +66,9 @@ class Study:
 
     @property
     def first_frontal(self) -> View:
-        """The view evaluation uses: the first frontal one, else the first (paper section 4.1: one frontal image)."""
-        return next((v for v in self.views if v.frontal), self.views[0])
+        """The view evaluation uses (paper section 4.1: one frontal image): the first frontal one, else the first of
+        unknown position, else the first lateral one."""
+        return min(self.views, key=lambda view: 0 if view.frontal else 1 if not view.position else 2)
 
     def with_views(self, views: Iterable[View]) -> Study:
         """The same study with other views."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pipeline.config.checks import STAMPS, check_stamps
 from pipeline.config.load import load_params
 from pipeline.config.records import ParamsError
 from pipeline.ingest import sources
-
-STAMPS = Path("data/fingerprints")
+from stages import run
 
 
 def main(*datasets: str) -> None:
@@ -32,6 +32,8 @@ def main(*datasets: str) -> None:
             stamp.parent.mkdir(parents=True, exist_ok=True)
             stamp.write_text(text, encoding="utf-8")
         print(f"fingerprint {dataset}: {'changed' if changed else 'the same'}")
+    if not datasets:
+        check_stamps(settings)  # those that are files of an archive
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """``python -m stages.reference [--write]``: reports/ beside docs/reference, the figures of the committed demo.
 
-Not a stage of the graph. ``--write`` makes the figures at hand the reference, after a change that is meant to move them.
+Not a stage of the graph. ``--write`` makes the figures at hand the reference, after a change that is meant to change
+them.
 """
 
 from __future__ import annotations

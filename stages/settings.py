@@ -1,12 +1,15 @@
 """Stage ``settings``: params.yaml -> data/settings, what each other stage reads of it."""
 
+from pipeline.config.checks import check_stamps
 from pipeline.config.load import load_params
 from pipeline.config.settings import write_settings
 from stages import run
 
 
 def main() -> None:
-    print(f"settings: {write_settings(load_params())} files")
+    params = load_params()
+    check_stamps(params)  # before anything runs
+    print(f"settings: {write_settings(params)} files")
 
 
 if __name__ == "__main__":

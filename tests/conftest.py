@@ -45,7 +45,7 @@ PLAIN = {  # of a RunConfig
     "image_encoder": SWIN,
     "text_encoder": BERT,
     "dim": 16,
-    "scale": 10.0,
+    "temperature": 0.1,
     "image_size": 32,
     "sampling": Sampling(),
     "augment": Augment(),

@@ -9,7 +9,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from pipeline.config.params import Params, read_record
+from pipeline.config.params import Params
+from pipeline.config.records import read_record
 from pipeline.reporting.results import load_results, load_summaries
 from pipeline.storage.index import write_studies
 from pipeline.storage.shards import EncodedPicture, ShardWriter

@@ -10,7 +10,7 @@ import pytest
 from pipeline.config.params import Run
 from pipeline.reporting import formats, tables
 from pipeline.reporting.compositions import learns_from
-from pipeline.reporting.results import Measure, RunResult, Summary, load_paper
+from pipeline.reporting.results import Measure, RunResult, Summary
 
 M, NIH, OPENI = "mimic_cxr", "chestxray14_official", "openi"
 SOURCES = {
@@ -65,7 +65,6 @@ def built():
 
 
 def test_what_runs_learn_from_in_words():
-    paper = load_paper()
     said = {
         "pairs M": {"paired": (M,)},
         "pairs M + images C14 + texts O": {"paired": (M,), "images": (NIH,), "texts": ("openi_by_patient",)},
@@ -75,8 +74,8 @@ def test_what_runs_learn_from_in_words():
         "M,C": {"image_encoder": "resnet", "datasets": (M, "chexpert")},
         "pairs ours": {"paired": ("ours",)},  # a data set of the reader's own
     }
-    assert {learns_from(paper, Run(**roles)) for roles in said.values()} == set(said)
-    assert [learns_from(paper, Run(**roles)) for roles in said.values()] == list(said)
+    assert {learns_from(Run(**roles)) for roles in said.values()} == set(said)
+    assert [learns_from(Run(**roles)) for roles in said.values()] == list(said)
 
 
 def test_compositions_in_order_with_decibels_and_clean_figures(built):

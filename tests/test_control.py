@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from pipeline.config.load import load_params
-from pipeline.config.params import BINARY_DATASETS, Bootstrap
+from pipeline.config.params import Bootstrap
 from pipeline.config.run_config import run_config
+from pipeline.datasets import used_for
 from pipeline.evaluation import embed, protocols, retrieval, zero_shot
 from tests.small_runs import ingested, trained
 
@@ -27,7 +28,7 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         Macro zero-shot AUC over VinDr-CXR, RSNA and SIIM, and MIMIC-CXR R@10 as a multiple of chance; both [seeds].
     """
     p = load_params(ROOT / "profiles" / f"{profile}.yaml")
-    datasets = ("mimic_cxr", *BINARY_DATASETS)
+    datasets = ("mimic_cxr", *used_for("binary_classification"))
     index = ingested(folder, p, **{name: studies.get(name, p.phantom.archives[name]) for name in datasets})
     some = next(iter(p.runs)) if not p.control else p.control
     run = replace(run_config(p, some), datasets=("mimic_cxr",))
@@ -44,7 +45,7 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         few = Bootstrap(samples=50)  # of fewer, none may have both classes of a small test set
         at = (out / "embeddings", index, list(datasets))
         scored = zero_shot.evaluate_zero_shot(*at, chosen, few, 0, {}, run.datasets)["metrics"]
-        aucs.append(np.mean([scored[f"{name}.auc"]["value"] for name in BINARY_DATASETS]))
+        aucs.append(np.mean([scored[f"{name}.auc"]["value"] for name in used_for("binary_classification")]))
         found = retrieval.evaluate_retrieval(*at, sets, (10,), few, 0)
         recalls.append(found["metrics"]["mimic_cxr.r10"]["value"] / found["pools"]["mimic_cxr"]["chance"]["r10"])
     return np.array(aucs), np.array(recalls)

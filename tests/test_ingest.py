@@ -203,7 +203,7 @@ def contents(out):
 SCRIPT = """
 import resource, sys
 from pathlib import Path
-from pipeline.ingest.build import IngestError, ingest
+from pipeline.ingest.build import IngestError, ingest_archive
 from pipeline.config.params import Ingest, Source
 
 if __name__ == "__main__":
@@ -213,7 +213,7 @@ if __name__ == "__main__":
     options = Ingest(short_side=16, shard_size=7, workers=2, scheduler=scheduler)
     try:
         source = Source("chestxray14", root, "")
-        ingest("chestxray14", source, options, out / "shards", out / "index.parquet", out / "work", 0)
+        ingest_archive("chestxray14", source, options, out / "shards", out / "index.parquet", out / "work", 0)
     except IngestError as error:
         sys.exit(f"ingest: {error}")
 """

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from test_sources import REAL, chexpert, chexpert_row, mimic, put, read_all, real, splits
 
-from pipeline.config.params import DATASETS, Ingest, Source
+from pipeline.config.params import Ingest, Source
+from pipeline.config.records import ParamsError
+from pipeline.datasets import archives
 from pipeline.ingest.build import ingest_archive
 from pipeline.ingest.images import read_view
 from pipeline.ingest.sources import SourceError, open_archive, read_archive
@@ -25,7 +27,7 @@ from pipeline.study import Study
 def phantoms(tmp_path_factory):
     """Every archive in its public layout, 20 studies each."""
     root = tmp_path_factory.mktemp("phantoms")
-    for dataset in DATASETS:
+    for dataset in archives():
         write_archive(dataset, root / dataset, 20, 64, 0, workers=1)
     return root
 
@@ -52,7 +54,7 @@ def pack(source: Path, target: Path):
                 archive.add(file, file.relative_to(source.parent))
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", archives())
 @pytest.mark.parametrize("form", ["whole.zip", "images.tar.gz"])
 def test_packed_archives_give_the_same_shards(phantoms, tmp_path, dataset, form):
     loose, reasons = ingested(dataset, Source(dataset, str(phantoms / dataset), ""), tmp_path / "loose")
@@ -126,7 +128,7 @@ def test_vindr_re_exported_as_png(phantoms, tmp_path):
 
 
 def test_the_stamp_changes_whenever_a_file_does(tmp_path, monkeypatch):
-    from stages import fingerprint
+    from stages import fingerprint, ingest, phantom
 
     profile = (Path(__file__).parents[1] / "profiles" / "micro.yaml").read_text()
     stamp = tmp_path / "data" / "fingerprints" / "siim.json"
@@ -142,6 +144,13 @@ def test_the_stamp_changes_whenever_a_file_does(tmp_path, monkeypatch):
     put(tmp_path, "siim/a.dcm", "xy")
     fingerprint.main(["siim"])
     assert stamp.read_text() != first
+    stamp.unlink()
+    with pytest.raises(SystemExit) as stopped:
+        ingest.main("siim")
+    said = "sources.siim.stamp: data/fingerprints/siim.json not found; run: python -m stages.fingerprint"
+    assert str(stopped.value) == f"ingest: {said}"  # and nothing of phantoms, whose stamps are yet to be made
+    with pytest.raises(ParamsError, match=said):
+        phantom.main("rsna")
     shutil.rmtree(tmp_path / "siim")
     with pytest.raises(SourceError, match=r"sources\.siim\.path"):
         fingerprint.main(["siim"])

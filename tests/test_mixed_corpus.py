@@ -76,7 +76,7 @@ BAD = [
     ({"image_encoder": "resnet"}, r"runs\.some: a mixed run \(paired, images, texts\) has no image_encoder and no"),
     ({"datasets": ["mimic_cxr"]}, r"runs\.some: a mixed run \(paired, images, texts\) has no image_encoder and no"),
     ({"paired": None, "images": None}, r"runs\.some: no source in any role; name paired, images or texts, or datasets"),
-    ({"texts": ["mimic_cxr"]}, r"runs\.some: mimic_cxr stands in two roles"),
+    ({"texts": ["mimic_cxr"]}, r"runs\.some: mimic_cxr is in two roles"),
     (
         {"paired": ["chexpert"]},
         r"runs\.some\.paired\.chexpert: unknown data set; known are mimic_cxr, openi, openi_by_patient",
@@ -86,7 +86,7 @@ BAD = [
     ({"images": ["siim"]}, r"runs\.some\.images: siim is not among sources"),
     ({"paired_fraction": 1.5}, r"runs\.some\.paired_fraction: 1\.5 is outside \[0, 1\]"),
     ({"shape": {"mask_ratio": 0.0}}, r"model\.mixed\.mask_ratio: 0\.0 is outside \(0, 1\)"),
-    ({"shape": {"mask_ratio": 1}}, r"model\.mixed\.mask_ratio: 1\.0 is outside \(0, 1\)"),
+    ({"shape": {"mask_ratio": 1}}, r"model\.mixed\.mask_ratio: 1 is outside \(0, 1\)"),
     (
         {"shape": {"patch": 16, "scales": 3}},
         r"model\.mixed: model\.image_size 224 is not two or more cells .* 64 pixels",

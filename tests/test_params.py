@@ -1,13 +1,17 @@
 import copy
 import json
 import math
-from dataclasses import replace
+import re
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
 
+from pipeline.config import params
 from pipeline.config.load import load_params
+from pipeline.config.params import Train
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import read_run_config, run_config, speed, without_speed, write_run_config
 
@@ -74,7 +78,7 @@ def test_values_and_defaults(tmp_path):
     # what the paper sets, where the file is silent
     assert (record.train.batch_size, record.train.weight_decay, record.loss.icl_weight) == (128, 1e-4, 1.0)
     assert (record.model.dim, record.model.image_size, record.model.text_encoder.max_tokens) == (512, 224, 256)
-    assert record.model.scale == pytest.approx(14.2857, abs=1e-4)
+    assert record.model.temperature == 0.07
 
 
 @pytest.mark.parametrize("text", ["1e-4", "'1e-4'", "1.0e-4", "0.0001", ".0001"])
@@ -101,11 +105,15 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("model.image_encoders.swin.weights", "x", "model.image_encoders.swin.weights: unknown key"),
         ("sources.mimic", {"reader": "mimic", "path": "a", "stamp": "b"}, "sources.mimic: unknown data set"),
         ("sources.mimic_cxr.reader", "siim", "sources.mimic_cxr.reader: 'siim' is neither mimic_cxr nor manifest"),
-        ("sources.mimic_cxr.split", "patient", "sources.mimic_cxr.split: only chestxray14, rsna and openi"),
+        (
+            "sources.mimic_cxr.split",
+            "patient",
+            "sources.mimic_cxr.split: 'patient' is none of paper; chestxray14, rsna, openi can",
+        ),
         (
             "sources.rsna",
             {"reader": "rsna", "path": "a", "stamp": "b", "split": "official"},
-            "sources.rsna.split: only chestxray14 has official lists",
+            "sources.rsna.split: 'official' is none of paper, patient; chestxray14 can be split so",
         ),
         (
             "sources.chestxray14_official",
@@ -120,7 +128,7 @@ def test_a_whole_number_is_a_number(tmp_path):
         (
             "sources.openi_by_patient",
             {"reader": "openi", "path": "a", "stamp": "b", "split": "official"},
-            "sources.openi_by_patient.split: only chestxray14 has official lists",
+            "sources.openi_by_patient.split: official, but it is the data set of split: patient",
         ),
         (
             "sources.chestxray14_official",
@@ -158,7 +166,7 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("train.batch_size", 1, "train.batch_size: 1 is outside"),
         ("back_translation", {"forward": "a"}, "back_translation.back: missing; name the models of both directions"),
         ("back_translation", {"back": "a"}, "back_translation.forward: missing; name the models of both directions"),
-        ("back_translation", {"temperature": 0}, "back_translation.temperature: 0.0 is not above 0"),
+        ("back_translation", {"temperature": 0}, "back_translation.temperature: 0 is outside (0, 100]"),
         ("back_translation", {"beams": 1}, "back_translation.beams: 1 is outside"),
         ("back_translation", {"max_tokens": 7}, "back_translation.max_tokens: 7 is outside"),
         ("back_translation", {"batch_size": 0}, "back_translation.batch_size: 0 is outside"),
@@ -166,12 +174,12 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("back_translation", {"device": "tpu"}, "back_translation.device: 'tpu' is none of auto, cpu, cuda"),
         ("train.patience", -1, "train.patience: -1 is outside"),
         ("train.save_minutes", -0.5, "train.save_minutes: -0.5 is outside"),
-        ("train.timeout_minutes", 0, "train.timeout_minutes: 0.0 is outside"),
+        ("train.timeout_minutes", 0, "train.timeout_minutes: 0 is outside"),
         ("runs.plain.train", {"epochs": 0}, "runs.plain.train.epochs: 0 is outside"),
         ("evaluate.protocols", [], "evaluate.protocols: an empty list; name at least one protocol"),
         ("evaluate.zero_shot", "x.yaml", "evaluate.zero_shot: unknown key"),
         ("evaluate.few_shot.draws", 0, "evaluate.few_shot.draws: 0 is outside"),
-        ("evaluate.few_shot.shares.p10", 10, "evaluate.few_shot.shares.p10: 10.0 is outside [0, 1]"),
+        ("evaluate.few_shot.shares.p10", 10, "evaluate.few_shot.shares.p10: 10 is outside [0, 1]"),
         ("evaluate.few_shot.shares", {"p1": 0.01}, "evaluate.few_shot: shares and epochs"),
         ("evaluate.few_shot.subset", "all", "evaluate.few_shot.subset: 'all' is none of stratified, random"),
         ("evaluate.few_shot.seeds", [0, 0], "evaluate.few_shot.seeds: expected at least one, each once"),
@@ -191,14 +199,14 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("runs.plain.model", {"dim": 3}, "runs.plain.model: unknown key"),
         ("runs.a-b", {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}, "runs.a-b: no '-'"),
         ("runs.plain.like", "othr", "runs.plain.like: 'othr' is not among runs (did you mean other?)"),
-        ("runs.plain.like", ["other"], "runs.plain.like: ['other'] is not among runs"),
+        ("runs.plain.like", ["other"], "runs.plain.like: expected text, got ['other']"),
         ("runs.plain.like", "plain", "runs.plain.like: plain -> plain goes round in a circle"),
         ("runs.some", {"like": "plain", "datasets": ["siim"]}, "runs.some.datasets.siim: unknown data set"),
         ("runs.some", {"like": "plain", "loss": {"mvz": 1}}, "runs.some.loss.mvz: unknown key (did you mean mvs?)"),
         ("runs.other.loss", {"icl_weight": 0, "mvs_weight": 0, "tcl_weight": 0}, "runs.other.loss: mvs_weight, icl_we"),
-        ("loss.scale_limits", [4, 3], "runs.plain.loss.scale_limits: [4.0, 3.0] is no lower and upper bound"),
-        ("loss.scale_limits", [-1, 3], "loss.scale_limits[0]: -1.0 is outside"),
-        ("loss.mlm_rate", 0, "loss.mlm_rate: 0.0 is outside [0.01, 0.99]"),
+        ("loss.scale_limits", [4, 3], "loss.scale_limits: [4.0, 3.0] is no lower and upper bound"),
+        ("loss.scale_limits", [-1, 3], "loss.scale_limits[0]: -1 is outside"),
+        ("loss.mlm_rate", 0, "loss.mlm_rate: 0 is outside [0.01, 0.99]"),
         ("loss.queue", 0, "loss.queue: 0 is outside"),
         ("augment.text_method", "sWap", "augment.text_method: 'sWap' is none of swap, eda"),
         ("loss.label_positives", True, "runs.plain.loss.label_positives: none of the run's data sets has labels"),
@@ -291,8 +299,9 @@ def test_a_run_like_another_names_its_differences_alone(tmp_path):
     assert third.loss == replace(second.loss, tcl_weight=9.0) and third.augment == replace(other.augment, text=True)
     assert record.runs["third"].train == {"lr": "2e-4"}
     raw["runs"]["other"]["like"] = "third"
-    with pytest.raises(ParamsError, match=r"runs\.\w+\.like: .*third -> second -> other -> third goes round"):
+    with pytest.raises(ParamsError, match=r"runs\.\w+\.like: .*third -> second -> other -> third goes round") as error:
         load(tmp_path, raw)
+    assert "\n" not in str(error.value)
 
 
 def test_the_rows_of_table_4_differ_in_what_they_are_named_for():
@@ -351,3 +360,87 @@ def test_how_fast_a_run_trains_is_no_part_of_what_it_trains(tmp_path):
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(values))
     changed = run_config(load_params(tmp_path / "b.yaml"), "resnet_m")
     assert without_speed(changed) != without_speed(run_config(a, "resnet_m"))
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    """One line a key: first what the keys' own types say, then what the keys say of one another."""
+    raw = changed("train.lr", "fast")
+    raw["train"]["epoch"] = 3
+    raw["loss"]["mvs"] = 1
+    raw["runs"]["plain"]["like"] = "othr"
+    del raw["sources"]["chexpert"]["stamp"]
+    at = f"{tmp_path / 'params.yaml'}: "
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, raw)
+    assert set(str(error.value).splitlines()) == {
+        f"{at}train.lr: expected a number, got 'fast'",
+        f"{at}train.epoch: unknown key (did you mean epochs?)",
+        f"{at}loss.mvs: expected true or false, got 1",
+        f"{at}runs.plain.like: 'othr' is not among runs (did you mean other?)",
+        f"{at}sources.chexpert.stamp: missing",
+    }
+    raw = changed("main", ["plan"])
+    raw["runs"]["plain"]["train"] = {"epoch": 3, "lr": "fast"}
+    raw["evaluate"]["few_shot"]["seeds"] = []
+    raw["sources"]["rsna"] = {"reader": "siim", "path": "a", "stamp": "b"}
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, raw)
+    assert str(error.value).splitlines() == [
+        f"{at}sources.rsna.reader: 'siim' is neither rsna nor manifest",
+        f"{at}runs.plain.train.lr: expected a number, got 'fast'",
+        f"{at}runs.plain.train.epoch: unknown key (did you mean epochs?)",
+        f"{at}main: 'plan' is not among runs (did you mean plain?)",
+        f"{at}evaluate.few_shot.seeds: expected at least one, each once",
+    ]
+
+
+def test_sources_of_ones_own_in_the_demo_are_one_message(tmp_path):
+    raw = yaml.safe_load((ROOT / "params.yaml").read_text())
+    raw["sources"] = {"mine": {"reader": "manifest", "path": "a", "manifest": "list.csv", "stamp": "b"}}
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, raw)
+    lines = str(error.value).splitlines()
+    told = [line.split(": ")[1] for line in lines]
+    assert len(told) == len(set(told)) and set(told) == {
+        *(f"runs.{name}.datasets" for name, run in raw["runs"].items() if "paired" not in run),
+        *(f"runs.mixed.{role}" for role in ("paired", "images", "texts")),
+        "evaluate.official.runs",
+    }
+    said = "runs.clip.datasets: mimic_cxr, chexpert are not among sources; add them there or leave out the run"
+    assert any(line.endswith(said) for line in lines)
+
+
+def test_of_very_many_errors_twenty_are_shown():
+    assert str(ParamsError(*map(str, range(20)))).splitlines() == [*map(str, range(20))]
+    assert str(ParamsError(*map(str, range(33)))).splitlines() == [*map(str, range(20)), "and 13 more"]
+
+
+def test_a_bound_of_a_section_is_said_once_and_not_for_each_run(tmp_path):
+    with pytest.raises(ParamsError) as error:
+        load(tmp_path, changed("train", {"epochs": 2, "warmup_epochs": 3}))
+    assert str(error.value) == f"{tmp_path / 'params.yaml'}: train.warmup_epochs: 3.0 is outside [0, 2]"
+    with pytest.raises(ParamsError, match=r"runs\.plain\.train\.warmup_epochs: 9\.0 is outside \[0, 4\]"):
+        load(tmp_path, changed("runs.plain.train", {"warmup_epochs": 9}))
+
+
+def test_records_are_strict_however_they_are_made():
+    for wrong in ({"epochs": True}, {"epochs": "4"}, {"epochs": 4.0}, {"lr": True}, {"compile": 1}, {"epoch": 4}):
+        with pytest.raises(ValueError):
+            Train(**wrong)
+    made = replace(Train(epochs=4), lr=1)
+    assert made.lr == 1.0 and isinstance(made.lr, float) and asdict(made)["epochs"] == 4
+    with pytest.raises(ValueError):
+        replace(made, epochs=0)
+
+
+def test_no_field_of_a_record_takes_what_only_looks_like_its_type():
+    """A bare int, float or bool would take "4", true and 1 for one another."""
+    strict = 0
+    for record in vars(params).values():
+        if isinstance(record, type) and is_dataclass(record):
+            for name in get_type_hints(record):
+                text = str(get_type_hints(record, include_extras=True)[name])
+                bare = re.sub(r"Annotated\[(int|float|bool), Strict", "", text)
+                assert not re.search(r"\b(int|float|bool)\b", bare), f"{record.__name__}.{name}"
+                strict += text != bare
+    assert strict > 50

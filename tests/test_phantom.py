@@ -6,6 +6,8 @@ import csv
 import gzip
 import json
 import re
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
@@ -346,6 +348,28 @@ def test_what_cannot_be_written_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="no phantom"):
         archives.write_archive("siim", tmp_path / "real", 20, 64, 0)
     assert (tmp_path / "real/scan.dcm").is_file()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from pipeline.phantom.archives import write_archive
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))  # as a disk with room for 300 bytes
+try:
+    write_archive(sys.argv[1], Path(sys.argv[2]), 20, 64, 0, workers=1)
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("name", ["mimic_cxr", "chestxray14", "rsna"])  # JPEG, PNG, DICOM
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, name: str) -> None:
+    place = tmp_path / name
+    done = subprocess.run([sys.executable, "-c", FULL, name, str(place)], capture_output=True, text=True, check=True)
+    said = f"{place}: cannot be written (File too large); make room there, or draw less (phantom.archives.{name}, "
+    assert done.stdout.startswith(said) and done.stdout.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_contact_sheet(tmp_path: Path) -> None:

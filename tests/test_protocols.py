@@ -1,6 +1,7 @@
 """Protocols: what the paper's and the others' files say, written out; and files of a user's own, good and bad."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -69,7 +70,7 @@ def test_the_papers_grid_has_its_sizes():
 
 def test_our_prompts_are_the_positive_sentences_of_training():
     found = task("paper_prompts", "chexpert5x200").positive
-    ours = prompts.load_templates(FOLDER.parent / "prompts.yaml")
+    ours = prompts.load_templates(Path(prompts.__file__).with_name("prompts.yaml"))
     assert list(found) == list(task("paper", "chexpert5x200").positive)
     assert {name: tuple(texts) for name, texts in found.items()} == {name: ours.sentences(name, 1) for name in found}
     assert "There is pleural effusion." in found["Pleural Effusion"] and len(found["Edema"]) == 7
@@ -134,7 +135,9 @@ def test_a_file_of_ones_own(tmp_path):
         protocols.classes_of(mine, "rsna")
     with pytest.raises(ProtocolError, match="two are named own"):
         protocols.load_protocols([path, "paper", path])
-    shutil.copy(FOLDER.parent / "prompts.yaml", tmp_path / "sentences.yaml")  # a file is relative to the protocol
+    shutil.copy(
+        Path(prompts.__file__).with_name("prompts.yaml"), tmp_path / "sentences.yaml"
+    )  # a file is relative to the protocol
     spec = {"file": "sentences.yaml", "classes": ["Edema"]}
     assert (
         len(protocols.load_protocol(write(tmp_path, own(prompts=spec, score="cosine"))).tasks["mine"].positive["Edema"])
@@ -204,7 +207,7 @@ def test_a_sample_depends_on_its_seed_and_keeps_the_lists_order(tmp_path):
         (found(tie="findings"), "retrieval.mine.tie: unknown key"),
         (
             found(dataset="mimic"),
-            "retrieval.mine.dataset: 'mimic' is none with reports: chexpert, mimic_cxr, ope",
+            "retrieval.mine.dataset: 'mimic' is none with reports: mimic_cxr, chexpert, ope",
         ),
         (found(dataset="rsna"), "retrieval.mine.dataset: 'rsna' is none with reports"),
         ({**OWN, "retrieval": {"a": SEARCH, "b": SEARCH}}, "retrieval.b.dataset: openi is searched by a already"),

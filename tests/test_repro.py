@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.params import DATASETS, READ_AGAIN
+from pipeline.datasets import known_datasets
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +56,7 @@ def test_repro_builds_every_table_and_then_has_nothing_to_do(clone):
     parts = json.loads((clone / "data/index/openi_by_patient.json").read_text())["written"]
     assert found["clean"]["openi.r10"]["n"] == parts["test"]["studies"] == 2
     assert found["removed"]["openi"] == parts["train"]["studies"] + parts["valid"]["studies"]
-    for dataset in (*DATASETS, *READ_AGAIN):
+    for dataset in known_datasets():
         summary = json.loads((clone / "data" / "index" / f"{dataset}.json").read_text())
         assert summary["written_images"] + summary["rejected_images"] == summary["found_images"] > 0
     assert "up to date" in run(clone, "dvc", "repro")

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.params import DATASETS, Source
+from pipeline.config.params import Source
+from pipeline.datasets import archives, facts
 from pipeline.ingest import sources
 from pipeline.ingest.sources import SourceError, archive, open_archive, read_archive
 from pipeline.study import Reject, Study
@@ -454,20 +455,20 @@ def test_openi_by_patient(tmp_path):
 # Bad input
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", archives())
 def test_missing_archive_names_path_and_where_to_get_it(tmp_path, dataset):
     with pytest.raises(SourceError) as error:
         read_all(dataset, tmp_path / "none")
     said = str(error.value)
-    assert str(tmp_path / "none") in said and f"sources.{dataset}" in said and archive.WHERE[dataset] in said
+    assert str(tmp_path / "none") in said and f"sources.{dataset}" in said and facts(dataset).access in said
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", archives())
 def test_empty_archive_names_the_label_file(tmp_path, dataset):
     with pytest.raises(SourceError, match=r"not found|no report") as error:
         read_all(dataset, tmp_path)
-    assert str(tmp_path) in str(error.value) and archive.WHERE[dataset] in str(error.value)
+    assert str(tmp_path) in str(error.value) and facts(dataset).access in str(error.value)
 
 
 def test_missing_column_and_damaged_file(tmp_path):

@@ -41,7 +41,7 @@ from pipeline.audit.neighbours import (
     candidate_pairs,
     frames,
 )
-from pipeline.config.params import OFFICIAL
+from pipeline.datasets import facts
 from pipeline.storage.pictures import Grey
 from pipeline.storage.shards import load_view
 from pipeline.study import Study, View
@@ -53,13 +53,6 @@ ENOUGH = 128  # pixels of that side from which on ``min_correlation`` is what a 
 MIN_COARSE = 0.82  # correlation of the finest detail of two thumbnails below which pictures are not opened
 MIN_TEXTURE = 0.1  # share of a thumbnail that must not be flat
 
-
-PATIENT_IDS = (
-    "mimic_cxr",
-    "chexpert",
-    "chestxray14",
-    OFFICIAL,
-)  # elsewhere an id names an image or a study, not a person
 LINEAR = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 CUBIC = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
 
@@ -373,7 +366,7 @@ def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, 
 def _row(one: AuditImage, other: AuditImage, value: float, inverted: bool) -> dict[str, Any]:
     """A row of ``PAIR_SCHEMA``."""
     pair = sorted((one, other), key=lambda i: (i.dataset, i.patient, i.study, i.view.id))
-    known = one.dataset == other.dataset and one.dataset in PATIENT_IDS
+    known = one.dataset == other.dataset and facts(one.dataset).patient_ids
     row: dict[str, Any] = {}
     for side, i in zip("ab", pair, strict=True):
         ids = (i.dataset, i.patient, i.study, i.view.id, i.split)

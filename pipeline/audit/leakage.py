@@ -16,11 +16,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.audit.copies import PATIENT_IDS, AuditImage
-from pipeline.config.params import DATASETS, OFFICIAL, PRETRAIN_DATASETS, READ_AGAIN
+from pipeline.audit.copies import AuditImage
+from pipeline.datasets import facts, known_datasets, tested, used_for
 from pipeline.study import SPLITS
 
-TEST_SETS = ("vindr_cxr", "rsna", "siim", "openi", "mimic_cxr", "chexpert", OFFICIAL)
 SEEN_SPLITS = ("train", "valid")
 SEEN_SCHEMA = pa.schema(
     [(n, pa.string()) for n in ("dataset", "patient", "study", "view", "training_set", "training_split", "how")]
@@ -30,8 +29,9 @@ ImageId = tuple[str, str, str, str]  # data set, patient, study, view
 
 
 def datasets_in_order(datasets: Iterable[str]) -> list[str]:
-    """Data sets in the order of ``params.DATASETS``; after them a user's own, by name."""
-    return sorted(datasets, key=lambda name: (DATASETS.index(name) if name in DATASETS else len(DATASETS), name))
+    """Data sets in the order of ``datasets.yaml``; after them a user's own, by name."""
+    known = list(known_datasets())
+    return sorted(datasets, key=lambda name: (known.index(name) if name in known else len(known), name))
 
 
 def image_id(image: AuditImage) -> ImageId:
@@ -78,7 +78,7 @@ def persons(images: Sequence[AuditImage], group: Sequence[int]) -> list[frozense
     """
     known: dict[int, set[Person]] = defaultdict(set)
     for image, number in zip(images, group, strict=True):
-        if image.dataset in PATIENT_IDS:
+        if facts(image.dataset).patient_ids:
             known[number].add((image.dataset, image.patient))
     frozen = {number: frozenset(several) for number, several in known.items()}
     return [frozen.get(number, frozenset()) for number in group]
@@ -127,7 +127,7 @@ def across_splits(images: Iterable[AuditImage]) -> dict[str, dict[str, int] | st
         splits.setdefault(image.dataset, {s: set() for s in SPLITS})[image.split].add(image.patient)
     both = [(a, b) for n, a in enumerate(SPLITS) for b in SPLITS[n + 1 :]]
     return {
-        dataset: {f"{a}/{b}": len(of[a] & of[b]) for a, b in both} if dataset in PATIENT_IDS else "unknown"
+        dataset: {f"{a}/{b}": len(of[a] & of[b]) for a, b in both} if facts(dataset).patient_ids else "unknown"
         for dataset, of in splits.items()
     }
 
@@ -149,9 +149,11 @@ def leakage_table(images: Sequence[AuditImage], rows: Sequence[dict[str, str]]) 
     for row in rows:
         counted[row["dataset"], row["training_set"], row["training_split"], row["how"]] += 1
     lines: list[dict[str, Any]] = []
-    own_sets = datasets_in_order(tests.keys() - {*DATASETS, *READ_AGAIN})
-    for test in (t for t in (*TEST_SETS, *own_sets) if tests[t]):
-        for training in (*(d for d in (*PRETRAIN_DATASETS, *own_sets) if d != test), test):
+    own_sets = datasets_in_order(tests.keys() - known_datasets().keys())
+    trainings = (*used_for("pretraining"), *own_sets)
+    known_tests = sorted(tested(), key=lambda name: name in trainings)  # first those that nothing is trained on
+    for test in (t for t in (*known_tests, *own_sets) if tests[t]):
+        for training in (*(d for d in trainings if d != test), test):
             for split in (s for s in SEEN_SPLITS if (training, s) in there):
                 own = training == test
                 lines.append(
@@ -163,7 +165,7 @@ def leakage_table(images: Sequence[AuditImage], rows: Sequence[dict[str, str]]) 
                         "images": tests[test],
                         "duplicates": counted[test, training, split, "duplicate"],
                         "patients": counted[test, training, split, "patient"],
-                        "patients_known": "yes" if own and test in PATIENT_IDS else "through copies",
+                        "patients_known": "yes" if own and facts(test).patient_ids else "through copies",
                     }
                 )
     columns = ("test_set", "training_set", "training_split", "own")
@@ -182,7 +184,7 @@ def cell(line: dict[str, Any]) -> str:
 def leakage_markdown(frame: pd.DataFrame, counts: dict[str, int], splits: dict[str, dict[str, int] | str]) -> str:
     """The page reports/leakage.md: a table for each part, what was searched, and patients across splits."""
     lines = ["# Test images that a training set has already shown", ""]
-    evaluated = {d for d in frame["test_set"] if d not in PRETRAIN_DATASETS and d in DATASETS}
+    evaluated = {d for d in frame["test_set"] if "pretraining" not in facts(d).uses}
     trainings = [d for d in datasets_in_order(set(frame["training_set"])) if d not in evaluated]
     lines += [
         "Copies are found from pixels; *by patient* counts further test images whose patient the training set has "

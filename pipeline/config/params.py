@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pipeline.config.records import Within
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
 
-OFFICIAL = "chestxray14_official"  # the archive chestxray14 read once more, with its owner's lists as the split
-BY_PATIENT = "openi_by_patient"  # the archive openi read once more, which is all test otherwise
-READ_AGAIN = {OFFICIAL: ("chestxray14", "official"), BY_PATIENT: ("openi", "patient")}  # -> reader and split
-LABEL_DATASETS = ("chexpert", "chestxray14", OFFICIAL)  # captions come from their labels through prompts
-PRETRAIN_DATASETS = ("mimic_cxr", *LABEL_DATASETS, BY_PATIENT)
-REPORT_DATASETS = ("mimic_cxr", "openi", BY_PATIENT)
-BINARY_DATASETS = ("vindr_cxr", "rsna", "siim")  # each class present or not: zero-shot and linear-probe AUC
-DATASETS = ("mimic_cxr", "chexpert", "chestxray14", *BINARY_DATASETS, "openi")  # an archive and a reader each
+from pipeline.config.records import MANY, RECORD, Count, Flag, Number, Positive, Share, Weight, Whole
+
 ADAPTERS = (
     "cxr_clip",
     "gloria",
@@ -24,21 +19,20 @@ ADAPTERS = (
     "open_clip",
     "hf_clip",
 )  # modules of pipeline/adapters
-MANIFEST = "manifest"  # the reader of archives that are nobody else's
-
-MANY = 1 << 20  # upper bound of a number that has no other
-Count = Annotated[int, Within(0, MANY)]
-Positive = Annotated[int, Within(1, MANY)]
-Share = Annotated[float, Within(0, 1)]
-Weight = Annotated[float, Within(0, MANY)]
 
 
-@dataclass(frozen=True)
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if not limits[0] < limits[1]:
+        raise ValueError(f"{list(limits)} is no lower and upper bound")
+    return limits
+
+
+@dataclass(frozen=True, config=RECORD)
 class Source:
     """An archive: a folder, or an fsspec URL such as s3://bucket/folder.
 
-    ``reader`` is the module of pipeline/sources that understands its layout; ``stamp`` a small file that DVC watches in
-    the archive's stead (``python -m stages.fingerprint`` writes one).
+    ``reader`` is the module of pipeline/ingest/sources that understands its layout; ``stamp`` a small file that DVC
+    watches instead of the archive (``python -m stages.fingerprint`` writes one).
     """
 
     reader: str
@@ -50,29 +44,29 @@ class Source:
     manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Phantom:
     """Synthetic archives to draw: archive -> number of studies."""
 
-    archives: dict[str, int]
-    size: int = 256
+    archives: dict[str, Whole]
+    size: Whole = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Ingest:
     """How archives become shards."""
 
-    short_side: Annotated[int, Within(16, MANY)] = 512
-    jpeg_quality: Annotated[int, Within(1, 100)] = 95
+    short_side: Annotated[Whole, Field(ge=16, le=MANY)] = 512
+    jpeg_quality: Annotated[Whole, Field(ge=1, le=100)] = 95
     shard_size: Positive = 512
     workers: Count = 0  # local processes; 0 = one a core
     scheduler: str = ""  # address of a dask scheduler whose workers do the work instead
     target: str = ""  # URL under which the shards go; "" = data/shards
-    labels_only: bool = False
+    labels_only: Flag = False
     max_rejected: Share = 0.05
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Audit:
     """The search for test images that training has seen."""
 
@@ -80,7 +74,7 @@ class Audit:
     workers: Count = 0  # processes; 0 = one a core
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class PromptFiles:
     """The file of training templates, and another one for runs that say ``prompts: ablation``."""
 
@@ -88,7 +82,7 @@ class PromptFiles:
     ablation: str = "pipeline/text/prompts_gloria.yaml"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class BackTranslation:
     """Reports said in other words by two MarianMT models, before training (paper section 4.2).
 
@@ -97,134 +91,134 @@ class BackTranslation:
 
     forward: str = ""  # from English into another language, such as Helsinki-NLP/opus-mt-en-it
     back: str = ""  # and from that into English, such as Helsinki-NLP/opus-mt-it-en
-    beams: Annotated[int, Within(2, 100)] = 5
-    temperature: Annotated[float, Within(0, 100)] = 1.5
-    max_tokens: Annotated[int, Within(8, MANY)] = 128  # of a sentence; longer ones are cut at words
+    beams: Annotated[Whole, Field(ge=2, le=100)] = 5
+    temperature: Annotated[Number, Field(gt=0, le=100)] = 1.5
+    max_tokens: Annotated[Whole, Field(ge=8, le=MANY)] = 128  # of a sentence; longer ones are cut at words
     batch_size: Positive = 32  # sentences of a text translated at a time
     workers: Positive = 1  # processes, which take turns on the CUDA devices
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Sampling:
     """What one draw from a study is (paper section 3.1)."""
 
     unit: Literal["study", "image"] = "study"
-    negatives: Annotated[int, Within(1, 14)] = 3  # a study without any positive must say something
+    negatives: Annotated[Whole, Field(ge=1, le=14)] = 3  # a study without any positive must say something
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Augment:
     """Image and text augmentation (paper section 4.2)."""
 
-    image: bool = True
-    crop_scale: tuple[float, float] = (0.8, 1.1)
+    image: Flag = True
+    crop_scale: tuple[Number, Number] = (0.8, 1.1)
     clahe: Share = 0.5
-    brightness: float = 0.1
-    contrast: float = 0.2
-    text: bool = True
+    brightness: Number = 0.1
+    contrast: Number = 0.2
+    text: Flag = True
     text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.training.sampling.draw_texts``
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class ImageEncoder:
     """A timm model: its name, whether hub weights are loaded, mean and deviation that its three input channels are
     normalised with (of grey in [0, 1]; ImageNet's unless given), and extra arguments."""
 
     name: str
-    pretrained: bool = True
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    pretrained: Flag = True
+    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
+    std: tuple[Number, Number, Number] = (0.229, 0.224, 0.225)
     args: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class TextEncoder:
     """A BERT: by hub name or local folder, or (``name`` empty) a small one with a tokenizer trained on the corpus."""
 
     name: str = ""
-    vocabulary: int = 2000
+    vocabulary: Whole = 2000
     args: dict[str, Any] = field(default_factory=dict)
-    max_tokens: int = 256
+    max_tokens: Whole = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class MixedModel:
     """The one transformer of mixed runs (``pipeline.models.mixed``): image tokens of ``scales`` scales and words.
 
     A token of scale k covers patch * 2**k pixels a side. ``mask_ratio`` of the coarsest scale's cells are hidden.
     """
 
-    patch: Annotated[int, Within(2, 1024)] = 14
-    scales: Annotated[int, Within(1, 8)] = 3
-    width: Annotated[int, Within(4, MANY)] = 768
-    layers: Annotated[int, Within(1, 1000)] = 12
-    heads: Annotated[int, Within(1, 1000)] = 12
-    mask_ratio: float = 0.5
+    patch: Annotated[Whole, Field(ge=2, le=1024)] = 14
+    scales: Annotated[Whole, Field(ge=1, le=8)] = 3
+    width: Annotated[Whole, Field(ge=4, le=MANY)] = 768
+    layers: Annotated[Whole, Field(ge=1, le=1000)] = 12
+    heads: Annotated[Whole, Field(ge=1, le=1000)] = 12
+    mask_ratio: Annotated[Number, Field(gt=0, lt=1)] = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Model:
     """Both encoders and the shared space; ``mixed``: what takes the encoders' place in mixed runs."""
 
     image_encoders: dict[str, ImageEncoder]
     text_encoder: TextEncoder
-    dim: int = 512
-    scale: float = 1 / 0.07
-    image_size: int = 224
-    mixed: MixedModel = MixedModel()
+    dim: Whole = 512
+    temperature: Annotated[Number, Field(gt=0, le=MANY)] = 0.07  # before training; the cosines are divided by it
+    image_size: Whole = 224
+    mixed: MixedModel = field(default_factory=MixedModel)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Loss:
     """A method: the weight of each term, and what the terms look at. The defaults are CXR-CLIP (paper section 3.3).
+
+    ``scale_limits`` bound 1 / temperature, the factor on the cosines, in training (``model.temperature`` is its start).
 
     ``pipeline.training.losses`` computes the contrastive terms, ``pipeline.training.declip`` those of DeCLIP,
     ``pipeline.training.mixed_losses`` those of mixed runs; a table of methods is in docs/training.md.
     """
 
-    mvs: bool = True  # image-text term over all four pairs, else over the first alone
+    mvs: Flag = True  # image-text term over all four pairs, else over the first alone
     mvs_weight: Weight = 1.0
     icl_weight: Weight = 1.0
     tcl_weight: Weight = 0.5
     nn_weight: Weight = 0.0
     simsiam_weight: Weight = 0.0
     mlm_weight: Weight = 0.0
-    label_positives: bool = False  # studies with the same labels are one another's positives in the image-text term
+    label_positives: Flag = False  # studies with the same labels are one another's positives in the image-text term
     label_smoothing: Share = 0.0
-    scale_limits: tuple[Weight, Weight] = (0.0, 100.0)  # of the factor on the cosines; the upper one is CLIP's
+    scale_limits: Annotated[tuple[Weight, Weight], AfterValidator(_ascending)] = (0.0, 100.0)  # of 1 / temperature
     queue: Positive = 65536  # texts among which nn looks for the nearest
-    mlm_rate: Annotated[float, Within(0.01, 0.99)] = 0.15  # of the tokens
+    mlm_rate: Annotated[Number, Field(ge=0.01, le=0.99)] = 0.15  # of the tokens
     regeneration_weight: Weight = 0.0  # hidden regions of an image, at every scale (mixed runs)
     alignment_weight: Weight = 0.0  # image and text of a pair, each by itself (mixed runs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Train:
     """Optimisation (paper section 4.2)."""
 
     launcher: str = "python"
     epochs: Positive = 15
-    batch_size: Annotated[int, Within(2, MANY)] = 128
+    batch_size: Annotated[Whole, Field(ge=2, le=MANY)] = 128
     micro_batch: Count = 0  # studies of a process whose activations are held at a time; 0 = all
-    length_groups: Annotated[int, Within(1, 64)] = 4  # texts of a batch are padded to the longest of their group
-    compile: bool = False
+    length_groups: Annotated[Whole, Field(ge=1, le=64)] = 4  # texts of a batch are padded to the longest of their group
+    compile: Flag = False
     lr: Share = 5e-5
-    weight_decay: float = 1e-4
+    weight_decay: Number = 1e-4
     warmup_epochs: Weight = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Count = 0  # of torch on CPU, which round otherwise when they are more; 0 = one a core
     workers: Count = 0
-    shuffle_pairs: bool = False
+    shuffle_pairs: Flag = False
     patience: Count = 0  # epochs without a better validation loss that end a training; 0 = none do
     save_minutes: Weight = 10.0  # between savings of the training state; it is saved after each epoch, too
-    timeout_minutes: Annotated[float, Within(0.05, MANY)] = (
-        10.0  # after which a process that does not answer ends the training
-    )
+    timeout_minutes: Annotated[Number, Field(ge=0.05, le=MANY)] = 10.0  # of silence that end the training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Run:
     """One training: what it uses, and the keys it sets otherwise than the sections do.
 
@@ -257,7 +251,7 @@ class Run:
         return bool(self.paired or self.images or self.texts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Other:
     """Somebody else's trained model, evaluated beside the runs (docs/models.md)."""
 
@@ -269,7 +263,7 @@ class Other:
     trained_on: tuple[str, ...] = ()  # the data sets among ours: what its clean test images are clean of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class FineTune:
     """Fine-tuning of the whole image encoder on labels: of which runs, on which shares, and the recipe."""
 
@@ -281,7 +275,7 @@ class FineTune:
     batch_size: Positive = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class FewShot:
     """Linear probe: shares of the training set by label, and the recipe."""
 
@@ -289,14 +283,14 @@ class FewShot:
     epochs: dict[str, Positive]
     subset: Literal["stratified", "random"] = "stratified"  # random: one draw that looks at no label
     seeds: tuple[Count, ...] = (0,)  # a repetition each, with its own subset; metrics are their means
-    lr: float = 5e-5
-    weight_decay: float = 1e-4
+    lr: Number = 5e-5
+    weight_decay: Number = 1e-4
     batch_size: Positive = 256
     draws: Positive = 30  # augmentation draws of an image that the probe's epochs see in turn
-    fine_tune: FineTune = FineTune()
+    fine_tune: FineTune = field(default_factory=FineTune)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Official:
     """Classification on ChestX-ray14's official test list: of which runs, and at which shares of ``FewShot``, linear or
     fine-tuned."""
@@ -305,7 +299,7 @@ class Official:
     shares: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Bootstrap:
     """Resamples of the test set and the confidence of the interval."""
 
@@ -313,55 +307,55 @@ class Bootstrap:
     confidence: Share = 0.95
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Retrieval:
     """The K of R@K."""
 
-    k: tuple[int, ...] = (1, 5, 10)
+    k: tuple[Whole, ...] = (1, 5, 10)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Regeneration:
     """Hidden regions of test images guessed again: by which mixed runs, and at which shares of hidden cells."""
 
     runs: tuple[str, ...] = ()
-    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    ratios: tuple[Number, ...] = (0.25, 0.5, 0.75)
     images: Count = 0  # at most so many of a test set; 0 = all
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Evaluate:
     """Everything after training."""
 
     few_shot: FewShot
     protocols: tuple[str, ...] = ("paper", "paper_prompts")  # names, or paths of files; tables show the first
-    official: Official = Official()
-    regeneration: Regeneration = Regeneration()
-    bootstrap: Bootstrap = Bootstrap()
-    retrieval: Retrieval = Retrieval()
+    official: Official = field(default_factory=Official)
+    regeneration: Regeneration = field(default_factory=Regeneration)
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    retrieval: Retrieval = field(default_factory=Retrieval)
     batch_size: Positive = 256
     threads: Count = 0  # of torch on CPU, which round otherwise when they are more; 0 = one a core
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Report:
     """What the page may show."""
 
-    show_patient_data: bool = False
+    show_patient_data: Flag = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Tracking:
     """MLflow."""
 
-    enabled: bool = True
+    enabled: Flag = True
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Params:
     """The whole of params.yaml. ``seeds``: of trainings, each added to ``seed``; every run is trained with each."""
 
-    seed: int
+    seed: Whole
     sources: dict[str, Source]
     phantom: Phantom
     ingest: Ingest
@@ -376,11 +370,11 @@ class Params:
     ablations: tuple[str, ...]
     control: str
     evaluate: Evaluate
-    audit: Audit = Audit()
-    back_translation: BackTranslation = BackTranslation()
+    audit: Audit = field(default_factory=Audit)
+    back_translation: BackTranslation = field(default_factory=BackTranslation)
     seeds: tuple[Count, ...] = (0,)
     prompt_ablations: tuple[str, ...] = ()
     compositions: tuple[str, ...] = ()
     others: dict[str, Other] = field(default_factory=dict)
-    report: Report = Report()
-    tracking: Tracking = Tracking()
+    report: Report = field(default_factory=Report)
+    tracking: Tracking = field(default_factory=Tracking)

@@ -1,102 +1,178 @@
-"""Plain YAML or JSON data as frozen dataclasses, every key and type checked: one clear error names what is wrong."""
+"""Plain YAML or JSON data as records: pydantic checks every key, type and bound; an error is a line in our words."""
 
 from __future__ import annotations
 
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+MOST = 20  # lines of an error that are shown
+MANY = 1 << 20  # upper bound of a number that has no other
+
+# Of every record: ``@dataclass(frozen=True, config=RECORD)``, the decorator being pydantic's.
+RECORD = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 class ParamsError(ValueError):
-    """A key of params.yaml that cannot be used; the message is one line that names it."""
+    """Keys of params.yaml that cannot be used; the message is one line for each, which names it."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*lines)
+        self.lines = lines
+
+    def __str__(self) -> str:
+        left = len(self.lines) - MOST
+        return "\n".join([*self.lines[:MOST], *([f"and {left} more"] if left > 0 else [])])
 
 
-@dataclass(frozen=True)
-class Within:
-    """Bounds of a number, both allowed: ``Annotated[int, Within(1, 9)]``."""
+def _number(raw: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text, YAML 1.2 and people read it as a number."""
+    try:
+        return float(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        return raw
 
-    low: float
-    high: float
+
+# Without Strict, true would be 1, "4" would be 4 and "yes" would be true. A whole number is a number.
+Whole = Annotated[int, Strict()]
+Flag = Annotated[bool, Strict()]
+Number = Annotated[float, Strict(), BeforeValidator(_number)]
+Count = Annotated[Whole, Field(ge=0, le=MANY)]
+Positive = Annotated[Whole, Field(ge=1, le=MANY)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Weight = Annotated[Number, Field(ge=0, le=MANY)]
 
 
 def hint(name: str, known: Iterable[str]) -> str:
     """`` (did you mean ...?)`` where one of ``known`` is close to ``name``, else nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    close = _close(name, known)
+    return f" (did you mean {close}?)" if close else ""
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 
 def read_record(cls: type[T], raw: Any, at: str = "") -> T:
-    """Build the dataclass ``cls`` from plain YAML/JSON data, checking every key and type on the way down.
+    """Build a record from plain YAML/JSON data, checking every key and type on the way down.
+
+    Args:
+        at: the dotted key of ``raw`` in its file, "" for the whole of it.
 
     Raises:
-        ParamsError: unknown key, missing key, a value of another type or out of its bounds, with its dotted path.
+        ParamsError: unknown keys, missing keys, values of another type or out of their bounds: a line for each.
     """
-    if not isinstance(raw, Mapping):
-        raise ParamsError(f"{at or 'the file'}: expected a mapping of keys, got {_show(raw)}")
-    hints = typing.get_type_hints(cls, include_extras=True)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    prefix = f"{at}." if at else ""
-    for key in raw:
-        if key not in known:
-            raise ParamsError(f"{prefix}{key}: unknown key{hint(str(key), known)}")
-    values = {}
-    for name, f in known.items():
-        if name in raw:
-            values[name] = _convert(hints[name], raw[name], f"{prefix}{name}")
-        elif f.default is MISSING and f.default_factory is MISSING:
-            raise ParamsError(f"{prefix}{name}: missing")
-    return cls(**values)
+    try:
+        kind: Any = cls
+        found: T = _adapter(kind).validate_python(raw)
+        return found
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        unknown = [one["loc"] for one in errors if one["type"] == "unexpected_keyword_argument"]
+        meant = {(*place[:-1], _close(str(place[-1]), _keys(cls, place[:-1]))) for place in unknown}
+        # Of a misspelt key one line is enough: that it is unknown, not that the right one is missing, too.
+        lines = [_line(cls, one, at) for one in errors if one["type"] != "missing" or one["loc"] not in meant]
+        raise ParamsError(*dict.fromkeys(lines)) from None
 
 
-def _convert(kind: Any, raw: Any, at: str) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return raw
-    if origin is Annotated:
-        value = _convert(args[0], raw, at)
-        for bounds in args[1:]:
-            if not bounds.low <= value <= bounds.high:
-                raise ParamsError(f"{at}: {value} is outside [{bounds.low}, {bounds.high}]")
-        return value
-    if is_dataclass(kind):
-        return read_record(typing.cast(type, kind), raw, at)
-    if origin is Literal:
-        if raw not in args:
-            raise ParamsError(f"{at}: {_show(raw)} is none of {', '.join(map(str, args))}")
-        return raw
-    if origin is dict:
-        if not isinstance(raw, Mapping):
-            raise ParamsError(f"{at}: expected a mapping, got {_show(raw)}")
-        return {_convert(args[0], k, f"{at}.{k}"): _convert(args[1], v, f"{at}.{k}") for k, v in raw.items()}
-    if origin is tuple:
-        if not isinstance(raw, list | tuple):
-            raise ParamsError(f"{at}: expected a list, got {_show(raw)}")
-        kinds = [args[0]] * len(raw) if args[-1] is Ellipsis else list(args)
-        if len(kinds) != len(raw):
-            raise ParamsError(f"{at}: expected {len(kinds)} values, got {len(raw)}")
-        return tuple(_convert(k, v, f"{at}[{i}]") for i, (k, v) in enumerate(zip(kinds, raw, strict=True)))
-    if origin in (typing.Union, types.UnionType):
-        if len(args) == 2 and args[1] is types.NoneType:
-            return None if raw is None else _convert(args[0], raw, at)
-        raise TypeError(f"{at}: unions are not supported in params records")
-    if kind is float:
-        if isinstance(raw, str):  # YAML 1.1 reads 1e-4 as text, YAML 1.2 and people read it as a number
-            try:
-                return float(raw)
-            except ValueError:
-                pass
-        elif isinstance(raw, int | float) and not isinstance(raw, bool):
-            return float(raw)
-        raise ParamsError(f"{at}: expected a number, got {_show(raw)}")
-    if isinstance(raw, kind) and not (kind is int and isinstance(raw, bool)):
-        return raw
-    names = {int: "a whole number", bool: "true or false", str: "text"}
-    raise ParamsError(f"{at}: expected {names[kind]}, got {_show(raw)}")
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "dataclass": "a mapping of keys",
+}  # by the first word of pydantic's name of an error
+
+
+def _keys(cls: type, place: tuple[str | int, ...]) -> list[str]:
+    return [f.name for f in fields(kind_at(cls, place))]
+
+
+def _line(cls: type, error: ErrorDetails, at: str) -> str:
+    """One of pydantic's errors in our words."""
+    place = tuple(step for step in error["loc"] if step != "[key]")
+    what, value, context = error["type"], error["input"], error.get("ctx", {})
+    above = kind_at(cls, place[:-1])
+    if what == "missing" and not is_dataclass(above):  # a value of a list of fixed length
+        place, what, context = place[:-1], "too_long", {"max_length": len(typing.get_args(above))}
+    key = _dotted(at, place)
+    if what == "missing":
+        return f"{key}: missing"
+    if what == "too_long":
+        return f"{key}: expected {context['max_length']} values, got {len(value)}"
+    if what in ("unexpected_keyword_argument", "invalid_key"):
+        return f"{key}: unknown key{hint(str(place[-1]), _keys(cls, place[:-1]))}"
+    kind = kind_at(cls, place)
+    if what == "literal_error":
+        return f"{key}: {_show(value)} is none of {', '.join(map(str, typing.get_args(kind)))}"
+    if what.startswith(("greater_than", "less_than")):
+        return f"{key}: {value} is outside {_bounds(cls, place)}"
+    if what == "value_error":
+        return f"{key}: {context['error']}"
+    return f"{key}: expected {WANTED[what.partition('_')[0]]}, got {_show(value)}"
+
+
+def kind_at(kind: Any, place: Iterable[str | int], bare: bool = True) -> Any:
+    """The annotation at a place of a record: ``kind_at(Params, ("train", "lr"))`` -> float.
+
+    Args:
+        bare: without what ``Annotated`` adds to it.
+    """
+    for step in place:
+        kind = _bare(kind)
+        arguments = typing.get_args(kind)
+        if is_dataclass(kind):
+            kind = typing.get_type_hints(kind, include_extras=True).get(str(step), Any)
+        elif typing.get_origin(kind) is dict:
+            kind = arguments[1]
+        elif typing.get_origin(kind) is tuple:
+            kind = arguments[0] if arguments[-1] is Ellipsis else arguments[int(step)]
+        else:
+            return Any
+    return _bare(kind) if bare else kind
+
+
+def _bare(kind: Any) -> Any:
+    """Without ``Annotated`` and ``| None``."""
+    if typing.get_origin(kind) is Annotated:
+        return _bare(typing.get_args(kind)[0])
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return _bare(typing.get_args(kind)[0])
+    return kind
+
+
+def _bounds(cls: type, place: tuple[str | int, ...]) -> str:
+    """``[1, 100]``; a round bracket where the bound itself is outside."""
+    parts = [
+        part for extra in typing.get_args(kind_at(cls, place, bare=False)) for part in getattr(extra, "metadata", ())
+    ]
+    known = {name: getattr(part, name) for part in parts for name in ("ge", "gt", "le", "lt") if hasattr(part, name)}
+    low = f"[{known['ge']}" if "ge" in known else f"({known['gt']}"
+    high = f"{known['le']}]" if "le" in known else f"{known['lt']})"
+    return f"{low}, {high}"
+
+
+def _dotted(at: str, place: Iterable[str | int]) -> str:
+    text = at
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return text.removeprefix(".") or "the file"
 
 
 def _show(raw: Any) -> str:

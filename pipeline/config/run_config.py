@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.params import Augment, ImageEncoder, Loss, MixedModel, Params, Sampling, Share, TextEncoder, Train
-from pipeline.config.records import ParamsError, read_record
+from pydantic.dataclasses import dataclass
+
+from pipeline.config.params import Augment, ImageEncoder, Loss, MixedModel, Params, Sampling, TextEncoder, Train
+from pipeline.config.records import RECORD, Number, ParamsError, Share, Whole, read_record
 
 SPEED = ("launcher", "workers", "save_minutes", "timeout_minutes")  # of Train: they change no result
 
@@ -19,7 +21,7 @@ NOT_MIXED: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Roles:
     """What a mixed run takes from its sources: pairs, images alone, texts alone."""
 
@@ -29,7 +31,7 @@ class Roles:
     paired_fraction: Share = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class RunConfig:
     """A run with every override applied: all that its training depends on, and nothing else.
 
@@ -37,13 +39,13 @@ class RunConfig:
     """
 
     name: str
-    seed: int
+    seed: Whole
     datasets: tuple[str, ...]
     image_encoder: ImageEncoder | None
     text_encoder: TextEncoder
-    dim: int
-    scale: float
-    image_size: int
+    dim: Whole
+    temperature: Number
+    image_size: Whole
     sampling: Sampling
     augment: Augment
     loss: Loss
@@ -65,13 +67,19 @@ def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
         raise ParamsError(f"runs.{name}: no such run; runs are {', '.join(params.runs) or 'none'}")
     run = params.runs[name]
     overlaid: dict[str, Any] = {}
+    wrong: list[str] = []
     for section, cls in (("sampling", Sampling), ("augment", Augment), ("loss", Loss), ("train", Train)):
         unused = NOT_MIXED if run.mixed and section == "loss" else {}
         values = {**asdict(getattr(params, section)), **unused, **getattr(run, section)}
-        overlaid[section] = read_record(cls, values, f"runs.{name}.{section}")
+        try:
+            overlaid[section] = read_record(cls, values, f"runs.{name}.{section}")
+        except ParamsError as error:
+            wrong += error.lines
     if not run.mixed and run.image_encoder not in params.model.image_encoders:
         known = ", ".join(params.model.image_encoders)
-        raise ParamsError(f"runs.{name}.image_encoder: {run.image_encoder!r} is none of model.image_encoders ({known})")
+        wrong.append(f"runs.{name}.image_encoder: {run.image_encoder!r} is none of model.image_encoders ({known})")
+    if wrong:
+        raise ParamsError(*wrong)
     return RunConfig(
         name=name,
         seed=params.seed + seed,
@@ -79,7 +87,7 @@ def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
         image_encoder=None if run.mixed else params.model.image_encoders[run.image_encoder],
         text_encoder=params.model.text_encoder,
         dim=params.model.dim,
-        scale=params.model.scale,
+        temperature=params.model.temperature,
         image_size=params.model.image_size,
         roles=Roles(run.paired, run.images, run.texts, run.paired_fraction) if run.mixed else None,
         mixed=params.model.mixed if run.mixed else None,

@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from pydantic.dataclasses import dataclass
+
 from pipeline.config.load import load_params
 from pipeline.config.params import (
-    BINARY_DATASETS,
-    LABEL_DATASETS,
-    OFFICIAL,
     Augment,
     BackTranslation,
     Bootstrap,
@@ -28,41 +27,42 @@ from pipeline.config.params import (
     Params,
     Source,
 )
-from pipeline.config.records import ParamsError, read_record
+from pipeline.config.records import RECORD, Flag, Number, ParamsError, Whole, read_record
 from pipeline.config.run_config import RunConfig, run_config, without_speed
+from pipeline.datasets import captioned, used_for
 
 FOLDER = Path("data/settings")
 GROUPS = ("corpus",)  # folders that a stage depends on as a whole
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class PhantomSettings:
     """Of one archive: how many studies are drawn, at which short side in pixels."""
 
-    seed: int
-    size: int
-    studies: int
+    seed: Whole
+    size: Whole
+    studies: Whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class IngestSettings:
     """Of one data set."""
 
-    seed: int
+    seed: Whole
     source: Source
     options: Ingest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class AuditSettings:
     """``sources``: names of the data sets."""
 
     sources: tuple[str, ...]
-    min_correlation: float
+    min_correlation: Number
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class PromptSettings:
     """The files of training templates, and the data sets whose labels become captions."""
 
@@ -71,16 +71,16 @@ class PromptSettings:
     datasets: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class BackTranslationSettings:
     """``sources``: names of the data sets."""
 
-    seed: int
+    seed: Whole
     sources: tuple[str, ...]
     options: BackTranslation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class CorpusSettings:
     """Of one run: its effective parameters, and the folder below data/prompts that its captions come from."""
 
@@ -88,7 +88,7 @@ class CorpusSettings:
     config: RunConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class EmbedSettings:
     """``runs``: ``<run>/<seed>`` of all trainings; ``sources``: names of the data sets."""
 
@@ -97,7 +97,7 @@ class EmbedSettings:
     protocols: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class EmbedOtherSettings:
     """Of one other people's model."""
 
@@ -106,35 +106,35 @@ class EmbedOtherSettings:
     protocols: tuple[str, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class ZeroShotSettings:
     """``rows``: all that is evaluated and the data sets each was trained on (``evaluated_rows``)."""
 
-    seed: int
+    seed: Whole
     sources: tuple[str, ...]
     protocols: tuple[str, ...]
     bootstrap: Bootstrap
     rows: dict[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class RetrievalSettings:
     """As ``ZeroShotSettings``; ``k`` of R@K."""
 
-    seed: int
+    seed: Whole
     sources: tuple[str, ...]
     protocols: tuple[str, ...]
     bootstrap: Bootstrap
     rows: dict[str, tuple[str, ...]]
-    k: tuple[int, ...]
+    k: tuple[Whole, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class FewShotSettings:
     """Of one run or other people's model: the recipe (``options.fine_tune`` without a share: no fine-tuning), the test
     sets, and the data sets that the model was trained on."""
 
-    seed: int
+    seed: Whole
     sources: tuple[str, ...]
     protocols: tuple[str, ...]
     augment: Augment
@@ -145,20 +145,20 @@ class FewShotSettings:
     other: Other | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class RegenerateSettings:
     """``images``: of a test set at most (0 = all); ``ratios``: shares of hidden cells."""
 
-    seed: int
+    seed: Whole
     sources: tuple[str, ...]
     protocols: tuple[str, ...]
     bootstrap: Bootstrap
-    images: int
-    ratios: tuple[float, ...]
-    show_patient_data: bool
+    images: Whole
+    ratios: tuple[Number, ...]
+    show_patient_data: Flag
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Machine:
     """How the work is done on this machine: keys of params.yaml that change no result, so no stage re-runs for them.
 
@@ -166,15 +166,15 @@ class Machine:
     pass, the device of back-translation, and whether MLflow records.
     """
 
-    ingest_workers: int
+    ingest_workers: Whole
     scheduler: str
-    audit_workers: int
-    translation_workers: int
+    audit_workers: Whole
+    translation_workers: Whole
     translation_device: Literal["auto", "cpu", "cuda"]
-    loader_workers: int
-    batch_size: int
-    threads: int
-    tracking: bool
+    loader_workers: Whole
+    batch_size: Whole
+    threads: Whole
+    tracking: Flag
 
 
 def load_machine() -> Machine:
@@ -206,7 +206,12 @@ def evaluated_rows(params: Params) -> dict[str, tuple[str, ...]]:
 def settings_of(params: Params) -> dict[str, Any]:
     """The settings of every stage: path below data/settings without suffix -> record."""
     evaluate, sources, seed = params.evaluate, tuple(params.sources), params.seed
-    common: dict[str, Any] = {"seed": seed, "sources": sources, "protocols": evaluate.protocols, "bootstrap": evaluate.bootstrap}
+    common: dict[str, Any] = {
+        "seed": seed,
+        "sources": sources,
+        "protocols": evaluate.protocols,
+        "bootstrap": evaluate.bootstrap,
+    }
     rows = evaluated_rows(params)
     found: dict[str, Any] = {}
     for archive, studies in params.phantom.archives.items():
@@ -215,7 +220,7 @@ def settings_of(params: Params) -> dict[str, Any]:
     for name, source in params.sources.items():
         found[f"ingest/{name}"] = IngestSettings(seed, source, ingest)
     found["audit"] = AuditSettings(sources, params.audit.min_correlation)
-    labelled = tuple(name for name in LABEL_DATASETS if name in params.sources)
+    labelled = tuple(name for name in captioned() if name in params.sources)
     found["prompts"] = PromptSettings(params.prompts.file, params.prompts.ablation, labelled)
     plain = BackTranslation()
     translation = replace(params.back_translation, workers=plain.workers, device=plain.device)
@@ -247,14 +252,22 @@ def _few_shot(params: Params, common: dict[str, Any]) -> dict[str, FewShotSettin
     common = {**common, "augment": params.augment}
     for name in params.main:
         options = tuned if name in evaluate.few_shot.fine_tune.runs else probe
-        what: dict[str, Any] = {"options": options, "test_sets": BINARY_DATASETS, "trained_on": params.runs[name].datasets}
+        what: dict[str, Any] = {
+            "options": options,
+            "test_sets": used_for("binary_classification"),
+            "trained_on": params.runs[name].datasets,
+        }
         found[f"few_shot/main/{name}"] = FewShotSettings(**common, **what)
     official = with_shares(tuned, evaluate.official.shares)
     for name in evaluate.official.runs:
-        what = {"options": official, "test_sets": (OFFICIAL,), "trained_on": params.runs[name].datasets}
+        what = {
+            "options": official,
+            "test_sets": used_for("official_classification"),
+            "trained_on": params.runs[name].datasets,
+        }
         found[f"few_shot/official/{name}"] = FewShotSettings(**common, **what)
     for name, other in params.others.items():
-        what = {"options": probe, "test_sets": BINARY_DATASETS, "trained_on": other.trained_on}
+        what = {"options": probe, "test_sets": used_for("binary_classification"), "trained_on": other.trained_on}
         what["other"] = _unnamed(other)
         found[f"few_shot/other/{name}"] = FewShotSettings(**common, **what)
     return found

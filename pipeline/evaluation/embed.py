@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config.params import BINARY_DATASETS
 from pipeline.config.settings import EmbedOtherSettings, EmbedSettings
+from pipeline.datasets import tested, used_for
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.embedder import Embedder
-from pipeline.evaluation.protocols import TEST_SETS, RetrievalSet, load_protocol, prompt_texts, retrieval_sets
+from pipeline.evaluation.protocols import RetrievalSet, load_protocol, prompt_texts, retrieval_sets
 from pipeline.evaluation.store import write_missing
 from pipeline.models.checkpoint import Net, load_model
 from pipeline.models.cxr_clip import CxrClip
@@ -113,7 +113,7 @@ def write_embeddings(
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
     rules = {rule.dataset: rule for rule in sets}
-    for dataset in (d for d in TEST_SETS if d in set(sources)):
+    for dataset in (d for d in tested() if d in set(sources)):
         studies = read_studies(index / f"{dataset}.parquet", ("test",))  # CheXpert's test split is CheXpert5x200
         if not studies:
             continue
@@ -196,7 +196,9 @@ def _examples(
     classes: Mapping[str, Mapping[str, str]], sources: Iterable[str], index: Path
 ) -> list[tuple[str, int, View, str]]:
     """Data set, position among its test studies, view and prompt of up to ``MAPS`` examples."""
-    wanted = {d: list(classes[d].items()) for d in BINARY_DATASETS if d in classes and d in set(sources)}
+    wanted = {
+        d: list(classes[d].items()) for d in used_for("binary_classification") if d in classes and d in set(sources)
+    }
     studies = {d: read_studies(index / f"{d}.parquet", ("test",)) for d in wanted}
     taken: dict[str, set[int]] = {d: set() for d in wanted}
     found: list[tuple[str, int, View, str]] = []

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.params import BINARY_DATASETS, Augment, Bootstrap, FewShot
+from pipeline.config.params import Augment, Bootstrap, FewShot
+from pipeline.datasets import used_for
 from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.fine_tune import Tower, classifier_logits, evaluation_pictures, fine_tune
 from pipeline.evaluation.labelled import Labelled, read_labelled, subset
@@ -63,7 +64,7 @@ def evaluate_few_shot(
     seed: int,
     workers: int,
     work: Path,
-    datasets: Sequence[str] = BINARY_DATASETS,
+    datasets: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Probe data sets at every share; metrics "<dataset>.<share>" (form: docs/results.md).
 
@@ -75,9 +76,11 @@ def evaluate_few_shot(
             in what is not clean.
         workers: processes that prepare images; 0: this one.
         work: folder for features that are too many for memory.
+        datasets: to probe; None: those of binary classification.
     """
     result = nothing()
-    for dataset in (d for d in datasets if d in sources):
+    wanted = used_for("binary_classification") if datasets is None else datasets
+    for dataset in (d for d in wanted if d in sources):
         data = read_labelled(index, protocol, dataset)
         if data is None:
             result["notes"].append(f"{dataset}: a split has no study")

@@ -10,21 +10,20 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import yaml
+from pydantic.dataclasses import dataclass
 
-from pipeline.config.params import DATASETS, OFFICIAL, Count
-from pipeline.config.records import ParamsError, hint, read_record
+from pipeline.config.records import RECORD, Count, Flag, ParamsError, hint, read_record
+from pipeline.datasets import tested, used_for
 from pipeline.text import prompts as templates
 
 FOLDER = Path(__file__).parent / "protocols"
-TEST_SETS = (*(d for d in DATASETS if d != "chestxray14"), OFFICIAL)  # archives whose test images are embedded
-REPORT_SETS = ("chexpert", "mimic_cxr", "openi")  # those of them with reports
 NAME = re.compile(r"[A-Za-z0-9_]+")  # both stand in the names of metrics
 WAYS = ("positive", "grid", "lists", "file", "as_in")
 
@@ -33,7 +32,7 @@ class ProtocolError(ValueError):
     """A protocol that cannot be used; the message is one line that names the file and the key."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class PromptSample:
     """So many prompts of each class, drawn without replacement; 0 = all, as where a class has no more."""
 
@@ -41,7 +40,7 @@ class PromptSample:
     seed: Count = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class PromptRule:
     """Where a test set's prompts come from: exactly one of ``WAYS``.
 
@@ -58,10 +57,10 @@ class PromptRule:
     lists: dict[str, tuple[str, ...]] = field(default_factory=dict)
     file: str = ""
     as_in: str = ""
-    sample: PromptSample = PromptSample()
+    sample: PromptSample = field(default_factory=PromptSample)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class TestSet:
     """One test set as a protocol's file writes it.
 
@@ -78,11 +77,11 @@ class TestSet:
     score: Literal["difference", "softmax", "cosine"]
     metric: Literal["auc", "accuracy"]
     split: Literal["test"] = "test"  # only test images are embedded
-    local: bool = False
-    z_score: bool = False
+    local: Flag = False
+    z_score: Flag = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class RetrievalSet:
     """One retrieval set as a protocol's file writes it.
 
@@ -98,13 +97,13 @@ class RetrievalSet:
     split: Literal["test"] = "test"  # only test images are embedded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class _File:
     test_sets: dict[str, TestSet]
     retrieval: dict[str, RetrievalSet] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Task:
     """A test set with its prompts written out: class -> prompts, in order, repeated ones included.
 
@@ -117,7 +116,7 @@ class Task:
     negative: dict[str, list[str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=RECORD)
 class Protocol:
     """``name`` is its file's, without ``.yaml``; ``tasks`` and ``retrieval`` (name -> set) in the order of the file."""
 
@@ -189,7 +188,7 @@ def retrieval_sets(protocol: Protocol, sources: Collection[str]) -> dict[str, Re
     Raises:
         ProtocolError: it has none, although a data set among ``sources`` has reports.
     """
-    if not protocol.retrieval and (there := [d for d in REPORT_SETS if d in sources]):
+    if not protocol.retrieval and (there := [d for d in used_for("retrieval") if d in sources]):
         raise ProtocolError(
             f"evaluate.protocols: {protocol.name}, the first, has no retrieval sets, and {', '.join(there)} could be "
             "searched; give it a key retrieval (docs/protocols.md)"
@@ -232,14 +231,12 @@ def _read(path: Path) -> _File:
         where = f"line {line}: " if line else ""
         raise ProtocolError(f"{path}: {where}not valid YAML; a prompt with {{}} must stand in quotes") from None
     except ParamsError as error:
-        raise ProtocolError(f"{path}: {error}") from None
+        raise ProtocolError("\n".join(f"{path}: {line}" for line in error.lines)) from None
 
 
 def _known(dataset: str) -> None:
-    if dataset not in TEST_SETS:
-        raise ProtocolError(
-            f"dataset: {dataset!r} is no test set; known are {', '.join(TEST_SETS)}{hint(dataset, TEST_SETS)}"
-        )
+    if dataset not in (known := tested()):
+        raise ProtocolError(f"dataset: {dataset!r} is no test set; known are {', '.join(known)}{hint(dataset, known)}")
 
 
 def _check_retrieval(found: dict[str, RetrievalSet], path: Path) -> None:
@@ -249,9 +246,9 @@ def _check_retrieval(found: dict[str, RetrievalSet], path: Path) -> None:
         at = f"{path}: retrieval.{key}"
         if not NAME.fullmatch(key):
             raise ProtocolError(f"{at}: a retrieval set's name is letters, digits and _")
-        if rule.dataset not in REPORT_SETS:
-            close = hint(rule.dataset, REPORT_SETS)
-            raise ProtocolError(f"{at}.dataset: {rule.dataset!r} is none with reports: {', '.join(REPORT_SETS)}{close}")
+        if rule.dataset not in (known := used_for("retrieval")):
+            close = hint(rule.dataset, known)
+            raise ProtocolError(f"{at}.dataset: {rule.dataset!r} is none with reports: {', '.join(known)}{close}")
         if rule.dataset in taken:
             raise ProtocolError(f"{at}.dataset: {rule.dataset} is searched by {taken[rule.dataset]} already")
         if not rule.text or len(set(rule.text)) < len(rule.text):

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config.params import REPORT_DATASETS, Bootstrap
+from pipeline.config.params import Bootstrap
+from pipeline.datasets import paired_tests
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.image_quality import averaged, psnr, ssim, without_model
 from pipeline.evaluation.metrics import mean_with_interval, resamples
@@ -165,7 +166,7 @@ class RegenerationSample:
 
 def rules(sets: Mapping[str, RetrievalSet], sources: Collection[str]) -> list[RetrievalSet]:
     """The retrieval sets of a protocol that say which of its reports goes with an image: MIMIC-CXR's and Open-I's."""
-    return [rule for rule in sets.values() if rule.dataset in REPORT_DATASETS and rule.dataset in sources]
+    return [rule for rule in sets.values() if rule.dataset in paired_tests() and rule.dataset in sources]
 
 
 def read_sample(index: Path, rule: RetrievalSet, most: int, seed: int) -> RegenerationSample | None:

@@ -19,7 +19,7 @@ MISSING_FILE = "missing.json"
 
 
 def embeddings_of(row: str, folder: Path = EMBEDDINGS) -> Path:
-    """Where the embeddings of a row are: of our trainings (``<run>/<seed>``) below runs/, other people's below others/."""
+    """Where the embeddings of a row are: below runs/ those of our trainings (``<run>/<seed>``), else below others/."""
     return folder / ("runs" if "/" in row else "others") / row
 
 

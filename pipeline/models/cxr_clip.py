@@ -26,7 +26,7 @@ class CxrClip(nn.Module):
         self.text_tower = TextTower(config.text_encoder, vocabulary, load_weights)
         self.image_projection = nn.Linear(self.image_tower.width, config.dim)
         self.text_projection = nn.Linear(self.text_tower.width, config.dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
         self.log_limits = [math.log(limit) if limit else -math.inf for limit in config.loss.scale_limits]
 
     @property

@@ -76,7 +76,7 @@ class MixedNet(nn.Module):
         self.words = MaskedWords(wide, self.word_embeddings, special, mask_id, config.loss.mlm_rate)
         self.image_projection = nn.Linear(wide, config.dim)
         self.text_projection = nn.Linear(wide, config.dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
         self.log_limits = [math.log(limit) if limit else -math.inf for limit in config.loss.scale_limits]
 
         def keep(name: str, value: Tensor) -> None:

@@ -43,7 +43,8 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
     ``studies`` examinations are drawn with a short side of ``size`` pixels by ``workers`` processes (0: one a core);
     the bytes depend on ``seed``, not on ``workers``. The archive is built beside ``root`` and moved there when it is
     complete, replacing an earlier phantom. Raises ``ValueError`` for an unknown archive, fewer than 20 studies or a
-    size under 64, and ``FileExistsError`` where ``root`` holds anything that is not a phantom.
+    size under 64, ``FileExistsError`` where ``root`` holds anything that is not a phantom, and ``OSError``, in one line
+    that says what to do, where the archive cannot be written, such as on a full disk; nothing is left of it then.
     """
     if archive not in LAYOUTS:
         raise ValueError(f"no phantom of an archive {archive!r}; there are {', '.join(LAYOUTS)}")
@@ -55,23 +56,31 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
     cases = plan(studies, seed)
     partial_root = root.with_name(root.name + ".partial")
     shutil.rmtree(partial_root, ignore_errors=True)
-    partial_root.mkdir(parents=True)
-    rows: Rows = []
-    job = partial(_draw, write_case, partial_root, size)
-    for drawn in tqdm(
-        _run(job, cases, workers), total=len(cases), desc=f"phantom {archive}", unit="study", mininterval=1
-    ):
-        rows += drawn
-    write_tables(partial_root, cases, rows)
-    (partial_root / "PHANTOM.txt").write_text(
-        "PHANTOM: every image and every text in this folder is synthetic, drawn by a program. No patient is shown.\n",
-        encoding="utf-8",
-    )
-    mark = {"phantom": True, "archive": archive, "seed": seed, "studies": studies, **_digest(partial_root)}
-    (partial_root / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-    if root.exists():
-        shutil.rmtree(root)
-    partial_root.rename(root)
+    try:
+        partial_root.mkdir(parents=True)
+        rows: Rows = []
+        job = partial(_draw, write_case, partial_root, size)
+        for drawn in tqdm(
+            _run(job, cases, workers), total=len(cases), desc=f"phantom {archive}", unit="study", mininterval=1
+        ):
+            rows += drawn
+        write_tables(partial_root, cases, rows)
+        (partial_root / "PHANTOM.txt").write_text(
+            "PHANTOM: every image and every text in this folder is synthetic, drawn by a program. No patient is shown."
+            "\n",
+            encoding="utf-8",
+        )
+        mark = {"phantom": True, "archive": archive, "seed": seed, "studies": studies, **_digest(partial_root)}
+        (partial_root / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
+        if root.exists():
+            shutil.rmtree(root)
+        partial_root.rename(root)
+    except OSError as error:
+        shutil.rmtree(partial_root, ignore_errors=True)
+        raise OSError(
+            f"{root}: cannot be written ({error.strerror or type(error).__name__}); make room there, or draw less "
+            f"(phantom.archives.{archive}, phantom.size), and run again"
+        ) from None
     return mark
 
 

@@ -106,6 +106,18 @@ def _expose(plate: Plate, position: str, rng: np.random.Generator, rows: int) ->
     return DrawnPicture(np.clip(image, 0, 1), marked)
 
 
+def write_picture(path: Path, image: Image, options: Sequence[int] = ()) -> None:
+    """Write a picture (float [H, W] in [0, 1]) as 8-bit PNG or JPEG, by the ending of its name.
+
+    Args:
+        options: OpenCV's, of the encoder.
+
+    Raises:
+        OSError: it cannot be written, where ``cv2.imwrite`` leaves half a file and says nothing.
+    """
+    path.write_bytes(cv2.imencode(path.suffix, np.round(image * 255).astype(np.uint8), options)[1].tobytes())
+
+
 def _stamp(text: Mask, word: str, x: float, y: float, big: float = 1.0) -> None:
     h, w = text.shape
     thick = max(1, round(big * w / 400))

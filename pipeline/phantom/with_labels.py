@@ -20,7 +20,7 @@ import numpy.typing as npt
 from pipeline.phantom import dicom, labels
 from pipeline.phantom.cases import EVERYTHING, Case, only, plan
 from pipeline.phantom.findings import Finding, draw_finding
-from pipeline.phantom.picture import render_picture
+from pipeline.phantom.picture import render_picture, write_picture
 from pipeline.phantom.plate import Mask, boxes
 
 Rows = list[list[Any]]
@@ -88,7 +88,7 @@ def chestxray14_case(case: Case, root: Path, size: int) -> Rows:
     name = f"{patient:08d}_{follow_up:03d}.png"
     image = render_picture(case.patient, case.findings, case.views[0], size, case.view_seed(0), 1.0).image
     (root / "images").mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(root / "images" / name), np.round(image * 255).astype(np.uint8))
+    write_picture(root / "images" / name, image)
     found = "|".join(labels.nih(case.findings))
     age = case.patient.age + follow_up
     return [[name, found, follow_up, patient, age, case.patient.sex, case.views[0], 2500, 2500, 0.143, 0.143]]

@@ -12,12 +12,11 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 import cv2
-import numpy as np
 
 from pipeline.phantom import dicom, labels, prose
 from pipeline.phantom.cases import EVERYTHING, Case, only, plan
 from pipeline.phantom.findings import Finding, compatible, draw_finding
-from pipeline.phantom.picture import render_picture
+from pipeline.phantom.picture import render_picture, write_picture
 from pipeline.phantom.plate import Image
 from pipeline.phantom.with_labels import Rows, write_csv
 
@@ -33,7 +32,7 @@ _STUDY_VIEWS = {
 
 def _jpeg(path: Path, image: Image) -> tuple[int, int]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.round(image * 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 95])
+    write_picture(path, image, [cv2.IMWRITE_JPEG_QUALITY, 95])
     return image.shape[0], image.shape[1]
 
 
@@ -238,7 +237,7 @@ def openi_case(case: Case, root: Path, size: int) -> Rows:
             )
         else:
             (root / "NLMCXR_png").mkdir(parents=True, exist_ok=True)
-            cv2.imwrite(str(root / "NLMCXR_png" / f"CXR{uid}_{stem}.png"), np.round(image * 255).astype(np.uint8))
+            write_picture(root / "NLMCXR_png" / f"CXR{uid}_{stem}.png", image)
         images.append(stem)
         rows.append([uid, f"{stem}.dcm.png", "Lateral" if view == "LATERAL" else "Frontal"])
     (root / "ecgen-radiology").mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.params import BINARY_DATASETS, Params
+from pipeline.config.params import Params
+from pipeline.datasets import used_for
 from pipeline.reporting import figures
 from pipeline.reporting.results import RunResult
 
@@ -55,7 +56,7 @@ def _lines(
     params: Params, results: Mapping[str, RunResult], part: str
 ) -> Iterator[tuple[str, str, list[figures.Line]]]:
     mean = figures.mean_roc if part == "curves" else figures.mean_pr
-    for dataset in BINARY_DATASETS:
+    for dataset in used_for("binary_classification"):
         lines: list[figures.Line] = []
         drawn: dict[str, Any] = {}
         for name, (colour, dashes) in colours(params, results).items():
@@ -71,14 +72,16 @@ def _lines(
 def legend(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, str, str]]:
     """(run, CSS colour, SVG dash array) of each curve."""
     drawn = [
-        (n, s) for n, s in colours(params, results).items() if any(results[n].curves.get(d) for d in BINARY_DATASETS)
+        (n, s)
+        for n, s in colours(params, results).items()
+        if any(results[n].curves.get(d) for d in used_for("binary_classification"))
     ]
     return [(n, figures.MARKERS[colour], " ".join(f"{1.3 * d:g}" for d in dashes)) for n, (colour, dashes) in drawn]
 
 
 def classes(run: RunResult | None, names: Names) -> Iterator[Chart]:
     """AUC by class with intervals, of data sets with several classes."""
-    for dataset in BINARY_DATASETS:
+    for dataset in used_for("binary_classification"):
         found = run.classes.get(dataset, {}) if run else {}
         if len(found) > 1:
             rows = [(c, m.value, m.low, m.high) for c, m in found.items()]
@@ -87,7 +90,7 @@ def classes(run: RunResult | None, names: Names) -> Iterator[Chart]:
 
 def calibrations(run: RunResult | None, names: Names) -> Iterator[Chart]:
     """Calibration curves, with the expected calibration error."""
-    for dataset in BINARY_DATASETS:
+    for dataset in used_for("binary_classification"):
         found = run.calibration.get(dataset, {}) if run else {}
         if found:
             error = float(np.mean([c["ece"] for c in found.values()]))

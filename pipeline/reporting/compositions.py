@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipeline.config.params import BY_PATIENT, REPORT_DATASETS, Params, Run
+from pipeline.config.params import Params, Run
+from pipeline.datasets import display_names, paired_tests
 from pipeline.reporting.results import RunResult, Summary
 from pipeline.reporting.rows import cells_of, marked, notes_of, row_of, short_names, used_columns, with_differences
 from pipeline.reporting.table_form import Column, Row, Table, table_of
@@ -18,12 +19,12 @@ from pipeline.reporting.table_form import Column, Row, Table, table_of
 MIXED = "one transformer"
 
 
-def learns_from(paper: Mapping[str, Any], run: Run) -> str:
+def learns_from(run: Run) -> str:
     """A run's sources by role in a few words, data sets by their short names: ``50 % of pairs M, the others apart``."""
 
     if not run.mixed:
-        return short_names(paper, run.datasets)
-    parts, pairs = [], short_names(paper, run.paired)
+        return short_names(run.datasets)
+    parts, pairs = [], short_names(run.paired)
     if run.paired and run.paired_fraction == 1:
         parts.append(f"pairs {pairs}")
     elif run.paired and run.paired_fraction == 0:
@@ -31,7 +32,7 @@ def learns_from(paper: Mapping[str, Any], run: Run) -> str:
     elif run.paired:
         parts.append(f"{100 * run.paired_fraction:g} % of pairs {pairs}, the others apart")
     lone = (("images", run.images), ("texts", run.texts))
-    parts += [f"{kind} {short_names(paper, names)}" for kind, names in lone if names]
+    parts += [f"{kind} {short_names(names)}" for kind, names in lone if names]
     return " + ".join(parts)
 
 
@@ -51,11 +52,11 @@ def composition_table(
         run = params.runs[name]
         title = MIXED if run.mixed else "CXR-CLIP"
         backbone = "" if run.mixed else paper["backbones"].get(run.image_encoder, run.image_encoder)
-        rows.append(row_of(columns, results, name, title, backbone, learns_from(paper, run), nothing))
-    rows = [replace(r, cells=marked(paper, summaries, columns, r.cells)) for r in rows]
+        rows.append(row_of(columns, results, name, title, backbone, learns_from(run), nothing))
+    rows = [replace(r, cells=marked(summaries, columns, r.cells)) for r in rows]
     rows = with_differences(columns, rows, results, params, chained=False)
     shown = [results[n] for n in params.compositions if n in results]
-    notes = [*form["notes"], *_chances(paper, columns, shown), *notes_of(paper, columns, summaries, shown)]
+    notes = [*form["notes"], *_chances(columns, shown), *notes_of(columns, summaries, shown)]
     if not rows:
         notes = ["compositions in params.yaml names no run."]
     columns, rows = used_columns(columns, rows)
@@ -77,12 +78,12 @@ def regeneration_table(
         columns += [Column(f"each_psnr_{w}_scale{k}", f"PSNR, {2**k}× coarser", name) for w, name in ways.items()]
     rows = []
     for name in params.evaluate.regeneration.runs:
-        for dataset in (d for d in REPORT_DATASETS if d in params.sources and d != BY_PATIENT):
+        for dataset in (d for d in paired_tests() if d in params.sources):
             for percent in _percents(params):
                 own = [replace(c, key=_of(c.key, dataset, percent)) for c in columns]
                 cells = cells_of(own, results.get(name), [None] * len(own))
-                cells = marked(paper, summaries, own, cells)
-                title = paper["datasets"].get(dataset, {}).get("name", dataset)
+                cells = marked(summaries, own, cells)
+                title = display_names()[dataset]
                 rows.append(Row(f"{name} {dataset} {percent}", MIXED, cells, title, f"{percent} %", name))
     notes = form["notes"] if rows else ["evaluate.regeneration.runs in params.yaml names no run."]
     kept, rows = used_columns(tuple(columns), rows)
@@ -100,12 +101,12 @@ def _percents(params: Params) -> list[str]:
     return [f"{round(100 * ratio)}" for ratio in sorted(params.evaluate.regeneration.ratios)]
 
 
-def _chances(paper: Mapping[str, Any], columns: Iterable[Column], runs: Iterable[RunResult]) -> list[str]:
+def _chances(columns: Iterable[Column], runs: Iterable[RunResult]) -> list[str]:
     """What R@10 of each test set would be by chance."""
     pools = {d: pool for run in runs for d, pool in run.pools.items()}
     found = []
     for dataset in dict.fromkeys(c.dataset for c in columns if c.key.endswith("_r10")):
         chance = pools.get(dataset, {}).get("chance", {}).get("r10")
         if chance:
-            found.append(f"{paper['datasets'][dataset]['name']} {100 * chance:.1f}")
+            found.append(f"{display_names()[dataset]} {100 * chance:.1f}")
     return [f"R@10 by chance: {', '.join(found)}."] if found else []

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.config.params import BINARY_DATASETS, Params
-from pipeline.reporting.results import Measure, RunResult, load_paper
+from pipeline.config.params import Params
+from pipeline.datasets import display_names, used_for
+from pipeline.reporting.results import Measure, RunResult
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def control_rows(params: Params, results: Mapping[str, RunResult]) -> tuple[str,
     own = params.runs[params.control]
     twins = [n for n in params.main if params.runs[n].image_encoder == own.image_encoder and n in results]
     full = next((n for n in twins if set(params.runs[n].datasets) == set(own.datasets)), "")
-    names = {key: d["name"] for key, d in load_paper()["datasets"].items()}
+    names = display_names()
     tests: list[tuple[str, str, float, tuple[float, float] | None]] = [
-        (f"{d}_zs_auc", f"{names[d]} zero-shot AUC", 0.5, None) for d in BINARY_DATASETS
+        (f"{d}_zs_auc", f"{names[d]} zero-shot AUC", 0.5, None) for d in used_for("binary_classification")
     ]
     tests.append(("macro_zs_auc", "Mean of the three AUCs", 0.5, None))
     tests.append(("chexpert5x200_zs_accuracy", f"{names['chexpert5x200']} accuracy", 0.2, None))  # five equal classes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.datasets import facts
 from pipeline.reporting.results import Summary
 from pipeline.reporting.table_form import Cell, Column, Row, Table, table_of
 
@@ -12,7 +13,7 @@ from pipeline.reporting.table_form import Cell, Column, Row, Table, table_of
 def counts(paper: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Table:
     """Table 1: studies (MIMIC-CXR) or images (the others) a split, as the label files list them."""
     table = paper["table1"]
-    names = {c["dataset"]: paper["datasets"][c["dataset"]]["name"] for c in table["columns"]}
+    names = {c["dataset"]: facts(c["dataset"]).name for c in table["columns"]}
     rows = []
     for row in table["rows"]:
         cells = []

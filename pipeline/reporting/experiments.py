@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.config.params import BINARY_DATASETS
+from pipeline.datasets import display_names, source_of, used_for
 from pipeline.evaluation.comparison import over_trainings, paired
 from pipeline.evaluation.metrics import percentiles
-from pipeline.reporting.results import archive_of, load_paper
 from pipeline.tracking.work_folders import repository_root
 
 KINDS = ("zero_shot", "few_shot", "retrieval")
@@ -188,7 +187,7 @@ def _headlines(path: str, kind: str, text: bytes, stored: bytes | None) -> dict[
 
 def _macro(metrics: Mapping[str, Metric], confidence: float) -> Metric | None:
     """The mean zero-shot AUC; its interval only where each part has its samples (sets are resampled on their own)."""
-    parts = [metrics.get(f"{dataset}.auc") for dataset in BINARY_DATASETS]
+    parts = [metrics.get(f"{dataset}.auc") for dataset in used_for("binary_classification")]
     known = [part for part in parts if part is not None]
     samples = [part.samples for part in known if part.samples is not None]
     if len(known) < len(parts) or len(samples) < len(parts) or len({len(s) for s in samples}) > 1:
@@ -265,8 +264,11 @@ def _unpaired(baseline: Experiment, other: Experiment, key: str, old: Metric, ne
     if baseline.params.get("seed") != other.params.get("seed") or len(old.samples) != len(new.samples):
         return "other resamples: seed or evaluate.bootstrap differs"
     name = key.partition(".")[0]
-    sets = {"macro": list(BINARY_DATASETS), "total": sorted(baseline.tests.keys() | other.tests.keys())}
-    for dataset in sets.get(name, [archive_of(load_paper(), name)]):
+    sets = {
+        "macro": list(used_for("binary_classification")),
+        "total": sorted(baseline.tests.keys() | other.tests.keys()),
+    }
+    for dataset in sets.get(name, [source_of(name)]):
         if baseline.tests.get(dataset) != other.tests.get(dataset):
             return f"other test studies of {dataset}"
     return ""
@@ -282,8 +284,7 @@ def headline_label(key: str) -> str:
     dataset, _, metric = key.partition(".")
     if dataset == "total":
         return LABELS[metric]
-    known = load_paper()["datasets"]
-    name = "Mean" if dataset == "macro" else known.get(dataset, {}).get("name", dataset)
+    name = "Mean" if dataset == "macro" else display_names().get(dataset, dataset)
     return f"{name} {LABELS[metric]}"
 
 

@@ -17,12 +17,13 @@ import jinja2
 import numpy as np
 import yaml
 
-from pipeline.config.params import READ_AGAIN, Params
+from pipeline.config.params import Params
+from pipeline.datasets import display_names, facts, paired_tests, source_of, used_for
 from pipeline.reporting import charts, figures
 from pipeline.reporting.control import ControlRow, control_rows
 from pipeline.reporting.formats import all_notes, bold, figure_lines, phantom_line
 from pipeline.reporting.provenance import interval_rule, origins
-from pipeline.reporting.results import RunResult, Summary, archive_of, load_paper
+from pipeline.reporting.results import RunResult, Summary
 from pipeline.reporting.table_form import Row, Table
 from pipeline.reporting.tables import phantoms
 from pipeline.storage.index import read_studies
@@ -60,7 +61,7 @@ def render_page(
         embeddings: folder of the runs' embeddings, which may hold similarity maps.
         regeneration: folder of the mixed runs' results, which may hold pictures.
     """
-    names = {d: d for d in summaries} | {key: d["name"] for key, d in load_paper()["datasets"].items()}
+    names = {d: d for d in summaries} | display_names()
     hidden = [d for d, s in summaries.items() if not shown(params, s)]
     twin, control = control_rows(params, results)
     environment = jinja2.Environment(
@@ -92,9 +93,7 @@ def render_page(
         legend=charts.legend(params, results),
         classes=list(charts.classes(results.get(name), names)),
         calibrations=list(charts.calibrations(results.get(name), names)),
-        maps=list(
-            _maps(params, summaries, names, index, embeddings / name / str(params.seeds[0]) / "maps.npz", load)
-        )
+        maps=list(_maps(params, summaries, names, index, embeddings / name / str(params.seeds[0]) / "maps.npz", load))
         if name
         else [],
         regenerated=list(_regenerated(params, summaries, names, regeneration)),
@@ -156,7 +155,7 @@ def _tiles(
     if "chexpert5x200_zs_accuracy" in measures:
         value = 100 * measures["chexpert5x200_zs_accuracy"].value
         yield "CheXpert5x200 accuracy", f"{value:.1f}", f"{name}; chance 20"
-    archives = {READ_AGAIN.get(name, (name,))[0]: s for name, s in summaries.items()}  # read twice, counted once
+    archives = {facts(name).archive or name: s for name, s in summaries.items()}  # read twice, counted once
     written = sum(s.written_images for s in archives.values())
     if written:
         rejected = sum(s.rejected_images for s in archives.values())
@@ -202,12 +201,11 @@ def _maps(
     """Similarity maps of one run (``path``: its maps.npz) over the images that may be shown."""
     if not path.exists():
         return
-    paper = load_paper()
     with np.load(path, allow_pickle=False) as stored:
         maps, places = stored["maps"], stored["position"].tolist()
         datasets, texts = stored["dataset"].tolist(), stored["text"].tolist()
     for heat, dataset, place, text in zip(maps, datasets, places, texts, strict=True):
-        archive = archive_of(paper, dataset)
+        archive = source_of(dataset)
         summary = summaries.get(archive)
         if summary is None or not shown(params, summary):
             continue
@@ -253,10 +251,9 @@ def _examples(
     load: Loader,
 ) -> dict[str, Any]:
     """Retrieval examples of the last main run that has some, from the first data set that may be shown."""
-    paper = load_paper()
     for name in reversed([n for n in params.main if n in results]):
-        for dataset in ("mimic_cxr", "openi", "chexpert5x200"):
-            summary = summaries.get(archive_of(paper, dataset))
+        for source in dict.fromkeys((*paired_tests(), *used_for("retrieval"))):
+            dataset, summary = facts(source).test_set or source, summaries.get(source)
             found = results[name].examples.get(dataset, [])[:EXAMPLES]
             if not found or summary is None or not shown(params, summary):
                 continue

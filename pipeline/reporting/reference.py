@@ -44,8 +44,8 @@ def compared_with_reference(reports: Path, reference: Path) -> str:
     changed = [d for d in differences.values() if d]
     auc = [value for (_, key), value in differences.items() if key.endswith("_auc")]
     lines = [
-        f"{len(changed):,} of {len(names):,} figures are not those of {reference} ({cpu}; this is {cpu_name()}). The AUCs "
-        f"differ by {100 * max(auc, default=0.0):.1f} points at most.",
+        f"{len(changed):,} of {len(names):,} figures are not those of {reference} ({cpu}; this is {cpu_name()}). The "
+        f"AUCs differ by {100 * max(auc, default=0.0):.1f} points at most.",
         "Another kind of CPU rounds otherwise, and training enlarges it: compare with the intervals in the tables. "
         "`git status` shows dvc.lock for the same reason: commit it, or `git checkout dvc.lock`.",
     ]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.config.params import BINARY_DATASETS
+from pipeline.datasets import used_for
 from pipeline.evaluation.comparison import over_trainings
 from pipeline.evaluation.metrics import percentiles
 
@@ -104,11 +104,6 @@ def load_paper(path: Path = PAPER_FILE) -> dict[str, Any]:
                 count = f"{len(row['paper'])} figures for {len(table['columns'])} columns"
                 raise ResultsError(f"{path}: {key}.{row['key']}: {count}")
     return paper
-
-
-def archive_of(paper: Mapping[str, Any], dataset: str) -> str:
-    """The data set whose archive a test set's studies lie in, itself unless ``paper.yaml`` names another."""
-    return str(paper["datasets"].get(dataset, {}).get("archive", dataset))
 
 
 def load_summaries(index: Path, datasets: Iterable[str]) -> dict[str, Summary]:
@@ -322,12 +317,13 @@ def sample_sum(run: RunResult, keys: Sequence[str], clean: bool = False) -> np.n
 
 def _add_totals(run: RunResult, confidence: float) -> None:
     """The metrics made of others: macro zero-shot AUC, RSUM and R@10 against chance."""
-    aucs = [run.measures.get(f"{d}_zs_auc") for d in BINARY_DATASETS]
+    binary = used_for("binary_classification")
+    aucs = [run.measures.get(f"{d}_zs_auc") for d in binary]
     known = [m for m in aucs if m]
     if len(known) == len(aucs):
         value = math.fsum(m.value for m in known) / len(known)
         run.measures["macro_zs_auc"] = Measure(value)
-        samples = sample_sum(run, [f"{d}_zs_auc" for d in BINARY_DATASETS])
+        samples = sample_sum(run, [f"{d}_zs_auc" for d in binary])
         if samples is not None:
             run.samples["macro_zs_auc"] = samples / len(known)
             run.measures["macro_zs_auc"] = Measure(value, *percentiles(samples / len(known), confidence))

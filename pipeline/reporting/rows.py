@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.params import OFFICIAL, Params
+from pipeline.config.params import Params
+from pipeline.datasets import display_names, facts, source_of, used_for
 from pipeline.evaluation.comparison import paired
-from pipeline.reporting.results import RECALL, Measure, RunResult, Summary, archive_of, rsum, sample_sum
+from pipeline.reporting.results import RECALL, Measure, RunResult, Summary, rsum, sample_sum
 from pipeline.reporting.table_form import Cell, Column, Row
 
 
@@ -35,16 +36,14 @@ def row_of(
     return Row(name or key, model, cells, backbone, data, name or "")
 
 
-def short_names(paper: Mapping[str, Any], datasets: Iterable[str]) -> str:
+def short_names(datasets: Iterable[str]) -> str:
     """Data sets as the paper's tables name them: ``M,C,C14``."""
-    return ",".join(paper["datasets"].get(d, {}).get("short", d) for d in datasets)
+    return ",".join(facts(d).short or d for d in datasets)
 
 
-def marked(
-    paper: Mapping[str, Any], summaries: Mapping[str, Summary], columns: Sequence[Column], cells: Sequence[Cell]
-) -> tuple[Cell, ...]:
+def marked(summaries: Mapping[str, Summary], columns: Sequence[Column], cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """The cells that rest on drawn images marked; a sum rests on all test sets of the row."""
-    archives = {d: archive_of(paper, d) for d in {c.dataset for c in columns}}
+    archives = {d: source_of(d) for d in {c.dataset for c in columns}}
     drawn = {d for d, archive in archives.items() if archive in summaries and summaries[archive].phantom}
     return tuple(
         replace(cell, phantom=c.dataset in drawn or (not c.dataset and bool(drawn)))
@@ -109,20 +108,18 @@ def used_columns(columns: tuple[Column, ...], rows: Sequence[Row]) -> tuple[tupl
     return tuple(columns[i] for i in kept), [replace(r, cells=tuple(r.cells[i] for i in kept)) for r in rows]
 
 
-def notes_of(
-    paper: Mapping[str, Any], columns: Sequence[Column], summaries: Mapping[str, Summary], runs: Sequence[RunResult]
-) -> list[str]:
+def notes_of(columns: Sequence[Column], summaries: Mapping[str, Summary], runs: Sequence[RunResult]) -> list[str]:
     """What ingest and evaluation noted about the data sets of these columns, each thing once."""
-    names = paper["datasets"]
+    names = display_names()
     used = [d for d in names if d in {c.dataset for c in columns}]
-    archives = dict.fromkeys(archive_of(paper, d) for d in used)
-    notes = [f"{names[d]['name']}: {note}" for d in archives if d in summaries for note in summaries[d].notes]
+    archives = dict.fromkeys(source_of(d) for d in used)
+    notes = [f"{names[d]}: {note}" for d in archives if d in summaries for note in summaries[d].notes]
     for note in dict.fromkeys(n for run in runs for n in run.notes):
         dataset, _, rest = note.partition(":")
         dataset = dataset.rpartition("/")[2]  # without the protocol
         key = dataset.split(" ")[0]
         if key in used:
-            notes.append(f"{dataset.replace(key, names[key]['name'])}:{rest}")
+            notes.append(f"{dataset.replace(key, names[key])}:{rest}")
         elif key not in names:
             notes.append(note)
     return list(dict.fromkeys(notes))
@@ -157,7 +154,7 @@ def _removed(run: RunResult, column: Column) -> int | None:
     if "_zs_" in column.key:
         kind = "zero_shot"
     elif column.key.endswith("_auc"):
-        kind = "official" if column.dataset == OFFICIAL else "few_shot"
+        kind = "official" if column.dataset in used_for("official_classification") else "few_shot"
     elif re.search(r"_(psnr|ssim)\d", column.key):
         kind = "regeneration"
     protocol = "".join(column.key.rpartition("/")[:2]) if kind == "zero_shot" else ""

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.params import LABEL_DATASETS, Params
+from pipeline.config.params import Params
 from pipeline.config.run_config import run_config
+from pipeline.datasets import captioned, display_names
 from pipeline.reporting.compositions import composition_table, regeneration_table
 from pipeline.reporting.counts import counts
 from pipeline.reporting.results import RunResult, Summary, load_paper
@@ -33,8 +34,8 @@ def build_tables(params: Params, summaries: Mapping[str, Summary], results: Mapp
 
 def phantoms(summaries: Mapping[str, Summary]) -> list[str]:
     """The names of the data sets that are phantoms."""
-    names = load_paper()["datasets"]
-    return [names[d]["name"] if d in names else d for d, s in summaries.items() if s.phantom]
+    names = display_names()
+    return [names.get(d, d) for d, s in summaries.items() if s.phantom]
 
 
 def _models(
@@ -63,7 +64,7 @@ def _models(
         else:  # a row of somebody else: his model, if it is among others
             his = (n for n, o in others.items() if (o.adapter, o.backbone) == (row["key"], row.get("backbone")))
             name = next(his, None)
-        data = row["data"] if "data" in row else short_names(paper, row.get("datasets", ()))
+        data = row["data"] if "data" in row else short_names(row.get("datasets", ()))
         backbone = row.get("backbone") or paper["backbones"].get(row.get("image_encoder"), "")
         rows.append(row_of(columns, results, name, row["model"], backbone, data, row["paper"], row["key"]))
         others = {n: o for n, o in others.items() if n != name}
@@ -78,16 +79,16 @@ def _models(
         title = "own run" if table["rows"] else "CXR-CLIP"
         if run.prompts == "ablation":
             title = f"trained with {Path(params.prompts.ablation).name}"
-        rows.append(row_of(columns, results, name, title, backbone, short_names(paper, run.datasets), nothing))
+        rows.append(row_of(columns, results, name, title, backbone, short_names(run.datasets), nothing))
     for name, other in others.items():
         rows.append(row_of(columns, results, name, other.model, other.backbone, other.data, nothing))
-    rows = [replace(r, cells=marked(paper, summaries, columns, r.cells)) for r in rows]
+    rows = [replace(r, cells=marked(summaries, columns, r.cells)) for r in rows]
     rows = with_differences(columns, rows, results, params, chained=number == "4")
     heads = (
         (("Method", "model"),) if number == "4" else (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
     )
     shown = [name for name in own if name in results]
-    notes = [*table.get("notes", ()), *notes_of(paper, columns, summaries, [results[n] for n in shown])]
+    notes = [*table.get("notes", ()), *notes_of(columns, summaries, [results[n] for n in shown])]
     notes += _text_augmentation(params, shown)
     if shown and len(params.seeds) > 1:
         seeds = ", ".join(map(str, params.seeds))
@@ -114,7 +115,7 @@ def _fills(params: Params, name: str, row: Mapping[str, Any]) -> bool:
 
 def _text_augmentation(params: Params, shown: Sequence[str]) -> list[str]:
     """A note where runs that augment reports had no back-translations to draw from, as the paper's had."""
-    reports = {name for name in shown if set(params.runs[name].datasets) - set(LABEL_DATASETS)}
+    reports = {name for name in shown if set(params.runs[name].datasets) - set(captioned())}
     augments = {name: run_config(params, name).augment for name in reports}
     without = [
         name for name in shown if name in reports and augments[name].text and augments[name].text_method == "swap"

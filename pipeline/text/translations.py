@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config.params import LABEL_DATASETS
+from pipeline.datasets import facts
 from pipeline.storage.atomic import replacing
 from pipeline.study import Study
 
@@ -25,7 +25,7 @@ def text_hash(text: str) -> int:
 
 def report_sections(study: Study) -> list[str]:
     """The sections that training may draw of a study: none where captions are made from its labels instead."""
-    if study.labels and study.dataset in LABEL_DATASETS:
+    if study.labels and facts(study.dataset).captioned:
         return []
     return [text for text in (study.findings, study.impression) if text]
 

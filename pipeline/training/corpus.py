@@ -7,8 +7,8 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
-from pipeline.config.params import LABEL_DATASETS
 from pipeline.config.run_config import Roles, RunConfig, write_run_config
+from pipeline.datasets import facts
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.study import SPLITS, Study
 from pipeline.text.prompts import PromptSentences, read_pools
@@ -53,7 +53,7 @@ def write_corpus(
     def kept() -> Iterator[Study]:
         for dataset in config.datasets:
             sentences = None
-            if dataset in LABEL_DATASETS:
+            if facts(dataset).captioned:
                 sentences = read_pools(prompts / f"{dataset}.json")
                 sentences.write_pools(out / "prompts" / f"{dataset}.json")
             counts.update({f"{dataset}.{part}": 0 for part in ("silent", "train", "valid")})

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.config.params import READ_AGAIN, Source
-from pipeline.ingest.sources.archive import WHERE, Archive, SourceError, open_archive
+from pipeline.config.params import Source
+from pipeline.datasets import facts
+from pipeline.ingest.sources.archive import Archive, SourceError, open_archive
 from pipeline.storage.files import PACK_SUFFIXES, Files, FilesError
 from pipeline.study import Reject, Study
 
@@ -76,9 +77,8 @@ def _reports(archive: Archive, source: Source) -> Archive:
     try:
         return Archive(archive.dataset, files, tuple(files.list_pack(pack)), (), "")
     except FilesError as error:
-        raise SourceError(
-            f"{archive.dataset}: {source.reports}: {error}. To get it: {WHERE[archive.dataset]}"
-        ) from None
+        said = f"{archive.dataset}: {source.reports}: {error}. To get it: {facts(archive.dataset).access}"
+        raise SourceError(said) from None
 
 
 def archive_fingerprint(dataset: str, source: Source) -> dict[str, str]:
@@ -97,13 +97,15 @@ def archive_fingerprint(dataset: str, source: Source) -> dict[str, str]:
             status = files.local.stat()
             prints[key] = f"{status.st_size} {status.st_mtime_ns}"
         elif place:
-            raise SourceError(f"{dataset}: sources.{dataset}.{key}: {place} not found. To get it: {WHERE.get(dataset)}")
+            raise SourceError(
+                f"{dataset}: sources.{dataset}.{key}: {place} not found. To get it: {facts(dataset).access}"
+            )
     return prints
 
 
 def archive_notes(archive: Archive, source: Source) -> list[str]:
     """What a reader of the tables must know about how this archive was read; one sentence each."""
-    if archive.dataset in READ_AGAIN:
+    if facts(archive.dataset).archive:  # the notes of the other reading say it
         return []
     if source.split != "paper":
         how = "as the owner's lists say" if source.split == "official" else "by patient"

@@ -11,20 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.config.params import READ_AGAIN
+from pipeline.datasets import facts
 from pipeline.storage.files import Files, FilesError, Gone, base_name, decode_text, text_lines
 
-WHERE = {
-    "mimic_cxr": "credentialed PhysioNet access: physionet.org/content/mimic-cxr-jpg (images, split and metadata csv) "
-    "and physionet.org/content/mimic-cxr (reports)",
-    "chexpert": "registration with Stanford AIMI: stanfordmlgroup.github.io/competitions/chexpert",
-    "chestxray14": "open, NIH Clinical Center: nihcc.app.box.com/v/ChestXray-NIHCC",
-    "vindr_cxr": "credentialed PhysioNet access: physionet.org/content/vindr-cxr",
-    "rsna": "Kaggle account: kaggle.com/c/rsna-pneumonia-detection-challenge",
-    "siim": "Kaggle account: kaggle.com/datasets/jesperdramsch/siim-acr-pneumothorax-segmentation-data",
-    "openi": "open, NLM: openi.nlm.nih.gov/faq (NLMCXR_reports.tgz, NLMCXR_png.tgz, NLMCXR_dcm.tgz)",
-}
-WHERE |= {again: WHERE[reader] for again, (reader, _) in READ_AGAIN.items()}
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # where one image comes in two formats, the earlier wins
 LABEL_CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 MAX_TABLE = 1 << 33  # bytes; CheXpert Plus with all its reports is one gigabyte
@@ -75,7 +64,7 @@ def open_archive(dataset: str, path: str, cache: Path) -> Archive:
     if not files.exists():
         raise SourceError(
             f"{dataset}: archive folder {path} not found; set sources.{dataset}.path, or leave sources.{dataset} "
-            f"out. To get it: {WHERE.get(dataset, 'it is your own')}"
+            f"out. To get it: {facts(dataset).access}"
         )
     listing = files.walk()
     return Archive(dataset, files, listing.files, listing.problems, listing.fingerprint)
@@ -105,7 +94,7 @@ def required_table(archive: Archive, names: Sequence[str]) -> str:
     if name is None:
         raise SourceError(
             f"{archive.dataset}: label file {names[0]} (or .gz, .zip) not found below {archive.files.root}. "
-            f"To get it: {WHERE.get(archive.dataset, 'it is your own')}"
+            f"To get it: {facts(archive.dataset).access}"
         )
     return name
 

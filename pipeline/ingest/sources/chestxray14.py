@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
+from pipeline.datasets import facts
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive, SourceError
 from pipeline.storage.files import base_name, decode_text
 from pipeline.study import Reject, Study, View
 
 NAMES = {"Effusion": "Pleural Effusion", "Pleural_Thickening": "Pleural Thickening"}  # archive -> ours
-CHESTXRAY14_CLASSES = (
-    "Atelectasis", "Cardiomegaly", "Pleural Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
-    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural Thickening", "Hernia",
-)  # fmt: skip
+CHESTXRAY14_CLASSES = facts("chestxray14").classes
 LISTS = ("train_val_list.txt", "test_list.txt")
 VALID = 0.1  # share of the patients of the first list
 
@@ -64,7 +62,7 @@ def _official(files: Archive) -> dict[str, str]:
         if not paths:
             raise SourceError(
                 f"{files.dataset}: official list {name} not found below {files.files.root}. "
-                f"To get it: {archive.WHERE['chestxray14']}; or set split: paper"
+                f"To get it: {facts('chestxray14').access}; or set split: paper"
             )
         images = decode_text(archive.content(files, paths[0])).split()
         if both := found.keys() & set(images):

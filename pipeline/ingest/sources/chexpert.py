@@ -9,15 +9,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from pipeline.datasets import facts
 from pipeline.ingest.report_sections import clean_text
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
 from pipeline.study import Reject, Study, View
 
-CHEXPERT_CLASSES = (
-    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
-    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
-)  # fmt: skip
+CHEXPERT_CLASSES = facts("chexpert").classes
 FIVE = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
 PER_CLASS = 200  # images
 LIST = "chexpert_5x200.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.datasets import facts
 from pipeline.ingest.report_sections import sections
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
@@ -49,7 +50,7 @@ def read_mimic_cxr(files: Archive, reports: Archive) -> Iterator[Study | Reject]
     if not texts:
         raise archive.SourceError(
             f"mimic_cxr: no report (s*.txt) below {reports.files.root}; set sources.mimic_cxr.reports to "
-            f"mimic-cxr-reports.zip or where it was unpacked. To get it: {archive.WHERE['mimic_cxr']}"
+            f"mimic-cxr-reports.zip or where it was unpacked. To get it: {facts('mimic_cxr').access}"
         )
     for (patient, study, split), dicoms in studies.items():
         name = f"files/p{patient[:2]}/p{patient}/s{study}.txt"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipeline.datasets import facts
 from pipeline.ingest.report_sections import clean_text
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
@@ -47,7 +48,7 @@ def read_openi(files: Archive, split: str = "paper") -> Iterator[Study | Reject]
         damaged = [name for name, _ in files.problems if "reports" in name]
         raise archive.SourceError(
             f"{files.dataset}: no report (*.xml) below {files.files.root}, loose or in NLMCXR_reports.tgz"
-            f"{' (it is damaged: download it again)' if damaged else ''}. To get them: {archive.WHERE['openi']}"
+            f"{' (it is damaged: download it again)' if damaged else ''}. To get them: {facts('openi').access}"
         )
     units = list(dict.fromkeys(map(base_name, reports)))  # a report may lie there twice, loose and packed
     sides = archive.train_valid_test(len(units), HELD) if split == "patient" else ["test"] * len(units)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from pipeline.datasets import facts
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
 from pipeline.storage.files import base_name
 from pipeline.study import Reject, Study, View
 
+(PNEUMONIA,) = facts("rsna").classes
 MAPPINGS = "pneumonia-challenge-dataset-mappings_2018.json"
 
 
@@ -41,7 +43,7 @@ def read_rsna(files: Archive, split: str = "paper") -> Iterator[Study | Reject]:
     for image in ids:
         own = person.get(image, image)
         view = View(id=image, path=on_disk.get(image, ""))
-        yield Study("rsna", own, image, side[own], (view,), labels={"Pneumonia": targets[image]})
+        yield Study("rsna", own, image, side[own], (view,), labels={PNEUMONIA: targets[image]})
 
 
 def _patients(files: Archive) -> dict[str, str]:

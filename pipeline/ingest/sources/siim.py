@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pipeline.datasets import facts
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
 from pipeline.study import Reject, Study, View
 
 # The challenge's stage 2 list (12,047 images) under the names it is found by; the paper's counts are of that one.
 FILES = ("stage_2_train.csv", "train-rle.csv", "siim-pneumothorax-train-rle.csv", "siim-train-rle.csv")
+(PNEUMOTHORAX,) = facts("siim").classes
 
 
 def read_siim(files: Archive) -> Iterator[Study | Reject]:
@@ -33,4 +35,4 @@ def read_siim(files: Archive) -> Iterator[Study | Reject]:
     ids = sorted(positive)
     for image, split in zip(ids, archive.train_valid_test(len(ids)), strict=True):
         view = View(id=image, path=on_disk.get(image, ""))
-        yield Study("siim", image, image, split, (view,), labels={"Pneumothorax": positive[image]})
+        yield Study("siim", image, image, split, (view,), labels={PNEUMOTHORAX: positive[image]})

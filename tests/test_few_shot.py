@@ -23,6 +23,7 @@ from pipeline.evaluation.few_shot import evaluate_few_shot
 from pipeline.evaluation.fine_tune import classifier_logits, evaluation_pictures, fine_tune
 from pipeline.evaluation.labelled import read_labelled, subset
 from pipeline.evaluation.linear_probe import _room, cache_features, linear_probe, probe
+from pipeline.evaluation.metric_key import of_clean, share_key
 from pipeline.evaluation.metrics import resamples
 from pipeline.evaluation.protocols import PromptRule, Protocol, Task, TestSet
 from pipeline.models.cxr_clip import CxrClip
@@ -229,9 +230,9 @@ def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
 
 def test_every_metric_is_the_mean_of_its_seeds(labelled, found):
     """Against the recipe written out above, scikit-learn and the resamples' definition."""
-    wanted = {f"{d}.{s}" for d in ("rsna", "vindr_cxr") for s in ("p10", "p100", "ft100")}
-    assert set(found["metrics"]) == set(found["samples"]) == wanted
-    assert found["notes"][-1] == "siim: a split has no study" and found["clean"] == {}
+    wanted = {f"{d}_{s}_auc" for d in ("rsna", "vindr_cxr") for s in ("p10", "p100", "ft100")}
+    assert {key.name for key in found["metrics"]} == wanted  # and no clean one
+    assert found["notes"][-1] == "siim: a split has no study"
     assert found["removed"] == {"rsna": 0, "vindr_cxr": 0}
     data = read(labelled, "vindr_cxr")
     truth = data.labels["test"]
@@ -251,14 +252,14 @@ def test_every_metric_is_the_mean_of_its_seeds(labelled, found):
             logits = plain["test"] @ w + b
             aucs[str(s)] = roc_auc_score(truth, logits, average="macro")
             samples.append([resampled(truth, logits, row) for row in weights])
-        metric = found["metrics"][f"vindr_cxr.{name}"]
-        assert metric["seeds"] == pytest.approx(aucs) and metric["n"] == len(truth)
-        assert metric["value"] == pytest.approx(np.mean(list(aucs.values())))
-        assert found["samples"][f"vindr_cxr.{name}"] == pytest.approx(np.mean(samples, axis=0), nan_ok=True)
-        assert metric["low"] <= metric["value"] <= metric["high"]
+        metric = found["metrics"][share_key("vindr_cxr", name)]
+        assert metric.seeds == pytest.approx(aucs) and metric.n == len(truth)
+        assert metric.value == pytest.approx(np.mean(list(aucs.values())))
+        assert metric.samples == pytest.approx(np.mean(samples, axis=0), nan_ok=True)
+        assert metric.low <= metric.value <= metric.high
         per_class = found["classes"]["vindr_cxr"][name]
-        assert np.mean([m["value"] for m in per_class.values()]) == pytest.approx(metric["value"])
-        assert [m["positives"] for m in per_class.values()] == truth.sum(axis=0).tolist()
+        assert np.mean([m.value for m in per_class.values()]) == pytest.approx(metric.value)
+        assert [m.positives for m in per_class.values()] == truth.sum(axis=0).tolist()
 
 
 def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
@@ -270,7 +271,7 @@ def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
         *(embedder_of(model, None, 32, 5), model.image_tower, ["mimic_cxr"], Augment(), folder, PROTOCOL),
         *(["rsna", "vindr_cxr"], {}, options, BOOTSTRAP, 3, 0, folder, ("vindr_cxr",)),
     )
-    assert alone["metrics"].keys() == {"vindr_cxr.p100", "vindr_cxr.ft100"}
+    assert {key.name for key in alone["metrics"]} == {"vindr_cxr_p100_auc", "vindr_cxr_ft100_auc"}
     assert alone["metrics"] == {key: found["metrics"][key] for key in alone["metrics"]}
 
 
@@ -293,16 +294,17 @@ def test_clean_metrics_leave_out_what_training_has_shown(labelled, found):
     options = replace(OPTIONS, seeds=(0,), fine_tune=FineTune())
     result = run(labelled, seen, ["rsna"], options)
     assert result["removed"] == {"rsna": 2}
-    assert result["clean"].keys() == result["metrics"].keys() == {"rsna.p10", "rsna.p100"}
+    keys = [share_key("rsna", name) for name in options.shares]
+    assert set(result["metrics"]) == {*keys, *map(of_clean, keys)}
     keep = np.array([i not in (0, 3) for i in range(len(tests))])
     logits = probe(*(embedder_of(labelled[1], None, 32, 5), data, Augment(), options, 3, 0, labelled[0]))
     weights = resamples([s.patient for s in tests], BOOTSTRAP, 3)[:, keep]
     for name in options.shares:
         truth, rows = data.labels["test"][keep], logits[name][0][keep]
-        assert result["clean"][f"rsna.{name}"]["value"] == pytest.approx(roc_auc_score(truth, rows))
-        assert result["clean"][f"rsna.{name}"]["n"] == len(tests) - 2
+        clean = result["metrics"][of_clean(share_key("rsna", name))]
+        assert clean.value == pytest.approx(roc_auc_score(truth, rows)) and clean.n == len(tests) - 2
         again = [resampled(truth, rows, row) for row in weights]
-        assert result["samples"][f"clean/rsna.{name}"] == pytest.approx(again, nan_ok=True)
+        assert clean.samples == pytest.approx(again, nan_ok=True)
 
 
 @pytest.fixture
@@ -333,7 +335,8 @@ def test_the_probe_of_somebody_elses_model(labelled, project):
     (member,) = chexzero(project / "weights", members=1)
     few_shot_other.main("theirs")
     found = json.loads((project / "data/results/few_shot/theirs.json").read_text())
-    assert found["run"] == "theirs" and set(found["metrics"]) == {f"rsna.{share}" for share in ("p1", "p10", "p100")}
+    names = {f"rsna_{share}_auc{end}" for share in ("p1", "p10", "p100") for end in ("", "_clean")}
+    assert found["run"] == "theirs" and set(found["metrics"]) == names
     record = load_params(project / "params.yaml")
     options, data = record.evaluate.few_shot, read(labelled)
 
@@ -362,12 +365,14 @@ def test_the_probe_of_somebody_elses_model(labelled, project):
             )
             rows = (test @ w + b)[:, 0]
             both.append((roc_auc_score(truth, rows), roc_auc_score(truth[clean], rows[clean])))
-        metric = found["metrics"][f"rsna.{share}"]
+        metric = found["metrics"][f"rsna_{share}_auc"]
         assert [*metric["seeds"].values()] == pytest.approx([whole for whole, _ in both])
-        assert found["clean"][f"rsna.{share}"]["value"] == pytest.approx(np.mean([part for _, part in both]))
+        assert found["metrics"][f"rsna_{share}_auc_clean"]["value"] == pytest.approx(
+            np.mean([part for _, part in both])
+        )
     assert found["removed"] == {"rsna": 1} and "siim: a split has no study" in found["notes"]
     with np.load(project / "data/results/few_shot/theirs.npz") as samples:
-        assert samples["clean/rsna.p10"].shape == (50,)
+        assert samples["rsna_p10_auc_clean"].shape == (50,)
 
 
 def test_without_its_weights_the_result_says_which_file_goes_where(project, capsys):

@@ -16,6 +16,7 @@ from pipeline.config.records import ParamsError
 from pipeline.config.run_config import Roles, read_run_config
 from pipeline.evaluation import embed, protocols, retrieval, zero_shot
 from pipeline.evaluation.fine_tune import Classifier
+from pipeline.evaluation.metric_key import read_key
 from pipeline.models.checkpoint import load_model
 from pipeline.models.mixed import MixedNet
 from pipeline.storage.evaluation_crop import evaluation_crop
@@ -148,7 +149,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
         filled = net.regenerate(pictures[:2], net.hide(torch.arange(2)), *tokenizer(PROMPTS))
     assert filled.shape == (2, 32, 32) and filled.dtype == torch.float32
     found = retrieval.evaluate_retrieval(tmp_path, index, ["mimic_cxr"], SETS, (1, 5), Bootstrap(samples=2), 0)
-    assert found["metrics"]["mimic_cxr.r5"]["n"] == 30 and not found["notes"]
+    assert found["metrics"][read_key("mimic_cxr_r5")].n == 30 and not found["notes"]
     assert embed.write_maps(net, embedder, 32, {}, ["mimic_cxr"], index, tmp_path) == 0
     assert embed.similarity_places(net, pictures) is None
 

@@ -14,6 +14,8 @@ from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.fine_tune import Tower, classifier_logits, evaluation_pictures, fine_tune
 from pipeline.evaluation.labelled import Labelled, read_labelled, subset
 from pipeline.evaluation.linear_probe import probe
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import of_clean, share_key
 from pipeline.evaluation.metrics import classes_with_intervals, interval, resamples
 from pipeline.evaluation.protocols import Protocol
 from pipeline.evaluation.seen_images import SeenImages, clean_images
@@ -46,7 +48,7 @@ def tuned(
 
 def nothing(*notes: str) -> dict[str, Any]:
     """The result of a model that nothing was computed for, with notes that say why."""
-    return {**{form: {} for form in ("metrics", "clean", "removed", "classes", "samples")}, "notes": list(notes)}
+    return {**{form: {} for form in ("metrics", "removed", "classes")}, "notes": list(notes)}
 
 
 def evaluate_few_shot(
@@ -65,7 +67,7 @@ def evaluate_few_shot(
     work: Path,
     datasets: Sequence[str] = BINARY_DATASETS,
 ) -> dict[str, Any]:
-    """Probe data sets at every share; metrics "<dataset>.<share>" (form: docs/results.md).
+    """Probe data sets at every share (form of the answer: docs/results.md).
 
     Args:
         tower: fine-tuned, too, at the shares of ``options.fine_tune``; None: not. It takes crops of the
@@ -75,9 +77,14 @@ def evaluate_few_shot(
             in what is not clean.
         workers: processes that prepare images; 0: this one.
         work: folder for features that are too many for memory.
+
+    Raises:
+        ValueError: a share whose name is not p or ft and its percent.
     """
     result = nothing()
+    shares = [*options.shares, *(options.fine_tune.shares if tower is not None else ())]
     for dataset in (d for d in datasets if d in sources):
+        keys = {name: share_key(dataset, name) for name in shares}  # before any work
         data = read_labelled(index, protocol, dataset)
         if data is None:
             result["notes"].append(f"{dataset}: a split has no study")
@@ -90,20 +97,18 @@ def evaluate_few_shot(
         unseen = clean_images(seen, dataset, tests, [*trained_on, dataset])
         result["removed"][dataset] = int((~unseen).sum())
         for name, by_seed in logits.items():
-            key = f"{dataset}.{name}"
-            measure, samples, classes, notes = _measured(data.classes, data.labels["test"], by_seed, weights, bootstrap)
+            test = data.labels["test"]
+            measure, classes, notes = _measured(data.classes, test, by_seed, weights, bootstrap)
             if measure is not None:
-                result["metrics"][key], result["samples"][key] = measure, samples
+                result["metrics"][keys[name]] = measure
             result["classes"].setdefault(dataset, {})[name] = classes
             result["notes"] += [f"{dataset}: {name}: {note}" for note in notes]
             if unseen.all() or not unseen.any():
                 continue
             some = {s: rows[unseen] for s, rows in by_seed.items()}
-            measure, samples, _, _ = _measured(
-                data.classes, data.labels["test"][unseen], some, weights[:, unseen], bootstrap
-            )
+            measure, _, _ = _measured(data.classes, test[unseen], some, weights[:, unseen], bootstrap)
             if measure is not None:
-                result["clean"][key], result["samples"][f"clean/{key}"] = measure, samples
+                result["metrics"][of_clean(keys[name])] = measure
         if not unseen.any():
             result["notes"].append(f"{dataset}: no test image is clean")
     return result
@@ -126,22 +131,25 @@ def _measured(
     logits: Mapping[int, np.ndarray],
     weights: np.ndarray,
     options: Bootstrap,
-) -> tuple[dict[str, Any] | None, np.ndarray | None, dict[str, Any], list[str]]:
-    """The macro AUC of one share, mean over seeds with each seed's own beside it; its values over the resamples, which
-    are means over seeds, too; each class's mean AUC, whose interval's ends are means of the seeds'; notes."""
+) -> tuple[Measure | None, dict[str, Measure], list[str]]:
+    """The macro AUC of one share, mean over seeds with each seed's own beside it (its samples are means over seeds);
+    each class's mean AUC, whose interval's ends are means of the seeds'; notes."""
     truth = {c: labels[:, i] for i, c in enumerate(classes)}
     found = {
         s: classes_with_intervals(truth, {c: rows[:, i] for i, c in enumerate(classes)}, weights, options)
         for s, rows in logits.items()
     }
-    per_class: dict[str, Any] = {}
-    _, _, first, notes = next(iter(found.values()))
+    _, first, notes = next(iter(found.values()))
+    per_class = {}
     for c, measure in first.items():
-        ends = {part: float(np.mean([f[2][c][part] for f in found.values()])) for part in ("value", "low", "high")}
-        per_class[c] = {**measure, **ends}
-    macros = {s: macro["value"] for s, (macro, _, _, _) in found.items() if macro is not None}
+        value, low, high = (
+            float(np.mean([getattr(classes[c], part) for _, classes, _ in found.values()]))
+            for part in ("value", "low", "high")
+        )
+        per_class[c] = replace(measure, value=value, low=low, high=high, samples=None)
+    macros = {s: macro for s, (macro, _, _) in found.items() if macro is not None}
     if not macros:
-        return None, None, per_class, notes
-    samples = np.mean([f[1] for f in found.values() if f[1] is not None], axis=0)
-    measure = interval(float(np.mean(list(macros.values()))), samples, options, len(labels))
-    return {**measure, "seeds": {str(s): value for s, value in macros.items()}}, samples, per_class, notes
+        return None, per_class, notes
+    samples = np.mean([macro.samples for macro in macros.values() if macro.samples is not None], axis=0)
+    measure = interval(float(np.mean([m.value for m in macros.values()])), samples, options, len(labels))
+    return replace(measure, seeds={str(s): macro.value for s, macro in macros.items()}), per_class, notes

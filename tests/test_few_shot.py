@@ -18,6 +18,7 @@ from pipeline import adapters
 from pipeline.config.load import load_params
 from pipeline.config.params import Augment, Bootstrap, FewShot, FineTune
 from pipeline.evaluation import few_shot
+from pipeline.evaluation import linear_probe as linear_probe_module
 from pipeline.evaluation.embed import embedder_of
 from pipeline.evaluation.few_shot import evaluate_few_shot
 from pipeline.evaluation.fine_tune import classifier_logits, evaluation_pictures, fine_tune
@@ -185,7 +186,7 @@ def reencoded(labelled, data, epoch, positions):
 @pytest.mark.parametrize("in_memory", [1 << 30, 0])
 def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory, monkeypatch, tmp_path):
     """With as many draws as epochs, in memory and in a file, which leaves nothing behind."""
-    monkeypatch.setattr(few_shot, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(linear_probe_module, "IN_MEMORY", in_memory)
     data, embedder = read(labelled), embedder_of(labelled[1], None, 32, 5)
     train, valid = data.labels["train"], embedder.over(embedder.features, data.views("valid"), embedder.prepare_at)
     some = np.array([1, 4, 5, 9, 11])
@@ -218,12 +219,12 @@ def test_draws_are_used_in_turn(labelled):
 
 
 def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(few_shot, "IN_MEMORY", 0)
+    monkeypatch.setattr(linear_probe_module, "IN_MEMORY", 0)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(few_shot.os, "posix_fallocate", full)
+    monkeypatch.setattr(linear_probe_module.os, "posix_fallocate", full)
     with pytest.raises(ValueError, match="no room for 4"):
         _room((1000, 1_000_000), tmp_path)
 
@@ -273,6 +274,14 @@ def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
     )
     assert {key.name for key in alone["metrics"]} == {"vindr_cxr_p100_auc", "vindr_cxr_ft100_auc"}
     assert alone["metrics"] == {key: found["metrics"][key] for key in alone["metrics"]}
+
+
+def test_a_share_that_no_metric_can_be_named_after_ends_before_any_work(labelled):
+    options = replace(OPTIONS, shares={"tenth": 0.1}, fine_tune=FineTune())
+    with pytest.raises(ValueError, match=r"a share is named p and its percent, for fine-tuning ft .*, not 'tenth'"):
+        evaluate_few_shot(
+            *(None, None, [], Augment(), labelled[0], PROTOCOL, ["rsna"], {}, options, BOOTSTRAP, 3, 0, labelled[0])
+        )
 
 
 def resampled(truth, logits, row):

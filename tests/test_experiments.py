@@ -17,7 +17,7 @@ from pipeline.evaluation import metric_key
 from pipeline.evaluation.measure import Measure
 from pipeline.evaluation.metric_key import MACRO_AUC, RSUM, MetricKey, Quantity, read_key
 from pipeline.reporting import experiments, experiments_page
-from pipeline.reporting.totals import over_trainings
+from pipeline.reporting.totals import means_over_trainings
 
 PARAMS = {
     "seed": 1,
@@ -241,7 +241,7 @@ def test_trainings_with_several_seeds_are_one_figure(tmp_path):
     assert one.trainings == pytest.approx({"0": 0.70, "3": 0.72}) and one.value == pytest.approx(0.71)
     assert one.low < 0.71 - 12.7 * 0.01 < 0.71 + 12.7 * 0.01 < one.high  # t of one degree of freedom, s / sqrt(2) = .01
     far = [{key: Measure(v, v, v, 9) for key in (RSNA, RSUM["i2t"])} for v in (0.6, 0.99)]
-    ends = over_trainings(far, (0, 3), 0.95)
+    ends = means_over_trainings(far, (0, 3), 0.95)
     assert (ends[RSNA].low, ends[RSNA].high) == (0, 1) and ends[RSUM["i2t"]].high > 1  # where a share ends
     found = experiments.difference(baseline, other, "one", RSNA)
     assert (found.value, found.low, found.high) == pytest.approx((0.01, 0.01, 0.01)) and found.sign == 1

@@ -17,7 +17,7 @@ from pipeline.evaluation.metric_key import (
     WAYS,
     MetricKey,
     Quantity,
-    from_record,
+    key_from_record,
     of_clean,
     read_key,
     share_key,
@@ -71,7 +71,7 @@ def test_every_metric_is_read_back_from_its_name_and_from_its_fields():
     assert len(names) == len(keys) > 10_000  # no two have one name
     for key in keys:
         assert read_key(key.name) == key
-        assert from_record({**json.loads(json.dumps(key.record())), "value": 0.5, "n": 3}) == key
+        assert key_from_record({**json.loads(json.dumps(key.record())), "value": 0.5, "n": 3}) == key
 
 
 def test_test_sets_of_any_name_are_read_back_or_refused():

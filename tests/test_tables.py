@@ -100,11 +100,12 @@ def test_rsum_is_a_sum_or_nothing(here):
     assert float(six["ours"]) == pytest.approx(100 * sum(recalls[:6]), abs=1e-3) and not six["low"]
     path = here / "data/results/retrieval/swin_m/0.json"
     raw = json.loads(path.read_text())
-    del raw["metrics"]["openi_r10"], raw["metrics"]["rsum"]
+    del raw["metrics"]["openi_r10"]  # what evaluation added up is then another sum, and no RSUM of Table 3
+    raw["metrics"]["rsum_clean"] = raw["metrics"]["rsum"] | {"clean": True}
     path.write_text(json.dumps(raw))
     (_, _, t3, *_), _, results = built(here, p)
     assert lines(t3)["swin_m", "rsum"]["ours"] == lines(t3)["swin_m", "openi_r10"]["ours"] == ""
-    assert "rsum" not in headline_metrics(results)["swin_m"]
+    assert not {"rsum", "rsum_clean"} & headline_metrics(results)["swin_m"].keys()
 
 
 def test_the_interval_of_a_sum_has_the_asked_confidence(here):

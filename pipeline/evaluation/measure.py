@@ -47,7 +47,7 @@ class Measure:
         return found | ({"seeds": dict(self.seeds)} if self.seeds else {})
 
 
-def from_record(
+def measure_from_record(
     raw: Mapping[str, Any],
     bounds: tuple[float, float] = (0.0, 1.0),
     removed: int | None = None,

@@ -26,7 +26,9 @@ from typing import Any, Literal
 Direction = Literal["", "i2t", "t2i"]
 TASKS = ("zero_shot", "linear_probe", "fine_tune", "retrieval", "regeneration")  # in the order of columns
 SHARES = {"linear_probe": "p", "fine_tune": "ft"}  # what stands before the percent in names
-WAYS = ("matching", "none", "shuffled", "mean", "inpainted", "gain_none", "gain_shuffled")  # of regeneration
+WITH_TEXT = ("matching", "none", "shuffled")  # the model's ways to regenerate: with the image's report, none, another's
+BASELINES = ("mean", "inpainted")  # ways without a model
+WAYS = (*WITH_TEXT, *BASELINES, "gain_none", "gain_shuffled")  # a gain is what the matching report adds
 MEAN = "macro"  # stands for the test set in the name of a mean over several
 HEADLINE_PERCENTS = (10, 100)
 HEADLINE_K = 10
@@ -169,7 +171,7 @@ def read_key(name: str) -> MetricKey:
     return key
 
 
-def from_record(raw: Mapping[str, Any]) -> MetricKey:
+def key_from_record(raw: Mapping[str, Any]) -> MetricKey:
     """The metric of a ``record``, from whatever stands beside its fields.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.config.params import REPORT_DATASETS, Bootstrap
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.image_quality import averaged, psnr, ssim, without_model
-from pipeline.evaluation.metric_key import MetricKey, of_clean
+from pipeline.evaluation.metric_key import WITH_TEXT, MetricKey, of_clean
 from pipeline.evaluation.metrics import mean_with_interval, resamples
 from pipeline.evaluation.protocols import RetrievalSet
 from pipeline.storage.evaluation_crop import evaluation_crop
@@ -29,8 +29,6 @@ from pipeline.storage.shards import load_view
 from pipeline.study import Study
 from pipeline.text.tokenizer import Tokenizer
 
-WITH_TEXT = ("matching", "none", "shuffled")  # ways of the model: the image's own report, none, another study's
-BASELINES = ("mean", "inpainted")
 PICTURES = 2  # of a test set and mask ratio
 
 

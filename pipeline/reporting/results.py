@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.evaluation import measure, metric_key
-from pipeline.evaluation.measure import Measure
-from pipeline.evaluation.metric_key import RSUM, Direction, MetricKey, read_key
-from pipeline.reporting.totals import add_totals, over_trainings
+from pipeline.evaluation.measure import Measure, measure_from_record
+from pipeline.evaluation.metric_key import RSUM, Direction, MetricKey, key_from_record, read_key
+from pipeline.reporting.totals import add_totals, means_over_trainings
 
 PAPER_FILE = Path(__file__).with_name("paper.yaml")
 STAGES = {"few_shot": "few_shot", "official": "few_shot_official", "regeneration": "regenerate"}  # one a training
@@ -190,7 +189,7 @@ def load_results(
     for name in runs:
         kinds = ["zero_shot", "retrieval", *(kind for kind, names in optional.items() if name in names)]
         trainings = [one(f"{name}/{seed}", kinds) for seed in seeds]
-        measures = over_trainings([t.measures for t in trainings], seeds, confidence)
+        measures = means_over_trainings([t.measures for t in trainings], seeds, confidence)
         notes = list(dict.fromkeys(note for t in trainings for note in t.notes))
         loaded[name] = replace(trainings[0], name=name, trained=tuple(seeds), measures=measures, notes=notes)
     for name in others:
@@ -220,7 +219,7 @@ def _read_evaluation(run: RunResult, kind: str, path: str, text: bytes, read: Re
     try:
         removed = {where: int(count) for where, count in raw.get("removed", {}).items()}
         for name, record in raw["metrics"].items():
-            key = metric_key.from_record(record)
+            key = key_from_record(record)
             if key.name != name:
                 raise ResultsError(f"{path}: metrics.{name} has the fields of {key.name}; run: dvc repro -f {stage}")
             where = f"metrics.{name}"
@@ -249,7 +248,7 @@ def _measure(
     samples: np.ndarray | None = None,
 ) -> Measure:
     try:
-        return measure.from_record(record, bounds, removed, samples)
+        return measure_from_record(record, bounds, removed, samples)
     except ValueError as error:
         raise ResultsError(f"{path}: {where}.{error}") from None
 

@@ -92,7 +92,9 @@ def add_totals(
             measures[replace(recall, over_chance=True)] = Measure(measures[recall].value / chance["r10"])
 
 
-def over_trainings(trainings: Sequence[Measures], seeds: Sequence[int], confidence: float) -> dict[MetricKey, Measure]:
+def means_over_trainings(
+    trainings: Sequence[Measures], seeds: Sequence[int], confidence: float
+) -> dict[MetricKey, Measure]:
     """The means over a run's trainings; a metric that one of them lacks is left out. One training: its own."""
     if len(trainings) == 1:
         return dict(trainings[0])

@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 Direction = Literal["", "i2t", "t2i"]
-TASKS = ("zero_shot", "linear_probe", "fine_tune", "retrieval", "regeneration")  # in the order of columns
+TASKS = ("zero_shot", "linear_probe", "fine_tune", "retrieval", "regeneration")  # whose names have a form
 SHARES = {"linear_probe": "p", "fine_tune": "ft"}  # what stands before the percent in names
 WITH_TEXT = ("matching", "none", "shuffled")  # the model's ways to regenerate: with the image's report, none, another's
 BASELINES = ("mean", "inpainted")  # ways without a model

@@ -20,7 +20,7 @@ import yaml
 from pipeline.config.params import BINARY_DATASETS
 from pipeline.evaluation.comparison import Difference, paired
 from pipeline.evaluation.measure import Measure
-from pipeline.evaluation.metric_key import TASKS, MetricKey
+from pipeline.evaluation.metric_key import MetricKey
 from pipeline.reporting.results import archive_of, load_paper, load_results
 from pipeline.tracking.work_folders import repository_root
 
@@ -87,12 +87,13 @@ def read_experiment(files: Any, name: str, revision: str, changed: Iterable[str]
 
 
 def headline_measures(measures: Mapping[MetricKey, Measure]) -> dict[MetricKey, Measure]:
-    """What experiments compare, the mean AUC first, then task by task; single recalls only where there is no sum."""
+    """What experiments compare: the mean AUC, other zero-shot metrics, the rest, retrieval; single recalls only where
+    there is no sum."""
     sums = any(key.headline and key.over == "sum" for key in measures)
     chosen = [key for key in measures if key.headline and not (sums and key.quantity == "recall" and not key.over)]
 
-    def place(key: MetricKey) -> tuple[bool, int]:
-        return key.over != "mean", TASKS.index(key.task) if key.task in TASKS else len(TASKS)
+    def place(key: MetricKey) -> tuple[bool, bool, bool]:
+        return key.over != "mean", key.task != "zero_shot", key.task == "retrieval"
 
     return {key: measures[key] for key in sorted(chosen, key=place)}
 

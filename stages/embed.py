@@ -45,6 +45,7 @@ def main(rows: str, name: str = "") -> None:
         with mlflow_runs.stage_run("embed", row, ours.protocols, machine.tracking) as record:
             record.metrics(embed.embed_run(model, ours, INDEX, out, device, machine.batch_size))
             mark_current(out, digest)
+        print(f"embed {row}: {'skipped: ' + why if (why := store.why_missing(out)) else 'done'}")
 
 
 if __name__ == "__main__":

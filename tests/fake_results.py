@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.config.params import Params
 from pipeline.config.records import read_record
+from pipeline.evaluation.metric_key import read_key
 from pipeline.reporting.results import load_results, load_summaries
 from pipeline.storage.index import write_studies
 from pipeline.storage.shards import EncodedPicture, ShardWriter
@@ -79,13 +80,21 @@ def value(run: str, metric: str) -> float:
     return 0.55 + 0.4 * noise
 
 
-def measure(run: str, metric: str) -> dict:
-    v = value(run, metric)
-    return {"value": v, "low": v - 0.031, "high": min(1.0, v + 0.022), "n": 240}
+def measured(run: str, *names: str) -> dict[str, dict]:
+    """Made-up figures as a result file holds them."""
+    return {name: stored(name, value(run, name)) for name in names}
+
+
+def stored(name: str, v: float, **changes) -> dict:
+    """A figure as a result file holds it."""
+    return {**read_key(name).record(), "value": v, "low": v - 0.031, "high": min(1.0, v + 0.022), "n": 240, **changes}
+
+
+RECALLS = [f"{d}_r{k}" for d in RETRIEVAL for k in (1, 5, 10)]
 
 
 def recalls(run: str) -> list[float]:
-    return [value(run, f"{d}.r{k}") for d in RETRIEVAL for k in (1, 5, 10)]
+    return [value(run, name) for name in RECALLS]
 
 
 def picture(seed: int, size: int = 96) -> bytes:
@@ -141,8 +150,7 @@ def write_results(root: Path, p: Params, run: str, examples: dict) -> None:
     for kind in ("zero_shot", "few_shot", "retrieval", "pretrain"):
         (results / kind / run).mkdir(parents=True, exist_ok=True)
     place = f"{run}/0"
-    zero = {f"{d}.auc": measure(run, f"{d}.auc") for d in EVALUATED}
-    zero["chexpert5x200.accuracy"] = measure(run, "chexpert5x200.accuracy")
+    zero = measured(run, *(f"{d}_zs_auc" for d in EVALUATED), "chexpert5x200_zs_accuracy")
     strength = 1.0 if run == "shuffled" else 2.0 + 6 * value(run, "strength")
     tpr = (np.linspace(0, 1, 21) ** (1 / strength)).tolist()
     curve = {"fpr": np.linspace(0, 1, 21).tolist(), "tpr": tpr}
@@ -155,11 +163,11 @@ def write_results(root: Path, p: Params, run: str, examples: dict) -> None:
     }
     (results / "zero_shot" / f"{place}.json").write_text(json.dumps(body))
     if run in p.main:
-        probe = {f"{d}.{share}": measure(run, f"{d}.{share}") for d in EVALUATED for share in ("p10", "p100")}
+        probe = measured(run, *(f"{d}_{share}_auc" for d in EVALUATED for share in ("p10", "p100")))
         (results / "few_shot" / f"{place}.json").write_text(json.dumps({"run": place, "metrics": probe, "notes": []}))
-    found = {f"{d}.r{k}": measure(run, f"{d}.r{k}") for d in RETRIEVAL for k in (1, 5, 10)}
+    found = measured(run, *RECALLS)
     total = sum(recalls(run))
-    found["total.rsum"] = {"value": total, "low": total - 0.2, "high": total + 0.1, "n": 0}
+    found["rsum"] = {**read_key("rsum").record(), "value": total, "low": total - 0.2, "high": total + 0.1}
     pools = {
         d: {"queries": 80, "candidates": 80, "chance": {"r1": 0.0125, "r5": 0.0625, "r10": 0.125}} for d in RETRIEVAL
     }

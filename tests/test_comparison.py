@@ -1,12 +1,15 @@
 """Paired differences against resampling both models together by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from pipeline.config.params import Bootstrap
 from pipeline.evaluation import metrics
-from pipeline.evaluation.comparison import over_trainings, paired
+from pipeline.evaluation.comparison import Difference, over_trainings, paired
+from pipeline.evaluation.measure import Measure
 
 
 def two_models(rng, patients=60, images=3, better=0.5):
@@ -21,34 +24,33 @@ def two_models(rng, patients=60, images=3, better=0.5):
 
 def measured(labels, scores, groups, options, seed=0):
     weights = metrics.resamples(list(groups), options, seed)
-    macro, samples, _, _ = metrics.classes_with_intervals({"A": labels}, {"A": scores}, weights, options)
-    return macro, samples
+    return metrics.classes_with_intervals({"A": labels}, {"A": scores}, weights, options)[0]
 
 
 def test_paired_equals_resampling_both_together():
     options = Bootstrap(samples=150)
     labels, a, b, groups = two_models(np.random.default_rng(0))
-    found = paired(*measured(labels, a, groups, options), *measured(labels, b, groups, options), options.confidence)
+    found = paired(measured(labels, a, groups, options), measured(labels, b, groups, options), options.confidence)
     weights = metrics.resamples(list(groups), options, 0)
     differences = []
     for row in weights:
         drawn = np.repeat(np.arange(len(labels)), row)
         differences.append(roc_auc_score(labels[drawn], a[drawn]) - roc_auc_score(labels[drawn], b[drawn]))
-    assert found["difference"] == pytest.approx(roc_auc_score(labels, a) - roc_auc_score(labels, b), abs=1e-12)
-    assert (found["low"], found["high"]) == pytest.approx(np.percentile(differences, [2.5, 97.5]), abs=1e-12)
+    assert found.value == pytest.approx(roc_auc_score(labels, a) - roc_auc_score(labels, b), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx(np.percentile(differences, [2.5, 97.5]), abs=1e-12)
     below, above = sum(d <= 0 for d in differences), sum(d >= 0 for d in differences)
-    assert found["p"] == pytest.approx(min(1, 2 * (1 + min(below, above)) / 151))
-    assert found["p"] < 0.05
-    swapped = paired(*measured(labels, b, groups, options), *measured(labels, a, groups, options), options.confidence)
-    assert swapped["low"] == pytest.approx(-found["high"])
-    assert swapped["p"] == found["p"]
+    assert found.p == pytest.approx(min(1, 2 * (1 + min(below, above)) / 151))
+    assert found.p < 0.05
+    swapped = paired(measured(labels, b, groups, options), measured(labels, a, groups, options), options.confidence)
+    assert swapped.low == pytest.approx(-found.high)
+    assert swapped.p == found.p
 
 
 def test_a_model_does_not_differ_from_itself():
     options = Bootstrap(samples=50)
     labels, a, _, groups = two_models(np.random.default_rng(1))
     one = measured(labels, a, groups, options)
-    assert paired(*one, *one, options.confidence) == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert paired(one, one, options.confidence) == Difference(0.0, 0.0, 0.0, 1.0)
 
 
 def test_models_as_good_as_each_other_rarely_differ():
@@ -57,27 +59,29 @@ def test_models_as_good_as_each_other_rarely_differ():
     covered, small = 0, 0
     for turn in range(300):
         labels, a, b, groups = two_models(rng, patients=80, better=0.0)
-        found = paired(*measured(labels, a, groups, options, turn), *measured(labels, b, groups, options, turn), 0.95)
-        covered += found["low"] <= 0 <= found["high"]
-        small += found["p"] <= 0.05
+        found = paired(measured(labels, a, groups, options, turn), measured(labels, b, groups, options, turn), 0.95)
+        covered += found.low <= 0 <= found.high
+        small += found.p <= 0.05
     assert 0.91 <= covered / 300 <= 0.985
     assert small / 300 <= 0.09
 
 
 def test_different_test_sets_do_not_compare():
-    m, samples = {"value": 0.5, "n": 10}, np.full(4, 0.5)
+    m = Measure(0.5, n=10, samples=np.full(4, 0.5))
     with pytest.raises(ValueError, match="10 test items against 9"):
-        paired(m, samples, {"value": 0.5, "n": 9}, samples, 0.95)
+        paired(m, replace(m, n=9), 0.95)
     with pytest.raises(ValueError, match="4 resamples against 3"):
-        paired(m, samples, m, samples[:3], 0.95)
+        paired(m, replace(m, samples=m.samples[:3]), 0.95)
+    with pytest.raises(ValueError, match="no values over the resamples"):
+        paired(m, replace(m, samples=None), 0.95)
     with pytest.raises(ValueError, match="no resample has a value for both"):
-        paired(m, samples, m, np.full(4, np.nan), 0.95)
+        paired(m, replace(m, samples=np.full(4, np.nan)), 0.95)
 
 
 def test_a_resample_without_a_value_is_left_out():
-    m = {"value": 0.5, "n": 10}
-    found = paired(m, np.array([0.3, np.nan, 0.9]), m, np.array([0.1, 0.2, 0.5]), 0.9)
-    assert (found["low"], found["high"]) == pytest.approx((0.21, 0.39))
+    a, b = (Measure(0.5, n=10, samples=np.array(draws)) for draws in ([0.3, np.nan, 0.9], [0.1, 0.2, 0.5]))
+    found = paired(a, b, 0.9)
+    assert (found.low, found.high) == pytest.approx((0.21, 0.39))
 
 
 def test_several_trainings_without_resamples_have_students_interval():
@@ -110,13 +114,12 @@ def test_the_interval_over_trainings_covers_other_seeds_and_patients(seeds, pati
 def test_trainings_are_paired_by_their_seed():
     """What a seed does to both models cancels; a model that was trained once is compared with each training."""
     samples = np.full(50, 0.7)
-    a = {"value": 0.72, "n": 9, "trained": [0.62, 0.72, 0.82]}
-    b = {"value": 0.70, "n": 9, "trained": [0.60, 0.70, 0.80]}
-    found = paired(a, samples + 0.02, b, samples, 0.95)
-    assert (found["difference"], found["low"], found["high"]) == pytest.approx((0.02, 0.02, 0.02))
-    alone = {"value": 0.70, "n": 9}
-    found = paired(a, samples + 0.02, alone, samples, 0.95)
+    a = Measure(0.72, n=9, trainings={"0": 0.62, "1": 0.72, "2": 0.82}, samples=samples + 0.02)
+    b = Measure(0.70, n=9, trainings={"2": 0.80, "0": 0.60, "1": 0.70}, samples=samples)
+    found = paired(a, b, 0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((0.02, 0.02, 0.02))
+    found = paired(a, replace(b, trainings={}), 0.95)
     half = 4.302653 * 0.1 / 3**0.5
-    assert (found["low"], found["high"]) == pytest.approx((0.02 - half, 0.02 + half), abs=1e-6)
-    with pytest.raises(ValueError, match="3 trainings against 2"):
-        paired(a, samples, {**b, "trained": [0.6, 0.7]}, samples, 0.95)
+    assert (found.low, found.high) == pytest.approx((0.02 - half, 0.02 + half), abs=1e-6)
+    with pytest.raises(ValueError, match="seeds 0, 1, 2 against 0, 3; use the same"):
+        paired(a, replace(b, trainings={"0": 0.6, "3": 0.7}), 0.95)

@@ -2,15 +2,18 @@
 
 import csv
 import io
+from types import MappingProxyType
 
 import fake_results as fake
 import numpy as np
 import pytest
 
 from pipeline.config.params import Run
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import of_clean, read_key
 from pipeline.reporting import formats, tables
 from pipeline.reporting.compositions import learns_from
-from pipeline.reporting.results import Measure, RunResult, Summary
+from pipeline.reporting.results import RunResult, Summary
 
 M, NIH, OPENI = "mimic_cxr", "chestxray14_official", "openi"
 SOURCES = {
@@ -26,13 +29,14 @@ RUNS = {
 DRAWS = np.array([0.0, 1.0, -1.0, 0.5])  # of a made-up bootstrap, around each figure
 
 
-def result(name, figures, clean=(), **more):
+def result(name, figures, clean=MappingProxyType({}), removed=MappingProxyType({})):
     """A run with these figures, intervals of one tenth to both sides, and four resamples."""
-    run = RunResult(name, (0,), **more)
-    for key, value in figures.items():
-        run.measures[key] = Measure(value, value - 0.1, value + 0.1, 50)
-        run.samples[key] = value + 0.1 * DRAWS
-    run.clean = {key: Measure(value, value - 0.1, value + 0.1, 20) for key, value in dict(clean).items()}
+    run = RunResult(name, (0,))
+    for key, value in ((read_key(name), value) for name, value in figures.items()):
+        draws = value + 0.1 * DRAWS
+        run.measures[key] = Measure(value, value - 0.1, value + 0.1, 50, samples=draws, removed=removed.get(key.where))
+    for key, value in ((of_clean(read_key(name)), value) for name, value in clean.items()):
+        run.measures[key] = Measure(value, value - 0.1, value + 0.1, 20)
     return run
 
 
@@ -52,11 +56,10 @@ def built():
     ssim = {f"{M}_ssim75_matching": 0.5}
     p100 = f"{NIH}_p100_auc"
     results = {
-        "pairs": result("pairs", {p100: 0.7, f"{M}_r10": 0.2, **regenerated, **ssim}, removed={"official": {NIH: 0}}),
-        "apart": result("apart", {p100: 0.725}, {p100: 0.6}, removed={"official": {NIH: 30}}),
-        "resnet_m": result("resnet_m", {f"{M}_r10": 0.25, ZERO_SHOT: 0.8}),
+        "pairs": result("pairs", {p100: 0.7, f"{M}_r10": 0.2, **regenerated, **ssim}, removed={NIH: 0}),
+        "apart": result("apart", {p100: 0.725}, {p100: 0.6}, removed={NIH: 30}),
+        "resnet_m": result("resnet_m", {f"{M}_r10": 0.25, ZERO_SHOT: 0.8}, removed={f"chestxray14/{NIH}": 160, NIH: 3}),
     }
-    results["resnet_m"].removed = {"zero_shot": {f"chestxray14/{NIH}": 160, NIH: 3}}
     results["resnet_m"].notes = [f"chestxray14/{NIH}: no test image is clean", "rsna: not of this table"]
     results["pairs"].pools[M] = {"chance": {"r10": 0.064}}
     results["apart"].notes = ["not aligned: no pair in training"]

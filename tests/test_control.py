@@ -16,6 +16,7 @@ from pipeline.config.params import Bootstrap
 from pipeline.config.run_config import run_config
 from pipeline.datasets import used_for
 from pipeline.evaluation import embed, protocols, retrieval, zero_shot
+from pipeline.evaluation.metric_key import MetricKey, read_key
 from tests.small_runs import ingested, trained
 
 ROOT = Path(__file__).parents[1]
@@ -45,9 +46,11 @@ def control(folder: Path, profile: str, seeds: range, **studies: int) -> tuple[n
         few = Bootstrap(samples=50)  # of fewer, none may have both classes of a small test set
         at = (out / "embeddings", index, list(datasets))
         scored = zero_shot.evaluate_zero_shot(*at, chosen, few, 0, {}, run.datasets)["metrics"]
-        aucs.append(np.mean([scored[f"{name}.auc"]["value"] for name in used_for("binary_classification")]))
+        scores = [scored[MetricKey(name, "zero_shot", "auc")].value for name in used_for("binary_classification")]
+        aucs.append(np.mean(scores))
         found = retrieval.evaluate_retrieval(*at, sets, (10,), few, 0)
-        recalls.append(found["metrics"]["mimic_cxr.r10"]["value"] / found["pools"]["mimic_cxr"]["chance"]["r10"])
+        recall = found["metrics"][read_key("mimic_cxr_r10")].value
+        recalls.append(recall / found["pools"]["mimic_cxr"]["chance"]["r10"])
     return np.array(aucs), np.array(recalls)
 
 

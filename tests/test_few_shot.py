@@ -17,12 +17,14 @@ from sklearn.metrics import roc_auc_score
 from pipeline import adapters
 from pipeline.config.load import load_params
 from pipeline.config.params import Augment, Bootstrap, FewShot, FineTune
-from pipeline.evaluation import few_shot
+from pipeline.config.settings import FewShotSettings, with_shares, write_settings
+from pipeline.evaluation import linear_probe as linear_probe_module
 from pipeline.evaluation.embed import embedder_of
 from pipeline.evaluation.few_shot import evaluate_few_shot
 from pipeline.evaluation.fine_tune import classifier_logits, evaluation_pictures, fine_tune
 from pipeline.evaluation.labelled import read_labelled, subset
 from pipeline.evaluation.linear_probe import _room, cache_features, linear_probe, probe
+from pipeline.evaluation.metric_key import of_clean, share_key
 from pipeline.evaluation.metrics import resamples
 from pipeline.evaluation.protocols import PromptRule, Protocol, Task, TestSet
 from pipeline.models.cxr_clip import CxrClip
@@ -32,7 +34,7 @@ from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import write_studies
 from pipeline.storage.shards import load_view
 from pipeline.training.augment import augment_image
-from stages import few_shot_other
+from stages import few_shot as few_shot_stage
 
 ROOT = Path(__file__).parents[1]
 TUNE = FineTune(("x",), {"ft100": 1.0}, {"ft100": 2}, lr=0.003, batch_size=5)
@@ -152,9 +154,13 @@ def labelled(config, studies, tmp_path_factory):
 def run(labelled, seen=None, sources=("rsna", "vindr_cxr", "siim", "openi"), options=OPTIONS, tower=True, work=None):
     folder, model = labelled
     return evaluate_few_shot(
-        *(embedder_of(model, None, 32, 5), model.image_tower if tower else None, ["mimic_cxr"], Augment()),
-        *(folder, PROTOCOL, list(sources), seen or {}, options, BOOTSTRAP, 3, 0, work or folder),
+        *(embedder_of(model, None, 32, 5), model.image_tower if tower else None, PROTOCOL),
+        *(settings(options, sources), folder, seen or {}, work or folder, 0),
     )
+
+
+def settings(options, sources, test_sets=("vindr_cxr", "rsna", "siim")):
+    return FewShotSettings(3, sources, ("paper",), Augment(), BOOTSTRAP, options, test_sets, ("mimic_cxr",))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +190,7 @@ def reencoded(labelled, data, epoch, positions):
 @pytest.mark.parametrize("in_memory", [1 << 30, 0])
 def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory, monkeypatch, tmp_path):
     """With as many draws as epochs, in memory and in a file, which leaves nothing behind."""
-    monkeypatch.setattr(few_shot, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(linear_probe_module, "IN_MEMORY", in_memory)
     data, embedder = read(labelled), embedder_of(labelled[1], None, 32, 5)
     train, valid = data.labels["train"], embedder.over(embedder.features, data.views("valid"), embedder.prepare_at)
     some = np.array([1, 4, 5, 9, 11])
@@ -217,21 +223,21 @@ def test_draws_are_used_in_turn(labelled):
 
 
 def test_a_full_disk_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(few_shot, "IN_MEMORY", 0)
+    monkeypatch.setattr(linear_probe_module, "IN_MEMORY", 0)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(few_shot.os, "posix_fallocate", full)
+    monkeypatch.setattr(linear_probe_module.os, "posix_fallocate", full)
     with pytest.raises(ValueError, match="no room for 4"):
         _room((1000, 1_000_000), tmp_path)
 
 
 def test_every_metric_is_the_mean_of_its_seeds(labelled, found):
     """Against the recipe written out above, scikit-learn and the resamples' definition."""
-    wanted = {f"{d}.{s}" for d in ("rsna", "vindr_cxr") for s in ("p10", "p100", "ft100")}
-    assert set(found["metrics"]) == set(found["samples"]) == wanted
-    assert found["notes"][-1] == "siim: a split has no study" and found["clean"] == {}
+    wanted = {f"{d}_{s}_auc" for d in ("rsna", "vindr_cxr") for s in ("p10", "p100", "ft100")}
+    assert {key.name for key in found["metrics"]} == wanted  # and no clean one
+    assert found["notes"][-1] == "siim: a split has no study"
     assert found["removed"] == {"rsna": 0, "vindr_cxr": 0}
     data = read(labelled, "vindr_cxr")
     truth = data.labels["test"]
@@ -251,27 +257,33 @@ def test_every_metric_is_the_mean_of_its_seeds(labelled, found):
             logits = plain["test"] @ w + b
             aucs[str(s)] = roc_auc_score(truth, logits, average="macro")
             samples.append([resampled(truth, logits, row) for row in weights])
-        metric = found["metrics"][f"vindr_cxr.{name}"]
-        assert metric["seeds"] == pytest.approx(aucs) and metric["n"] == len(truth)
-        assert metric["value"] == pytest.approx(np.mean(list(aucs.values())))
-        assert found["samples"][f"vindr_cxr.{name}"] == pytest.approx(np.mean(samples, axis=0), nan_ok=True)
-        assert metric["low"] <= metric["value"] <= metric["high"]
+        metric = found["metrics"][share_key("vindr_cxr", name)]
+        assert metric.seeds == pytest.approx(aucs) and metric.n == len(truth)
+        assert metric.value == pytest.approx(np.mean(list(aucs.values())))
+        assert metric.samples == pytest.approx(np.mean(samples, axis=0), nan_ok=True)
+        assert metric.low <= metric.value <= metric.high
         per_class = found["classes"]["vindr_cxr"][name]
-        assert np.mean([m["value"] for m in per_class.values()]) == pytest.approx(metric["value"])
-        assert [m["positives"] for m in per_class.values()] == truth.sum(axis=0).tolist()
+        assert np.mean([m.value for m in per_class.values()]) == pytest.approx(metric.value)
+        assert [m.positives for m in per_class.values()] == truth.sum(axis=0).tolist()
 
 
 def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
-    options = few_shot.with_shares(OPTIONS, ["p100", "ft100"])
+    options = with_shares(OPTIONS, ["p100", "ft100"])
     assert options.shares == {"p100": 1.0} and options.fine_tune == TUNE
-    assert not few_shot.with_shares(OPTIONS, ["p10"]).fine_tune.shares
+    assert not with_shares(OPTIONS, ["p10"]).fine_tune.shares
     folder, model = labelled
     alone = evaluate_few_shot(
-        *(embedder_of(model, None, 32, 5), model.image_tower, ["mimic_cxr"], Augment(), folder, PROTOCOL),
-        *(["rsna", "vindr_cxr"], {}, options, BOOTSTRAP, 3, 0, folder, ("vindr_cxr",)),
+        *(embedder_of(model, None, 32, 5), model.image_tower, PROTOCOL),
+        *(settings(options, ("rsna", "vindr_cxr"), ("vindr_cxr",)), folder, {}, folder, 0),
     )
-    assert alone["metrics"].keys() == {"vindr_cxr.p100", "vindr_cxr.ft100"}
+    assert {key.name for key in alone["metrics"]} == {"vindr_cxr_p100_auc", "vindr_cxr_ft100_auc"}
     assert alone["metrics"] == {key: found["metrics"][key] for key in alone["metrics"]}
+
+
+def test_a_share_that_no_metric_can_be_named_after_ends_before_any_work(labelled):
+    options = replace(OPTIONS, shares={"tenth": 0.1}, fine_tune=FineTune())
+    with pytest.raises(ValueError, match=r"a share is named p and its percent, for fine-tuning ft .*, not 'tenth'"):
+        evaluate_few_shot(None, None, PROTOCOL, settings(options, ("rsna",)), labelled[0], {}, labelled[0], 0)
 
 
 def resampled(truth, logits, row):
@@ -293,16 +305,17 @@ def test_clean_metrics_leave_out_what_training_has_shown(labelled, found):
     options = replace(OPTIONS, seeds=(0,), fine_tune=FineTune())
     result = run(labelled, seen, ["rsna"], options)
     assert result["removed"] == {"rsna": 2}
-    assert result["clean"].keys() == result["metrics"].keys() == {"rsna.p10", "rsna.p100"}
+    keys = [share_key("rsna", name) for name in options.shares]
+    assert set(result["metrics"]) == {*keys, *map(of_clean, keys)}
     keep = np.array([i not in (0, 3) for i in range(len(tests))])
     logits = probe(*(embedder_of(labelled[1], None, 32, 5), data, Augment(), options, 3, 0, labelled[0]))
     weights = resamples([s.patient for s in tests], BOOTSTRAP, 3)[:, keep]
     for name in options.shares:
         truth, rows = data.labels["test"][keep], logits[name][0][keep]
-        assert result["clean"][f"rsna.{name}"]["value"] == pytest.approx(roc_auc_score(truth, rows))
-        assert result["clean"][f"rsna.{name}"]["n"] == len(tests) - 2
+        clean = result["metrics"][of_clean(share_key("rsna", name))]
+        assert clean.value == pytest.approx(roc_auc_score(truth, rows)) and clean.n == len(tests) - 2
         again = [resampled(truth, rows, row) for row in weights]
-        assert result["samples"][f"clean/rsna.{name}"] == pytest.approx(again, nan_ok=True)
+        assert clean.samples == pytest.approx(again, nan_ok=True)
 
 
 @pytest.fixture
@@ -316,6 +329,7 @@ def project(labelled, tmp_path, monkeypatch):
     theirs = {"adapter": "chexzero", "weights": "weights", "model": "CheXzero", "trained_on": ["mimic_cxr"]}
     raw["others"] = {"theirs": theirs}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    write_settings(load_params(tmp_path / "params.yaml"), tmp_path / "data/settings")
     shutil.copytree(labelled[0], tmp_path / "data/index")
     tests = read(labelled).studies["test"]
     shown = [{"dataset": "rsna", "training_set": "mimic_cxr"}, {"dataset": "rsna", "training_set": "chexpert"}]
@@ -331,9 +345,10 @@ def project(labelled, tmp_path, monkeypatch):
 def test_the_probe_of_somebody_elses_model(labelled, project):
     """Against its own modules, pictures prepared as its project does, and the recipe written out above."""
     (member,) = chexzero(project / "weights", members=1)
-    few_shot_other.main("theirs")
+    few_shot_stage.main("other", "theirs")
     found = json.loads((project / "data/results/few_shot/theirs.json").read_text())
-    assert found["run"] == "theirs" and set(found["metrics"]) == {f"rsna.{share}" for share in ("p1", "p10", "p100")}
+    names = {f"rsna_{share}_auc{end}" for share in ("p1", "p10", "p100") for end in ("", "_clean")}
+    assert found["run"] == "theirs" and set(found["metrics"]) == names
     record = load_params(project / "params.yaml")
     options, data = record.evaluate.few_shot, read(labelled)
 
@@ -362,12 +377,14 @@ def test_the_probe_of_somebody_elses_model(labelled, project):
             )
             rows = (test @ w + b)[:, 0]
             both.append((roc_auc_score(truth, rows), roc_auc_score(truth[clean], rows[clean])))
-        metric = found["metrics"][f"rsna.{share}"]
+        metric = found["metrics"][f"rsna_{share}_auc"]
         assert [*metric["seeds"].values()] == pytest.approx([whole for whole, _ in both])
-        assert found["clean"][f"rsna.{share}"]["value"] == pytest.approx(np.mean([part for _, part in both]))
+        assert found["metrics"][f"rsna_{share}_auc_clean"]["value"] == pytest.approx(
+            np.mean([part for _, part in both])
+        )
     assert found["removed"] == {"rsna": 1} and "siim: a split has no study" in found["notes"]
     with np.load(project / "data/results/few_shot/theirs.npz") as samples:
-        assert samples["clean/rsna.p10"].shape == (50,)
+        assert samples["rsna_p10_auc_clean"].shape == (50,)
 
 
 def test_without_its_weights_the_result_says_which_file_goes_where(project, capsys):
@@ -380,7 +397,7 @@ def test_without_its_weights_the_result_says_which_file_goes_where(project, caps
         }
         (project / "data/results" / kind).mkdir(parents=True)
         (project / "data/results" / kind / "theirs.json").write_text(json.dumps(line))
-    few_shot_other.main("theirs")
+    few_shot_stage.main("other", "theirs")
     assert "weights/*.pt: not there" in capsys.readouterr().out
     results, missing = load_results(project / "data/results", (), (), ["theirs"])
     assert not missing and not results["theirs"].measures and results["theirs"].notes == line["notes"]
@@ -388,8 +405,8 @@ def test_without_its_weights_the_result_says_which_file_goes_where(project, caps
     assert load_results(project / "data/results", (), (), ["theirs"])[1] == [
         str(project / "data/results/few_shot/theirs.json")
     ]
-    with pytest.raises(ValueError, match=r"others\.them: no such model"):
-        few_shot_other.main("them")
+    with pytest.raises(ValueError, match=r"few_shot/other/them.json: not found; either params.yaml does not name it"):
+        few_shot_stage.main("other", "them")
 
 
 def plain_fine_tuning(tower, data, chosen, valid, epochs, options, seed):

@@ -13,15 +13,15 @@ from pipeline.evaluation import metrics
 def test_auc_equals_scikit_learn_with_ties(levels):
     rng = np.random.default_rng(levels)
     labels, scores = rng.random(200) < 0.3, rng.integers(levels, size=200).astype(float)
-    ours = metrics.weighted_auc(labels, scores, np.ones((1, 200)))[0]
+    ours = metrics.aucs(labels[None], scores[None], np.ones((1, 200)))[0, 0]
     assert ours == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
-def test_weighted_auc_is_the_auc_of_the_resample():
+def test_the_auc_under_weights_is_that_of_the_resample():
     rng = np.random.default_rng(0)
     labels, scores = rng.random(80) < 0.4, rng.normal(size=80).round(1)
     weights = metrics.resamples([f"p{i // 2}" for i in range(80)], Bootstrap(samples=20), seed=1)
-    for row, auc in zip(weights, metrics.weighted_auc(labels, scores, weights), strict=True):
+    for row, auc in zip(weights, metrics.aucs(labels[None], scores[None], weights)[0], strict=True):
         again = np.repeat(np.arange(80), row)
         assert auc == pytest.approx(roc_auc_score(labels[again], scores[again]), abs=1e-12)
 
@@ -58,7 +58,7 @@ def test_aucs_of_many_classes_equal_the_resampled_scikit_learn():
 def test_weights_that_are_no_counts_keep_their_fractions():
     rng = np.random.default_rng(2)
     labels, scores, weights = rng.random(60) < 0.4, rng.normal(size=60).round(1), rng.random((4, 60))
-    for row, auc in zip(weights, metrics.weighted_auc(labels, scores, weights), strict=True):
+    for row, auc in zip(weights, metrics.aucs(labels[None], scores[None], weights)[0], strict=True):
         assert auc == pytest.approx(roc_auc_score(labels, scores, sample_weight=row), abs=1e-12)
 
 
@@ -67,25 +67,23 @@ def test_large_counts_are_summed_exactly():
     labels, scores = np.arange(600) % 2 > 0, np.arange(600) % 7
     weights = np.full((1, 600), 60_001, dtype=np.uint16)
     weights[0, ::11] = 7
-    ours = metrics.weighted_auc(labels, scores, weights)[0]
+    ours = metrics.aucs(labels[None], scores[None], weights)[0, 0]
     assert ours == pytest.approx(roc_auc_score(labels, scores, sample_weight=weights[0]), abs=1e-12)
 
 
 def test_one_class_only_has_no_auc():
     labels, scores = np.zeros(10, dtype=bool), np.arange(10.0)
-    assert np.isnan(metrics.weighted_auc(labels, scores, np.ones((1, 10))))[0]
+    assert np.isnan(metrics.aucs(labels[None], scores[None], np.ones((1, 10)))[0, 0])
     weights = metrics.resamples(list("abcdefghij"), Bootstrap(50), 0)
     truth = {"A": labels, "B": np.arange(10) > 4}
-    macro, samples, classes, notes = metrics.classes_with_intervals(
-        truth, {"A": scores, "B": scores}, weights, Bootstrap(50)
-    )
-    assert macro["value"] == 1.0
-    assert samples.shape == (50,)
+    macro, classes, notes = metrics.classes_with_intervals(truth, {"A": scores, "B": scores}, weights, Bootstrap(50))
+    assert macro.value == 1.0
+    assert macro.samples.shape == (50,)
     assert set(classes) == {"B"}
-    assert classes["B"]["positives"] == 5
+    assert classes["B"].positives == 5
     assert "A: no AUC" in notes[0]
     nothing = metrics.classes_with_intervals({"A": labels}, {"A": scores}, weights, Bootstrap(50))
-    assert nothing[:3] == (None, None, {})
+    assert nothing[:2] == (None, {})
 
 
 def test_macro_mean_resamples_all_classes_together():
@@ -93,29 +91,29 @@ def test_macro_mean_resamples_all_classes_together():
     labels = {"A": np.isin(np.arange(90), [3, 50]), "B": rng.random(90) < 0.4, "C": rng.random(90) < 0.7}
     scores = {c: rng.normal(size=90) + truth for c, truth in labels.items()}
     weights = metrics.resamples([f"p{i // 2}" for i in range(90)], Bootstrap(200), 0)
-    macro, samples, classes, _ = metrics.classes_with_intervals(labels, scores, weights, Bootstrap(200))
-    assert macro["value"] == pytest.approx(np.mean([roc_auc_score(labels[c], scores[c]) for c in "ABC"]), abs=1e-12)
+    macro, classes, _ = metrics.classes_with_intervals(labels, scores, weights, Bootstrap(200))
+    assert macro.value == pytest.approx(np.mean([roc_auc_score(labels[c], scores[c]) for c in "ABC"]), abs=1e-12)
     for b, row in enumerate(weights):
         again = np.repeat(np.arange(90), row)
         known = [c for c in "ABC" if len(set(labels[c][again])) == 2]
         mean = np.mean([roc_auc_score(labels[c][again], scores[c][again]) for c in known])
-        assert samples[b] == pytest.approx(mean, abs=1e-12)
-    assert np.isnan(metrics.weighted_auc(labels["A"], scores["A"], weights)).any()  # a class is lost somewhere
-    assert (macro["low"], macro["high"]) == pytest.approx(np.percentile(samples, [2.5, 97.5]))
+        assert macro.samples[b] == pytest.approx(mean, abs=1e-12)
+    assert np.isnan(metrics.aucs(labels["A"][None], scores["A"][None], weights)).any()  # a class is lost somewhere
+    assert (macro.low, macro.high) == pytest.approx(np.percentile(macro.samples, [2.5, 97.5]))
     part = np.arange(90) % 3 > 0  # clean images: the same draws, fewer columns
     some = metrics.classes_with_intervals(
         {"B": labels["B"][part]}, {"B": scores["B"][part]}, weights[:, part], Bootstrap(200)
     )
     again = np.repeat(np.flatnonzero(part), weights[7][part])
-    assert some[1][7] == pytest.approx(roc_auc_score(labels["B"][again], scores["B"][again]), abs=1e-12)
-    assert some[0]["n"] == classes["B"]["n"] - 30 == 60
+    assert some[0].samples[7] == pytest.approx(roc_auc_score(labels["B"][again], scores["B"][again]), abs=1e-12)
+    assert some[0].n == classes["B"].n - 30 == 60
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_finite_is_an_error(bad):
     labels, scores = np.array([True, False]), np.array([bad, 0.0])
     with pytest.raises(ValueError, match="not finite"):
-        metrics.weighted_auc(labels, scores, np.ones((1, 2)))
+        metrics.aucs(labels[None], scores[None], np.ones((1, 2)))
     with pytest.raises(ValueError, match="Edema: a score is not finite"):
         metrics.classes_with_intervals({"Edema": labels}, {"Edema": scores}, np.ones((1, 2)), Bootstrap())
 
@@ -183,7 +181,7 @@ def coverage(rounds: int, samples: int, patients: int, images: int, seed: int) -
         scores = np.sqrt(0.75) * own + np.sqrt(0.25) * rng.normal(size=len(labels)) + labels
         weights = metrics.resamples(groups, Bootstrap(samples), seed + turn)
         macro = metrics.classes_with_intervals({"A": labels}, {"A": scores}, weights, Bootstrap(samples))[0]
-        inside += macro["low"] <= 0.7602 <= macro["high"]
+        inside += macro.low <= 0.7602 <= macro.high
     return inside / rounds
 
 

@@ -10,6 +10,7 @@ from pipeline.config.load import load_params
 from pipeline.config.params import Bootstrap
 from pipeline.config.run_config import Roles, run_config
 from pipeline.evaluation import embed, protocols, retrieval
+from pipeline.evaluation.metric_key import read_key
 from tests.small_runs import ingested, trained
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +32,8 @@ def recall(p: params.Params, index: Path, fraction: float, out: Path, **train: f
         out / "embeddings", index, ["mimic_cxr"], sets, (10,), Bootstrap(samples=200), 0
     )
     chance = found["pools"]["mimic_cxr"]["chance"]["r10"]
-    return {end: found["metrics"]["mimic_cxr.r10"][end] / chance for end in ("value", "low", "high")}
+    recall = found["metrics"][read_key("mimic_cxr_r10")]
+    return {end: getattr(recall, end) / chance for end in ("value", "low", "high")}
 
 
 def test_pairs_taken_apart_retrieve_at_chance(tmp_path):

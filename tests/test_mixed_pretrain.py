@@ -16,11 +16,13 @@ from pipeline.config.records import ParamsError
 from pipeline.config.run_config import Roles, read_run_config
 from pipeline.evaluation import embed, protocols, retrieval, zero_shot
 from pipeline.evaluation.fine_tune import Classifier
+from pipeline.evaluation.metric_key import read_key
 from pipeline.models.checkpoint import load_model
 from pipeline.models.mixed import MixedNet
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import write_studies
 from pipeline.storage.shards import load_view
+from pipeline.storage.unchanged import NOTE
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training import loop
 from pipeline.training.batches import ValidationSet
@@ -148,7 +150,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
         filled = net.regenerate(pictures[:2], net.hide(torch.arange(2)), *tokenizer(PROMPTS))
     assert filled.shape == (2, 32, 32) and filled.dtype == torch.float32
     found = retrieval.evaluate_retrieval(tmp_path, index, ["mimic_cxr"], SETS, (1, 5), Bootstrap(samples=2), 0)
-    assert found["metrics"]["mimic_cxr.r5"]["n"] == 30 and not found["notes"]
+    assert found["metrics"][read_key("mimic_cxr_r5")].n == 30 and not found["notes"]
     assert embed.write_maps(net, embedder, 32, {}, ["mimic_cxr"], index, tmp_path) == 0
     assert embed.similarity_places(net, pictures) is None
 
@@ -178,11 +180,14 @@ def test_a_model_that_saw_no_pair_has_no_zero_shot_and_no_retrieval(corpus, tmp_
     raw = (ROOT / "params.yaml").read_text().replace("enabled: true", "enabled: false")
     (tmp_path / "params.yaml").write_text(raw)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["embed", "some", "0"])
+    settings = {"runs": ["some/0"], "sources": ["mimic_cxr"], "protocols": ["paper"]}
+    (tmp_path / "data" / "settings" / "embed").mkdir(parents=True)
+    (tmp_path / "data" / "settings" / "embed" / "runs.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(sys, "argv", ["embed", "runs"])
     runpy.run_module("stages.embed", run_name="__main__")
     assert "embed some/0: skipped: not aligned: no pair in training" in capsys.readouterr().out
-    out = tmp_path / "data" / "embeddings" / "some" / "0"
-    assert [p.name for p in out.iterdir()] == ["missing.json"]
+    out = tmp_path / "data" / "embeddings" / "runs" / "some" / "0"
+    assert {p.name for p in out.iterdir()} == {"missing.json", NOTE}
     assert json.loads((out / "missing.json").read_text()) == {"missing": "not aligned: no pair in training"}
     few = Bootstrap(samples=2)
     for found in (

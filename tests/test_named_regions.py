@@ -118,11 +118,11 @@ def test_a_report_that_names_what_is_hidden_helps(tmp_path):
     weights = resamples([sample.studies[i].patient for i in kept], bootstrap, p.seed)
     print(f"\n{len(kept)} test images, {cells[kept].mean():.0%} of their cells hidden")
     for way, values in found.items():
-        metrics[way], _ = mean_with_interval(values, weights, bootstrap)
+        metrics[way] = mean_with_interval(values, weights, bootstrap)
         m = metrics[way]
-        print(f"gain over {way}: {m['value']:+.3f} dB ({m['low']:+.3f} to {m['high']:+.3f})")
+        print(f"gain over {way}: {m.value:+.3f} dB ({m.low:+.3f} to {m.high:+.3f})")
     save_examples(tmp_path / "named.png", images[kept], cells[kept], pictures, [cases[i] for i in kept])
-    assert metrics["none"]["low"] > 0 and metrics["shuffled"]["low"] > 0
+    assert metrics["none"].low > 0 and metrics["shuffled"].low > 0
 
 
 def save_examples(path: Path, images, cells, pictures, cases) -> None:

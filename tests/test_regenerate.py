@@ -12,6 +12,7 @@ import torch
 from pipeline.config.params import Bootstrap
 from pipeline.evaluation import protocols, regenerate
 from pipeline.evaluation.image_quality import averaged, psnr, ssim, without_model
+from pipeline.evaluation.metric_key import read_key
 from pipeline.evaluation.metrics import resamples
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import read_studies, write_studies
@@ -187,33 +188,30 @@ def test_a_model_that_reads_is_found_to_read(index):
     studies, known = participants(index)
     model = Reader(known)
     found = evaluated(index, model)
-    metrics = found["metrics"]
-    assert metrics["openi.psnr25_matching"]["value"] == pytest.approx(100, abs=1e-6)
-    assert metrics["openi.ssim75_matching"]["value"] == pytest.approx(1, abs=1e-6)
-    assert metrics["openi.psnr75_matching_scale1"]["value"] == pytest.approx(100, abs=1e-3)
-    assert {m["n"] for m in metrics.values()} == {22}
+    metrics = {key.name: m for key, m in found["metrics"].items()}
+    assert metrics["openi_psnr25_matching"].value == pytest.approx(100, abs=1e-6)
+    assert metrics["openi_ssim75_matching"].value == pytest.approx(1, abs=1e-6)
+    assert metrics["openi_psnr75_matching_scale1"].value == pytest.approx(100, abs=1e-3)
+    assert {m.n for m in metrics.values()} == {22}
     truth = np.stack([known[s.findings] for s in studies]) / 255
     hidden = regenerate.pixels_of(regenerate.hidden_cells(studies, GRID, 0.75, 0), SIZE)
     errors = [((t[h] - 0.5) ** 2).mean() for t, h in zip(truth, hidden, strict=True)]
     by_hand = np.array([10 * math.log10(1 / e) for e in errors])
-    assert metrics["openi.psnr75_none"]["value"] == pytest.approx(by_hand.mean(), abs=1e-4)
+    assert metrics["openi_psnr75_none"].value == pytest.approx(by_hand.mean(), abs=1e-4)
     # the interval is over patients: the mean of the values under each resample's weights
     weights = resamples([s.patient for s in studies], BOOTSTRAP, 0)
     samples = (weights * by_hand).sum(axis=1) / weights.sum(axis=1)
-    assert found["samples"]["openi.psnr75_none"] == pytest.approx(samples, abs=1e-4)
+    assert metrics["openi_psnr75_none"].samples == pytest.approx(samples, abs=1e-4)
     low, high = np.percentile(samples, [5, 95])
-    assert (metrics["openi.psnr75_none"]["low"], metrics["openi.psnr75_none"]["high"]) == pytest.approx(
-        (low, high), 1e-5
-    )
+    assert (metrics["openi_psnr75_none"].low, metrics["openi_psnr75_none"].high) == pytest.approx((low, high), 1e-5)
     for way in ("none", "shuffled"):
         for name in ("psnr25", "psnr75", "ssim25", "ssim75"):
-            gain, own, other = (metrics[f"openi.{name}_{m}"] for m in (f"gain_{way}", "matching", way))
-            assert gain["low"] > 0 and gain["value"] == pytest.approx(own["value"] - other["value"])
-            samples = [found["samples"][f"openi.{name}_{m}"] for m in (f"gain_{way}", "matching", way)]
-            assert samples[0] == pytest.approx(samples[1] - samples[2])  # paired: the same resamples
+            gain, own, other = (metrics[f"openi_{name}_{m}"] for m in (f"gain_{way}", "matching", way))
+            assert gain.low > 0 and gain.value == pytest.approx(own.value - other.value)
+            assert gain.samples == pytest.approx(own.samples - other.samples)  # paired: the same resamples
     shown = [text for _, _, texts in model.calls if texts for text in texts]
     assert Counter(shown) == dict.fromkeys(known, 4)  # two ratios, its own and somebody else's
-    assert regenerate.regeneration_lines(found)[0].startswith("openi.psnr25_matching 100.000 (+")
+    assert regenerate.regeneration_lines(found)[0].startswith("openi_psnr25_matching 100.000 (+")
 
 
 def test_all_ways_see_the_same_images_and_masks_in_batches(index):
@@ -234,8 +232,8 @@ def test_a_model_that_does_not_read_gains_nothing(index):
             return super().regenerate_scales(images, mask, None)
 
     found = evaluated(index, Deaf({}), ratios=(0.5,))
-    gains = {key: m for key, m in found["metrics"].items() if "_gain_" in key}
-    assert len(gains) == 4 and {(m["value"], m["low"], m["high"]) for m in gains.values()} == {(0, 0, 0)}
+    gains = [m for key, m in found["metrics"].items() if key.way in ("gain_none", "gain_shuffled")]
+    assert len(gains) == 4 and {(m.value, m.low, m.high) for m in gains} == {(0, 0, 0)}
 
 
 def test_clean_images_and_what_is_missing(index):
@@ -244,16 +242,17 @@ def test_clean_images_and_what_is_missing(index):
     found = evaluated(index, Reader(known), ratios=(0.5,), clean=odd)
     kept = odd("openi", studies)
     assert found["removed"] == {"openi": int((~kept).sum())}
-    assert {m["n"] for m in found["clean"].values()} == {int(kept.sum())}
+    assert {m.n for key, m in found["metrics"].items() if key.clean} == {int(kept.sum())}
     truth = np.stack([known[s.findings] for s in studies]) / 255
     hidden = regenerate.pixels_of(regenerate.hidden_cells(studies, GRID, 0.5, 0), SIZE)
     by_hand = psnr(truth, np.full(truth.shape, 0.5), hidden)[kept]
-    assert found["clean"]["openi.psnr50_none"]["value"] == pytest.approx(by_hand.mean(), abs=1e-4)
+    clean = found["metrics"][read_key("openi_psnr50_none_clean")]
+    assert clean.value == pytest.approx(by_hand.mean(), abs=1e-4)
     weights = resamples([s.patient for s in studies], BOOTSTRAP, 0)[:, kept]  # the same draws as of all images
     samples = (weights * by_hand).sum(axis=1) / weights.sum(axis=1)
-    assert found["samples"]["clean/openi.psnr50_none"] == pytest.approx(samples, abs=1e-4)
+    assert clean.samples == pytest.approx(samples, abs=1e-4)
     none = evaluated(index, Reader(known), ratios=(0.5,), clean=lambda d, some: np.zeros(len(some), dtype=bool))
-    assert none["clean"] == {} and none["notes"] == ["openi: no test image is clean"]
+    assert not any(key.clean for key in none["metrics"]) and none["notes"] == ["openi: no test image is clean"]
 
 
 def test_only_sets_with_written_reports_that_are_there_take_part():

@@ -54,7 +54,7 @@ def test_repro_builds_every_table_and_then_has_nothing_to_do(clone):
     # A tenth of Open-I's reports is what a run that trained on the rest has not seen.
     found = json.loads((clone / "data/results/retrieval/mixed/0.json").read_text())
     parts = json.loads((clone / "data/index/openi_by_patient.json").read_text())["written"]
-    assert found["clean"]["openi.r10"]["n"] == parts["test"]["studies"] == 2
+    assert found["metrics"]["openi_r10_clean"]["n"] == parts["test"]["studies"] == 2
     assert found["removed"]["openi"] == parts["train"]["studies"] + parts["valid"]["studies"]
     for dataset in known_datasets():
         summary = json.loads((clone / "data" / "index" / f"{dataset}.json").read_text())
@@ -78,7 +78,7 @@ def test_every_stage_run_is_in_mlflow(clone):
     wanted |= {"audit": 1, "back_translate": 1, "retrieval": 2, "few_shot": 1, "few_shot_official": 1, "tables": 1}
     wanted |= {"regenerate": 1}
     assert {s: stages.count(s) for s in set(stages)} == wanted
-    assert {"train_loss", "valid_loss", "rsna.auc", "mimic_cxr.r10", "vindr_cxr.p100", "found_images"} <= keys
+    assert {"train_loss", "valid_loss", "rsna_zs_auc", "mimic_cxr_r10", "vindr_cxr_p100_auc", "found_images"} <= keys
 
 
 def test_an_experiment_trains_again_what_it_changes_and_ingests_nothing(clone):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from pipeline.config.params import Bootstrap
-from pipeline.evaluation import protocols, retrieval
+from pipeline.evaluation import exact_ranks, protocols, retrieval
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.exact_ranks import ITEMS, _products, _sortable, ranks, text_ranks
+from pipeline.evaluation.metric_key import RSUM, read_key
 from pipeline.evaluation.metrics import resamples
 from pipeline.storage.index import write_studies
 from pipeline.study import Study, View
@@ -76,12 +77,12 @@ CASES = ("random", "trained", "cone", "nearly collapsed", "duplicates", "integer
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_equal_brute_force(case, dtype, monkeypatch):
     """In blocks of all shapes, whatever the first product is rounded to."""
-    monkeypatch.setattr(retrieval, "_rough_dtype", lambda queries, items: dtype)
+    monkeypatch.setattr(exact_ranks, "_rough_dtype", lambda queries, items: dtype)
     images, texts, targets = encoders(case)
     forward, backward = brute_force(images, texts, targets)
     for queries, items in ((256, 4096), (37, 50), (70, 7)):
-        monkeypatch.setattr(retrieval, "QUERIES", queries)
-        monkeypatch.setattr(retrieval, "ITEMS", items)
+        monkeypatch.setattr(exact_ranks, "QUERIES", queries)
+        monkeypatch.setattr(exact_ranks, "ITEMS", items)
         assert ranks(images, texts, targets).tolist() == forward
         assert text_ranks(images, texts, targets).tolist() == backward
     assert ranks(images, texts, targets).dtype == np.int64
@@ -100,9 +101,9 @@ def test_ranks_of_a_pool_large_enough_for_the_quick_product():
 
 def test_only_what_is_near_is_computed_again(monkeypatch):
     """The bounds are not so wide that all pairs are taken twice, nor so narrow that none is."""
-    monkeypatch.setattr(retrieval, "_rough_dtype", lambda queries, items: torch.bfloat16)
+    monkeypatch.setattr(exact_ranks, "_rough_dtype", lambda queries, items: torch.bfloat16)
     again, products = [], _products
-    monkeypatch.setattr(retrieval, "_products", lambda *a: again.append(len(a[3])) or products(*a))
+    monkeypatch.setattr(exact_ranks, "_products", lambda *a: again.append(len(a[3])) or products(*a))
     rng = np.random.default_rng(1)
     images, texts = unit(rng.normal(size=(400, 128))), unit(rng.normal(size=(2000, 128)))
     ranks(images, texts, rng.integers(2000, size=400))
@@ -199,28 +200,26 @@ def test_recalls_both_ways_of_all_and_of_clean_queries(evaluated):
     first = np.array([targets.tolist().index(t) for t in range(40)])
     fresh_text = np.array([fresh[targets == t].all() for t in range(40)])
     for key, hits, w, kept in (
-        ("openi.r5", forward <= 5, weights, fresh),
-        ("openi.t2i_r5", backward <= 5, weights[:, first], fresh_text),
+        ("openi_r5", forward <= 5, weights, fresh),
+        ("openi_t2i_r5", backward <= 5, weights[:, first], fresh_text),
     ):
-        assert found["metrics"][key]["value"] == pytest.approx(hits.mean())
-        assert found["metrics"][key]["n"] == len(hits)
-        assert found["samples"][key] == pytest.approx((w * hits).sum(axis=1) / w.sum(axis=1))
-        assert found["clean"][key]["value"] == pytest.approx(hits[kept].mean())
-        assert found["clean"][key]["n"] == kept.sum()
+        whole, clean = (found["metrics"][read_key(f"{key}{end}")] for end in ("", "_clean"))
+        assert whole.value == pytest.approx(hits.mean()) and whole.n == len(hits)
+        assert whole.samples == pytest.approx((w * hits).sum(axis=1) / w.sum(axis=1))
+        assert clean.value == pytest.approx(hits[kept].mean()) and clean.n == kept.sum()
         w = w[:, kept]
-        assert found["samples"][f"clean/{key}"] == pytest.approx((w * hits[kept]).sum(axis=1) / w.sum(axis=1))
+        assert clean.samples == pytest.approx((w * hits[kept]).sum(axis=1) / w.sum(axis=1))
     assert found["removed"] == {"chexpert5x200": 0, "mimic_cxr": 0, "openi": 12}
-    assert {key.split(".")[0] for key in found["clean"]} == {"openi", "total"}
+    measures = {key.name: m for key, m in found["metrics"].items()}
+    assert {key.test_set for key in found["metrics"] if key.clean} == {"openi", ""}
     names = ("chexpert5x200", "mimic_cxr", "openi")
     for way in ("r", "t2i_r"):
-        keys = [f"{name}.{way}{n}" for name in names for n in (1, 5, 10)]
-        total = f"total.{way}sum"
-        assert found["metrics"][total]["value"] == pytest.approx(sum(found["metrics"][k]["value"] for k in keys))
-        cleaned = [found["clean"].get(k, found["metrics"][k])["value"] for k in keys]
-        assert found["clean"][total]["value"] == pytest.approx(sum(cleaned))
-        assert found["samples"][total] == pytest.approx(sum(found["samples"][k] for k in keys))
-    assert set(found["samples"]) == set(found["metrics"]) | {f"clean/{k}" for k in found["clean"]}
-    json.dumps({k: v for k, v in found.items() if k != "samples"})
+        keys = [f"{name}_{way}{n}" for name in names for n in (1, 5, 10)]
+        total = measures[f"{way}sum"]
+        assert total.value == pytest.approx(sum(measures[k].value for k in keys)) and total.n is None
+        cleaned = [measures.get(f"{k}_clean", measures[k]).value for k in keys]
+        assert measures[f"{way}sum_clean"].value == pytest.approx(sum(cleaned))
+        assert total.samples == pytest.approx(sum(measures[k].samples for k in keys))
 
 
 def test_another_protocols_rule_is_followed(evaluated):
@@ -228,21 +227,21 @@ def test_another_protocols_rule_is_followed(evaluated):
     folder, truth = evaluated
     mine = {"reports": SETS["openi"], "none": replace(SETS["mimic_cxr"], text=("findings",))}
     found = evaluate(folder, sets=mine)
-    assert found["notes"] == ["none: no test study with a text"] and "total.rsum" not in found["metrics"]
-    assert {key.split(".")[0] for key in found["metrics"]} == set(found["pools"]) == {"reports"}
+    assert found["notes"] == ["none: no test study with a text"] and RSUM["i2t"] not in found["metrics"]
+    assert {key.test_set for key in found["metrics"]} == set(found["pools"]) == {"reports"}
     alone = evaluate(folder, sets={"reports": SETS["openi"]})
-    values = {key: m["value"] for key, m in alone["metrics"].items()}
-    assert values["total.rsum"] == pytest.approx(sum(values[f"reports.r{k}"] for k in (1, 5, 10)))
-    assert values["reports.r5"] == np.mean(np.array(brute_force(*truth["openi"])[0]) <= 5)
+    values = {key.name: m.value for key, m in alone["metrics"].items()}
+    assert values["rsum"] == pytest.approx(sum(values[f"reports_r{k}"] for k in (1, 5, 10)))
+    assert values["reports_r5"] == np.mean(np.array(brute_force(*truth["openi"])[0]) <= 5)
     assert evaluate(folder, sets={})["metrics"] == {}
 
 
 def test_nothing_to_remove_leaves_no_clean_column(evaluated):
     found = evaluate(evaluated[0], clean=None)
-    assert found["clean"] == {}
+    assert not any(key.clean for key in found["metrics"])
     assert set(found["removed"].values()) == {0}
     nothing = evaluate(evaluated[0], clean=lambda dataset, studies: np.array([dataset == "openi"] * len(studies)))
-    assert nothing["clean"] == {}  # of two sets nothing is left: no clean sum either
+    assert not any(key.clean for key in nothing["metrics"])  # of two sets nothing is left: no clean sum either
     assert sum("no clean test image" in note for note in nothing["notes"]) == 2
     assert nothing["removed"]["mimic_cxr"] == 60
 

@@ -14,9 +14,9 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from pipeline.audit import neighbours
-from pipeline.config import params as config
 from pipeline.config.params import Audit, Bootstrap, Evaluate, FewShot, Ingest, Run, Source, Tracking
-from pipeline.evaluation import protocols, zero_shot
+from pipeline.evaluation import protocols, store, zero_shot
+from pipeline.evaluation.metric_key import MetricKey, of_clean
 from pipeline.evaluation.metrics import resamples
 from pipeline.ingest.build import ingest_archive
 from pipeline.phantom.archives import write_archive as draw
@@ -30,6 +30,14 @@ AUC = {"dataset": "rsna", "aggregate": "mean", "score": "difference", "metric": 
 PAIR = {"positive": ["{}", "a {}"], "negative": ["no {}"], "classes": ["A", "B", "C"]}
 LISTS = {"A": ["a1", "a2", "a3"], "B": ["b1"], "C": ["c1", "c2"]}
 FIVE = {**AUC, "score": "cosine", "metric": "accuracy", "prompts": {"lists": LISTS}}
+
+
+MINE = MetricKey("mine", "zero_shot", "auc")
+FIVE_ACCURACY = MetricKey("five", "zero_shot", "accuracy")
+
+
+def cleans(found):
+    return [key for key in found["metrics"] if key.clean]
 
 
 class Case:
@@ -103,7 +111,7 @@ def test_auc_of_pairs_equals_scikit_learn(tmp_path, aggregate, reduce):
     found = {}
     for score in ("difference", "softmax"):
         case = Case(tmp_path, {"mine": {**AUC, "prompts": PAIR, "aggregate": aggregate, "score": score}})
-        found[score] = case.evaluate()["metrics"]["mine.auc"]["value"]
+        found[score] = case.evaluate()["metrics"][MINE].value
     assert found["difference"] == pytest.approx(by_hand(case, reduce, lambda p, n: p - n), abs=1e-12)
     softmax = by_hand(case, reduce, lambda p, n: torch.tensor([p, n]).double().softmax(0)[0].item())
     assert found["softmax"] == pytest.approx(softmax, abs=1e-12)
@@ -137,9 +145,9 @@ def test_accuracy_by_hand(tmp_path, local, z_score, aggregate):
     if z_score:
         table = (table - table.mean(axis=0)) / table.std(axis=0)
     right = [table[i].argmax() == i % 3 for i in range(60)]
-    metric = case.evaluate()["metrics"]["five.accuracy"]
-    assert metric["value"] == pytest.approx(np.mean(right)) and metric["n"] == 60
-    assert metric["low"] <= metric["value"] <= metric["high"]
+    metric = case.evaluate()["metrics"][FIVE_ACCURACY]
+    assert metric.value == pytest.approx(np.mean(right)) and metric.n == 60
+    assert metric.low <= metric.value <= metric.high
 
 
 def test_a_model_without_local_scores_is_scored_by_its_cosines(tmp_path):
@@ -160,23 +168,23 @@ def test_clean_metrics_are_those_of_the_clean_images_alone(tmp_path):
         return roc_auc_score(case.truth(cls)[rows], values[rows])
 
     assert found["removed"] == {"mine": len(shown)}
-    clean = found["clean"]["mine.auc"]
-    assert clean["n"] == len(kept) and clean["value"] == pytest.approx(np.mean([auc(kept, c) for c in "ABC"]))
-    assert found["metrics"]["mine.auc"]["n"] == 60 and clean["value"] != found["metrics"]["mine.auc"]["value"]
+    clean = found["metrics"][of_clean(MINE)]
+    assert clean.n == len(kept) and clean.value == pytest.approx(np.mean([auc(kept, c) for c in "ABC"]))
+    assert found["metrics"][MINE].n == 60 and clean.value != found["metrics"][MINE].value
     for b in (0, 17, 39):  # the same resample of patients in both, so that columns and rows subtract
-        for key, rows in (("mine.auc", np.arange(60)), ("clean/mine.auc", kept)):
+        for key, rows in ((MINE, np.arange(60)), (of_clean(MINE), kept)):
             again = np.repeat(rows, weights[b, rows])
-            sample = found["samples"][key][b]
+            sample = found["metrics"][key].samples[b]
             assert sample == pytest.approx(np.mean([auc(again, c) for c in "ABC"])), key
 
 
 def test_clean_accuracy(tmp_path):
     case = Case(tmp_path, {"five": FIVE}, labels=one_hot(60))
     whole, part = case.evaluate(), case.evaluate(case.seen(range(20)))
-    hits = [case.evaluate(case.seen(set(range(60)) - {i}))["clean"]["five.accuracy"]["value"] for i in range(60)]
-    assert whole["metrics"]["five.accuracy"]["value"] == pytest.approx(np.mean(hits))
-    assert part["clean"]["five.accuracy"]["value"] == pytest.approx(np.mean(hits[20:]))
-    assert part["metrics"] == whole["metrics"] and whole["clean"] == {}
+    hits = [case.evaluate(case.seen(set(range(60)) - {i}))["metrics"][of_clean(FIVE_ACCURACY)].value for i in range(60)]
+    assert whole["metrics"][FIVE_ACCURACY].value == pytest.approx(np.mean(hits))
+    assert part["metrics"][of_clean(FIVE_ACCURACY)].value == pytest.approx(np.mean(hits[20:]))
+    assert whole["metrics"] == {FIVE_ACCURACY: part["metrics"][FIVE_ACCURACY]}
 
 
 def test_what_cannot_be_known_of_cleanness_is_said(tmp_path):
@@ -187,7 +195,7 @@ def test_what_cannot_be_known_of_cleanness_is_said(tmp_path):
     ]
     found = case.evaluate(seen)
     assert (
-        found["clean"] == {} and found["removed"] == {"mine": 60} and found["notes"] == ["mine: no test image is clean"]
+        cleans(found) == [] and found["removed"] == {"mine": 60} and found["notes"] == ["mine: no test image is clean"]
     )
     assert case.evaluate(seen, [])["removed"] == {"mine": 0}
 
@@ -198,14 +206,14 @@ def test_a_class_without_both_labels_has_a_note_and_no_curve(tmp_path):
     found = case.evaluate(case.seen(range(0, 60, 3)))
     assert set(found["classes"]["mine"]) == set(found["curves"]["mine"]) == {"B"}
     assert set(found["precision_recall"]["mine"]) == set(found["calibration"]["mine"]) == {"B"}
-    assert found["classes"]["mine"]["B"]["positives"] == 20
-    assert found["metrics"]["mine.auc"]["value"] == found["classes"]["mine"]["B"]["value"]
+    assert found["classes"]["mine"]["B"].positives == 20
+    assert found["metrics"][MINE].value == found["classes"]["mine"]["B"].value
     assert found["notes"][:2] == [
         "mine: A: no AUC, 60 of 60 test images are positive",
         "mine: C: no AUC, 0 of 60 test images are positive",
     ]
     assert "mine: clean test images: B: no AUC, 0 of 40 test images are positive" in found["notes"]
-    assert found["clean"] == {}  # every positive of B was seen
+    assert cleans(found) == []  # every positive of B was seen
 
 
 def test_probabilities_are_those_of_the_models_scale(tmp_path):
@@ -223,11 +231,15 @@ def test_another_protocol_than_the_first_has_its_name_before_its_test_sets(tmp_p
     case = Case(tmp_path, {"mine": {**AUC, "prompts": PAIR}})
     second = replace(case.protocol, name="second")
     found = case.evaluate(case.seen([0]), also=[second])
-    assert list(found["metrics"]) == list(found["clean"]) == ["mine.auc", "second/mine.auc"]
-    assert set(found["samples"]) == {f"{c}{p}mine.auc" for c in ("", "clean/") for p in ("", "second/")}
+    names = [f"{p}mine_zs_auc{c}" for p in ("", "second/") for c in ("", "_clean")]
+    assert [key.name for key in found["metrics"]] == names
     for form in ("removed", "classes", "curves", "precision_recall", "calibration"):
         assert list(found[form]) == ["mine", "second/mine"]
-    json.dumps({k: v for k, v in found.items() if k != "samples"})
+    store.write_result(tmp_path / "result.json", "run/0", found)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["metrics"]["second/mine_zs_auc_clean"]["protocol"] == "second"
+    with np.load(tmp_path / "result.npz") as samples:
+        assert samples.files == list(stored["metrics"]) == names
 
 
 def test_a_row_without_weights_says_so_and_has_no_metrics(tmp_path):
@@ -335,9 +347,10 @@ def leaky(tmp_path_factory):
             evaluate=Evaluate(FewShot({}, {}), ("paper",), Bootstrap(200)),
             tracking=Tracking(enabled=False),
         )
-        patch.setattr(config, "load", lambda: params)
-        for stage in ("audit", "zero_shot"):
-            importlib.import_module(f"stages.{stage}").main()
+        for name in ("audit", "zero_shot"):
+            stage = importlib.import_module(f"stages.{name}")
+            patch.setattr(stage, "load_params", lambda: params)
+            stage.main()
     truth = np.array([s.labels["Pneumonia"] == 1 for s in test])
     found = {row: json.loads((folder / f"data/results/zero_shot/{row}/0.json").read_text()) for row in params.runs}
     return folder, fresh, truth, np.cos(angle) - np.sin(angle), found
@@ -352,17 +365,16 @@ def test_the_audit_finds_the_planted_images_and_no_other(leaky):
 
 def test_a_model_that_memorises_is_found_out_by_the_clean_column(leaky):
     folder, fresh, truth, score, found = leaky
-    paper, clean = (found["memory"][form]["rsna.auc"] for form in ("metrics", "clean"))
+    paper, clean = (found["memory"]["metrics"][f"rsna_zs_auc{end}"] for end in ("", "_clean"))
     assert paper["value"] == pytest.approx(roc_auc_score(truth, score), abs=1e-6)
     assert clean["value"] == pytest.approx(roc_auc_score(truth[:fresh], score[:fresh]), abs=1e-6)
     assert (paper["n"], clean["n"]) == (PLANTED + fresh, fresh)
     assert paper["value"] > clean["value"] + 0.1
     assert clean["low"] < 0.5 < clean["high"] < paper["value"] and paper["low"] > 0.5
     samples = np.load(folder / "data/results/zero_shot/memory/0.npz")
-    assert np.nanpercentile(samples["rsna.auc"] - samples["clean/rsna.auc"], 2.5) > 0  # paired over resamples
+    assert np.nanpercentile(samples["rsna_zs_auc"] - samples["rsna_zs_auc_clean"], 2.5) > 0  # paired over resamples
 
 
 def test_a_row_that_was_trained_elsewhere_keeps_every_image(leaky):
     *_, found = leaky
-    assert found["elsewhere"]["clean"] == {}
-    assert found["elsewhere"]["metrics"] == found["memory"]["metrics"]
+    assert found["elsewhere"]["metrics"] == {"rsna_zs_auc": found["memory"]["metrics"]["rsna_zs_auc"]}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t as student
 
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import MetricKey
 from pipeline.evaluation.metrics import percentiles
 
 
@@ -38,9 +40,51 @@ def over_trainings(
     return mean, mean - float(np.hypot(seeds, mean - low)), mean + float(np.hypot(seeds, high - mean))
 
 
-def paired(
-    a: Mapping[str, Any], a_samples: np.ndarray, b: Mapping[str, Any], b_samples: np.ndarray, confidence: float
-) -> dict[str, float]:
+def mean_of_trainings(
+    key: MetricKey,
+    values: Mapping[str, float],
+    samples: np.ndarray | None,
+    confidence: float,
+    n: int | None = None,
+    removed: int | None = None,
+) -> Measure:
+    """A metric over trainings, with the interval of ``over_trainings`` as far as the metric's bounds.
+
+    Args:
+        values: of two trainings or more, by seed.
+        samples, confidence: see ``over_trainings``; n, removed: see ``Measure``.
+    """
+    mean, low, high = over_trainings(list(values.values()), samples, confidence)
+    least, most = key.bounds
+    return Measure(mean, max(low, least), min(high, most), n, trainings=values, removed=removed, samples=samples)
+
+
+def shared_samples(measures: Sequence[Measure]) -> list[np.ndarray] | None:
+    """The samples of each, [B] of one B; None where one has none or the numbers differ."""
+    found = [m.samples for m in measures if m.samples is not None]
+    return found if len(found) == len(measures) and len({len(s) for s in found}) == 1 else None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher a metric is for one model than for another. The interval is None where the two cannot be paired,
+    and ``why`` says so; ``p`` is the two-sided bootstrap p value, of models that were trained once."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+    why: str = ""
+
+    @property
+    def sign(self) -> int:
+        """1 higher, -1 lower, 0 where the interval holds zero or there is none."""
+        if self.low is None or self.high is None:
+            return 0
+        return int(self.low > 0) - int(self.high < 0)
+
+
+def paired(a: Measure, b: Measure, confidence: float) -> Difference:
     """How much higher a metric is for model a than for model b, judged on the same resamples of patients, and on all
     trainings where one of them was trained several times.
 
@@ -48,44 +92,41 @@ def paired(
     cancels, and the interval of the difference is narrower than the two models' own suggest.
 
     Args:
-        a: M of one model, {"value", "n", "trained": values of its trainings, where there are several}; ``b``: M of the
-            other, same metric and test set. Where both have several, these have the same seeds and are paired by them.
-        a_samples: float64 [B], values over the resamples of ``metrics.resamples``, the mean of all trainings;
-            ``b_samples``: likewise.
+        a: measured of one model, with its samples; ``b``: of the other, same metric and test set. Where both have
+            several ``trainings``, these are paired by their seeds.
         confidence: of the interval.
 
     Returns:
-        "difference" a - b, "low" and "high" of its percentile interval, and "p", the two-sided bootstrap p value: twice
-        the smaller share of resamples on either side of 0, those at 0 counted on both, with one added to numerator and
-        denominator so that it is never 0 (Davison and Hinkley 1997, section 4.2). Identical models have p = 1.
-        Resamples in which either model has no value are left out. With several trainings the interval is that of
-        ``over_trainings``, and there is no "p".
+        a - b, the ends of its percentile interval, and p: twice the smaller share of resamples on either side of 0,
+        those at 0 counted on both, with one added to numerator and denominator so that it is never 0 (Davison and
+        Hinkley 1997, section 4.2). Identical models have p = 1. Resamples in which either model has no value are left
+        out. With several trainings the interval is that of ``over_trainings``, and there is no p.
 
     Raises:
-        ValueError: the test sets or the resamples differ, or no resample has a value for both.
+        ValueError: the test sets, the resamples or the seeds differ, or no resample has a value for both.
     """
-    if a["n"] != b["n"]:
-        raise ValueError(f"comparison: {a['n']} test items against {b['n']}; evaluate both models on the same test set")
-    if a_samples.shape != b_samples.shape:
+    if a.n != b.n:
+        raise ValueError(f"comparison: {a.n} test items against {b.n}; evaluate both models on the same test set")
+    if a.samples is None or b.samples is None:
+        raise ValueError("comparison: a model has no values over the resamples; run its evaluation again")
+    if a.samples.shape != b.samples.shape:
         raise ValueError(
-            f"comparison: {a_samples.shape[0]} resamples against {b_samples.shape[0]}; run both evaluations again"
+            f"comparison: {a.samples.shape[0]} resamples against {b.samples.shape[0]}; run both evaluations again"
         )
-    differences = a_samples - b_samples
+    differences = a.samples - b.samples
     differences = differences[~np.isnan(differences)]
     if not len(differences):
         raise ValueError("comparison: no resample has a value for both models; raise evaluate.bootstrap.samples")
-    difference = float(a["value"] - b["value"])
-    trained = [m["trained"] if len(m.get("trained", ())) > 1 else [m["value"]] for m in (a, b)]
-    if max(map(len, trained)) > 1:
-        if min(map(len, trained)) > 1 and len(trained[0]) != len(trained[1]):
-            raise ValueError(f"comparison: {len(trained[0])} trainings against {len(trained[1])}; use the same seeds")
-        _, low, high = over_trainings(np.asarray(trained[0]) - np.asarray(trained[1]), differences, confidence)
-        return {"difference": difference, "low": low, "high": high}
+    difference = a.value - b.value
+    if a.trainings or b.trainings:
+        if a.trainings and b.trainings and a.trainings.keys() != b.trainings.keys():
+            seeds = " against ".join(", ".join(m.trainings) for m in (a, b))
+            raise ValueError(f"comparison: trainings with seeds {seeds}; use the same seeds")
+        by_seed = [
+            a.trainings.get(seed, a.value) - b.trainings.get(seed, b.value) for seed in a.trainings or b.trainings
+        ]
+        _, low, high = over_trainings(by_seed, differences, confidence)
+        return Difference(difference, low, high)
     low, high = percentiles(differences, confidence)
     side = min(np.count_nonzero(differences <= 0), np.count_nonzero(differences >= 0))
-    return {
-        "difference": difference,
-        "low": low,
-        "high": high,
-        "p": min(1.0, 2 * (side + 1) / (len(differences) + 1)),
-    }
+    return Difference(difference, low, high, min(1.0, 2 * (side + 1) / (len(differences) + 1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.params import Augment, Bootstrap, FewShot
-from pipeline.datasets import used_for
+from pipeline.config.settings import FewShotSettings
 from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.fine_tune import Tower, classifier_logits, evaluation_pictures, fine_tune
 from pipeline.evaluation.labelled import Labelled, read_labelled, subset
 from pipeline.evaluation.linear_probe import probe
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import of_clean, share_key
 from pipeline.evaluation.metrics import classes_with_intervals, interval, resamples
 from pipeline.evaluation.protocols import Protocol
 from pipeline.evaluation.seen_images import SeenImages, clean_images
@@ -47,40 +49,38 @@ def tuned(
 
 def nothing(*notes: str) -> dict[str, Any]:
     """The result of a model that nothing was computed for, with notes that say why."""
-    return {**{form: {} for form in ("metrics", "clean", "removed", "classes", "samples")}, "notes": list(notes)}
+    return {**{form: {} for form in ("metrics", "removed", "classes")}, "notes": list(notes)}
 
 
 def evaluate_few_shot(
     embedder: Embedder,
     tower: Tower | None,
-    trained_on: Iterable[str],
-    augment: Augment,
-    index: Path,
     protocol: Protocol,
-    sources: list[str],
+    settings: FewShotSettings,
+    index: Path,
     seen: SeenImages,
-    options: FewShot,
-    bootstrap: Bootstrap,
-    seed: int,
-    workers: int,
     work: Path,
-    datasets: Sequence[str] | None = None,
+    workers: int,
 ) -> dict[str, Any]:
-    """Probe data sets at every share; metrics "<dataset>.<share>" (form: docs/results.md).
+    """Probe the test sets of ``settings`` at every share (form of the answer: docs/results.md).
 
     Args:
-        tower: fine-tuned, too, at the shares of ``options.fine_tune``; None: not. It takes crops of the
+        tower: fine-tuned, too, at the shares of ``settings.options.fine_tune``; None: not. It takes crops of the
             embedder's ``size`` as they are.
         protocol: whose classes are learned.
-        trained_on: data sets that the model was pre-trained on. With them the probed data set itself counts, all of it,
-            in what is not clean.
-        workers: processes that prepare images; 0: this one.
+        settings: with the data sets that the model was pre-trained on the probed data set itself counts, all of it, in
+            what is not clean.
         work: folder for features that are too many for memory.
-        datasets: to probe; None: those of binary classification.
+        workers: processes that prepare images; 0: this one.
+
+    Raises:
+        ValueError: a share whose name is not p or ft and its percent.
     """
     result = nothing()
-    wanted = used_for("binary_classification") if datasets is None else datasets
-    for dataset in (d for d in wanted if d in sources):
+    options, bootstrap, augment, seed = settings.options, settings.bootstrap, settings.augment, settings.seed
+    shares = [*options.shares, *(options.fine_tune.shares if tower is not None else ())]
+    for dataset in (d for d in settings.test_sets if d in settings.sources):
+        keys = {name: share_key(dataset, name) for name in shares}  # before any work
         data = read_labelled(index, protocol, dataset)
         if data is None:
             result["notes"].append(f"{dataset}: a split has no study")
@@ -90,37 +90,24 @@ def evaluate_few_shot(
             logits |= tuned(tower, data, embedder.size, augment, options, embedder.batch_size, seed, workers)
         tests = data.studies["test"]
         weights = resamples([s.patient for s in tests], bootstrap, seed)
-        unseen = clean_images(seen, dataset, tests, [*trained_on, dataset])
+        unseen = clean_images(seen, dataset, tests, [*settings.trained_on, dataset])
         result["removed"][dataset] = int((~unseen).sum())
         for name, by_seed in logits.items():
-            key = f"{dataset}.{name}"
-            measure, samples, classes, notes = _measured(data.classes, data.labels["test"], by_seed, weights, bootstrap)
+            test = data.labels["test"]
+            measure, classes, notes = _measured(data.classes, test, by_seed, weights, bootstrap)
             if measure is not None:
-                result["metrics"][key], result["samples"][key] = measure, samples
+                result["metrics"][keys[name]] = measure
             result["classes"].setdefault(dataset, {})[name] = classes
             result["notes"] += [f"{dataset}: {name}: {note}" for note in notes]
             if unseen.all() or not unseen.any():
                 continue
             some = {s: rows[unseen] for s, rows in by_seed.items()}
-            measure, samples, _, _ = _measured(
-                data.classes, data.labels["test"][unseen], some, weights[:, unseen], bootstrap
-            )
+            measure, _, _ = _measured(data.classes, test[unseen], some, weights[:, unseen], bootstrap)
             if measure is not None:
-                result["clean"][key], result["samples"][f"clean/{key}"] = measure, samples
+                result["metrics"][of_clean(keys[name])] = measure
         if not unseen.any():
             result["notes"].append(f"{dataset}: no test image is clean")
     return result
-
-
-def with_shares(options: FewShot, names: Iterable[str]) -> FewShot:
-    """The recipe with some of its shares alone, linear and fine-tuned ones."""
-    chosen = set(names)
-    tune = options.fine_tune
-    return replace(
-        options,
-        shares={name: share for name, share in options.shares.items() if name in chosen},
-        fine_tune=replace(tune, shares={name: share for name, share in tune.shares.items() if name in chosen}),
-    )
 
 
 def _measured(
@@ -129,22 +116,25 @@ def _measured(
     logits: Mapping[int, np.ndarray],
     weights: np.ndarray,
     options: Bootstrap,
-) -> tuple[dict[str, Any] | None, np.ndarray | None, dict[str, Any], list[str]]:
-    """The macro AUC of one share, mean over seeds with each seed's own beside it; its values over the resamples, which
-    are means over seeds, too; each class's mean AUC, whose interval's ends are means of the seeds'; notes."""
+) -> tuple[Measure | None, dict[str, Measure], list[str]]:
+    """The macro AUC of one share, mean over seeds with each seed's own beside it (its samples are means over seeds);
+    each class's mean AUC, whose interval's ends are means of the seeds'; notes."""
     truth = {c: labels[:, i] for i, c in enumerate(classes)}
     found = {
         s: classes_with_intervals(truth, {c: rows[:, i] for i, c in enumerate(classes)}, weights, options)
         for s, rows in logits.items()
     }
-    per_class: dict[str, Any] = {}
-    _, _, first, notes = next(iter(found.values()))
+    _, first, notes = next(iter(found.values()))
+    per_class = {}
     for c, measure in first.items():
-        ends = {part: float(np.mean([f[2][c][part] for f in found.values()])) for part in ("value", "low", "high")}
-        per_class[c] = {**measure, **ends}
-    macros = {s: macro["value"] for s, (macro, _, _, _) in found.items() if macro is not None}
+        value, low, high = (
+            float(np.mean([getattr(classes[c], part) for _, classes, _ in found.values()]))
+            for part in ("value", "low", "high")
+        )
+        per_class[c] = replace(measure, value=value, low=low, high=high, samples=None)
+    macros = {s: macro for s, (macro, _, _) in found.items() if macro is not None}
     if not macros:
-        return None, None, per_class, notes
-    samples = np.mean([f[1] for f in found.values() if f[1] is not None], axis=0)
-    measure = interval(float(np.mean(list(macros.values()))), samples, options, len(labels))
-    return {**measure, "seeds": {str(s): value for s, value in macros.items()}}, samples, per_class, notes
+        return None, per_class, notes
+    samples = np.mean([macro.samples for macro in macros.values() if macro.samples is not None], axis=0)
+    measure = interval(float(np.mean([m.value for m in macros.values()])), samples, options, len(labels))
+    return replace(measure, seeds={str(s): macro.value for s, macro in macros.items()}), per_class, notes

@@ -9,6 +9,7 @@ from zlib import crc32
 import numpy as np
 
 from pipeline.config.params import Bootstrap
+from pipeline.evaluation.measure import Measure
 
 BLOCK = 64  # resamples at a time: the running sums of a class then stay in the cache
 
@@ -62,11 +63,6 @@ def _exact(weights: np.ndarray) -> type[np.floating]:
     return np.float32 if small else np.float64
 
 
-def weighted_auc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """``aucs`` of one class: bool [N], float [N], [B, N] -> float64 [B]."""
-    return aucs(labels[None], scores[None], weights)[0]
-
-
 def resamples(groups: Sequence[str], options: Bootstrap, seed: int) -> np.ndarray:
     """How often each item comes in ``options.samples`` bootstrap resamples over patients, uint16 [samples, N].
 
@@ -92,8 +88,10 @@ def resamples(groups: Sequence[str], options: Bootstrap, seed: int) -> np.ndarra
     return out
 
 
-def interval(value: float, samples: np.ndarray, options: Bootstrap, n: int) -> dict[str, Any]:
-    """A metric with its percentile interval: {"value", "low", "high", "n"}; NaN resamples are left out.
+def interval(
+    value: float, samples: np.ndarray, options: Bootstrap, n: int | None, positives: int | None = None
+) -> Measure:
+    """A metric with the percentile interval of its samples, float64 [B]; NaN resamples are left out of it.
 
     Raises:
         ValueError: every resample is NaN.
@@ -101,7 +99,7 @@ def interval(value: float, samples: np.ndarray, options: Bootstrap, n: int) -> d
     if np.isnan(samples).all():
         raise ValueError(f"bootstrap: none of {len(samples)} resamples has a value; raise evaluate.bootstrap.samples")
     low, high = percentiles(samples, options.confidence)
-    return {"value": float(value), "low": low, "high": high, "n": n}
+    return Measure(float(value), low, high, n, positives, samples=samples)
 
 
 def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -115,9 +113,8 @@ def percentiles(samples: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def mean_with_interval(hits: np.ndarray, weights: np.ndarray, options: Bootstrap) -> tuple[dict[str, Any], np.ndarray]:
-    """The share of hits (accuracy, recall), bool [N] with N >= 1, or the mean of float [N], and its values over the
-    resamples, float64 [B].
+def mean_with_interval(hits: np.ndarray, weights: np.ndarray, options: Bootstrap) -> Measure:
+    """The share of hits (accuracy, recall), bool [N] with N >= 1, or the mean of float [N].
 
     A resample that draws none of the items (possible on a part of the test set only) is NaN.
 
@@ -128,12 +125,12 @@ def mean_with_interval(hits: np.ndarray, weights: np.ndarray, options: Bootstrap
         raise ValueError("mean: no test item to take it over")
     total = weights.sum(axis=1, dtype=np.float64)
     samples = np.divide(weights @ hits.astype(np.float64), total, out=np.full(len(total), np.nan), where=total > 0)
-    return interval(float(hits.mean()), samples, options, len(hits)), samples
+    return interval(float(hits.mean()), samples, options, len(hits))
 
 
 def classes_with_intervals(
     labels: Mapping[str, np.ndarray], scores: Mapping[str, np.ndarray], weights: np.ndarray, options: Bootstrap
-) -> tuple[dict[str, Any] | None, np.ndarray | None, dict[str, Any], list[str]]:
+) -> tuple[Measure | None, dict[str, Measure], list[str]]:
     """Macro mean AUC over classes, each class's own, and a note for every class that has none.
 
     The macro mean is over the classes with both positives and negatives in the test set; its interval resamples all
@@ -145,8 +142,7 @@ def classes_with_intervals(
         weights: [B, N] of ``resamples``; for a part of the test set, its columns.
 
     Returns:
-        Macro M and its values over the resamples, float64 [B] (both None where no class has an AUC); class -> M with
-        "positives"; notes.
+        The macro mean (None where no class has an AUC), each class's measure, and notes.
 
     Raises:
         ValueError: a score is not finite; the class is named.
@@ -160,7 +156,7 @@ def classes_with_intervals(
         else:
             found.append(cls)
     if not found:
-        return None, None, {}, notes
+        return None, {}, notes
     truths, values = np.stack([labels[c] for c in found]), np.stack([scores[c] for c in found])
     whole = aucs(truths, values, np.ones((1, truths.shape[1]), dtype=np.uint16))[:, 0]
     samples = aucs(truths, values, weights)
@@ -170,14 +166,13 @@ def classes_with_intervals(
             notes.append(f"{cls}: no AUC, no resample of the test images has both positives and negatives")
             continue
         kept.append(i)
-        classes[cls] = interval(float(whole[i]), samples[i], options, truths.shape[1])
-        classes[cls]["positives"] = int(truths[i].sum())
+        classes[cls] = interval(float(whole[i]), samples[i], options, truths.shape[1], int(truths[i].sum()))
     if not kept:
-        return None, None, {}, notes
+        return None, {}, notes
     known = ~np.isnan(samples[kept])
     total = np.where(known, samples[kept], 0).sum(axis=0)
     macro = np.divide(total, known.sum(axis=0), out=np.full(len(total), np.nan), where=known.any(axis=0))
-    return interval(float(whole[kept].mean()), macro, options, truths.shape[1]), macro, classes, notes
+    return interval(float(whole[kept].mean()), macro, options, truths.shape[1]), classes, notes
 
 
 def roc_points(labels: np.ndarray, scores: np.ndarray, most: int = 60) -> dict[str, list[float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from pipeline.config.params import Bootstrap
 from pipeline.datasets import paired_tests
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.image_quality import averaged, psnr, ssim, without_model
+from pipeline.evaluation.metric_key import WITH_TEXT, MetricKey, of_clean
 from pipeline.evaluation.metrics import mean_with_interval, resamples
 from pipeline.evaluation.protocols import RetrievalSet
 from pipeline.storage.evaluation_crop import evaluation_crop
@@ -29,8 +30,6 @@ from pipeline.storage.shards import load_view
 from pipeline.study import Study
 from pipeline.text.tokenizer import Tokenizer
 
-WITH_TEXT = ("matching", "none", "shuffled")  # ways of the model: the image's own report, none, another study's
-BASELINES = ("mean", "inpainted")
 PICTURES = 2  # of a test set and mask ratio
 
 
@@ -194,19 +193,21 @@ def read_sample(index: Path, rule: RetrievalSet, most: int, seed: int) -> Regene
 
 def measure(
     model: Regenerator, sample: RegenerationSample, size: int, ratio: float, seed: int, batch_size: int
-) -> dict[str, np.ndarray]:
-    """Every measure of each image at one mask ratio: name -> float64 [N].
+) -> dict[MetricKey, np.ndarray]:
+    """Every metric of each image at one mask ratio, float64 [N].
 
-    Names: ``psnr<ratio in percent>_<way>`` and ``ssim..``, the ways being ``WITH_TEXT`` and ``BASELINES``; of the
-    coarser scales ``psnr.._<way>_scale1`` .., against the picture averaged as they are; and what the matching report
-    adds to none and to another's, ``psnr.._gain_none``, ``.._gain_shuffled`` and ``ssim..``.
+    PSNR and SSIM of the ways ``WITH_TEXT`` and ``BASELINES``; of the coarser scales PSNR, against the picture averaged
+    as they are; and what the matching report adds to none and to another's, ``gain_none`` and ``gain_shuffled``.
 
     Raises:
         ValueError: a guess is not finite.
     """
     cells = hidden_cells(sample.studies, model.grid, ratio, seed)
-    percent = f"{round(100 * ratio)}"
-    parts: dict[str, list[np.ndarray]] = {}
+    quantities = {
+        name: MetricKey(sample.dataset, "regeneration", name, percent=round(100 * ratio), way="none")
+        for name in ("psnr", "ssim")
+    }
+    parts: dict[MetricKey, list[np.ndarray]] = {}
     for start in range(0, len(sample.studies), batch_size):
         part = slice(start, start + batch_size)
         images = _images(sample.studies[part], size)
@@ -218,15 +219,17 @@ def measure(
             if not all(np.isfinite(picture).all() for picture in guesses[way]):
                 raise ValueError(f"{sample.dataset}: a regenerated pixel is not finite; the model is broken")
         for way, scales in guesses.items():
-            parts.setdefault(f"psnr{percent}_{way}", []).append(psnr(truth, scales[0], hidden))
-            parts.setdefault(f"ssim{percent}_{way}", []).append(ssim(truth, scales[0], hidden))
+            keys = {name: replace(key, way=way) for name, key in quantities.items()}
+            parts.setdefault(keys["psnr"], []).append(psnr(truth, scales[0], hidden))
+            parts.setdefault(keys["ssim"], []).append(ssim(truth, scales[0], hidden))
             for k, guess in enumerate(scales[1:], 1):
                 values = psnr(averaged(truth, k), guess, averaged(hidden, k) > 0.5)
-                parts.setdefault(f"psnr{percent}_{way}_scale{k}", []).append(values)
-    found = {name: np.concatenate(values) for name, values in parts.items()}
-    for name in (f"psnr{percent}", f"ssim{percent}"):
+                parts.setdefault(replace(keys["psnr"], scale=k), []).append(values)
+    found = {key: np.concatenate(values) for key, values in parts.items()}
+    for key in quantities.values():
+        own = found[replace(key, way="matching")]
         for way in ("none", "shuffled"):
-            found[f"{name}_gain_{way}"] = found[f"{name}_matching"] - found[f"{name}_{way}"]
+            found[replace(key, way=f"gain_{way}")] = own - found[replace(key, way=way)]
     return found
 
 
@@ -250,7 +253,7 @@ def evaluate_regeneration(
         ratios: shares of the cells to hide; ``most``: images of a test set, 0 = all.
         clean_of: data set, studies -> bool [N], which images training has not shown.
     """
-    result: dict[str, Any] = {name: {} for name in ("metrics", "clean", "removed", "samples")}
+    result: dict[str, Any] = {name: {} for name in ("metrics", "removed")}
     result["notes"] = []
     for rule in sets:
         dataset, sample = rule.dataset, read_sample(index, rule, most, seed)
@@ -264,13 +267,11 @@ def evaluate_regeneration(
             result["notes"].append(f"{dataset}: no test image is clean")
         for ratio in ratios:
             values = measure(model, sample, size, ratio, seed, batch_size)
-            for name, rows in values.items():
-                key = f"{dataset}.{name}"
-                result["metrics"][key], result["samples"][key] = mean_with_interval(rows, weights, bootstrap)
+            for key, rows in values.items():
+                result["metrics"][key] = mean_with_interval(rows, weights, bootstrap)
                 if unseen.any() and not unseen.all():
-                    result["clean"][key], result["samples"][f"clean/{key}"] = mean_with_interval(
-                        rows[unseen], weights[:, unseen], bootstrap
-                    )
+                    clean = mean_with_interval(rows[unseen], weights[:, unseen], bootstrap)
+                    result["metrics"][of_clean(key)] = clean
     return result
 
 
@@ -338,10 +339,10 @@ def may_be_shown(index: Path, sets: Sequence[RetrievalSet], patients: bool) -> l
 def regeneration_lines(found: dict[str, Any]) -> list[str]:
     """What ``evaluate`` found in a few lines: the finest scale's means and what the report adds; the notes."""
     metrics, lines = found["metrics"], []
-    for key in (k for k in metrics if k.endswith("_matching")):
-        gains = [(way, metrics[key.replace("_matching", f"_gain_{way}")]) for way in ("none", "shuffled")]
-        against = ", ".join(f"{m['value']:+.3f} [{m['low']:+.3f}, {m['high']:+.3f}] against {way}" for way, m in gains)
-        lines.append(f"{key} {metrics[key]['value']:.3f} ({against})")
+    for key in (k for k in metrics if k.way == "matching" and not k.scale and not k.clean):
+        gains = [(way, metrics[replace(key, way=f"gain_{way}")]) for way in ("none", "shuffled")]
+        against = ", ".join(f"{m.value:+.3f} [{m.low:+.3f}, {m.high:+.3f}] against {way}" for way, m in gains)
+        lines.append(f"{key.name} {metrics[key].value:.3f} ({against})")
     return [*lines, *(f"note: {note}" for note in found["notes"])]
 
 

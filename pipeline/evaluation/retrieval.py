@@ -3,7 +3,7 @@ images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 from pipeline.config.params import Bootstrap
 from pipeline.evaluation.candidates import CandidateTexts, candidate_texts
 from pipeline.evaluation.exact_ranks import ranks, text_ranks
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import RSUM, Direction, MetricKey, of_clean
 from pipeline.evaluation.metrics import interval, mean_with_interval, resamples
 from pipeline.evaluation.protocols import RetrievalSet
 from pipeline.evaluation.store import load_arrays, why_missing
@@ -44,7 +46,7 @@ def evaluate_retrieval(
     Raises:
         ValueError: embeddings are missing, do not fit the test set, or are not finite.
     """
-    result: dict[str, Any] = {key: {} for key in ("metrics", "samples", "clean", "removed", "pools", "examples")}
+    result: dict[str, Any] = {key: {} for key in ("metrics", "removed", "pools", "examples")}
     result["notes"] = []
     if why := why_missing(embeddings):
         result["notes"].append(why)
@@ -63,12 +65,12 @@ def evaluate_retrieval(
         result["removed"][name] = int((~fresh).sum())
         weights = resamples([s.patient for s in queries], options, seed)
         rank = ranks(images, texts, pool.targets)
-        _add_recalls(result, f"{name}.r", k, rank, weights, fresh, options)
+        _add_recalls(result, _recalls([name], k, "i2t"), rank, weights, fresh, options)
         # A text is one query. It comes with the patient who has it first, and is clean if all its images are.
         first = np.unique(pool.targets, return_index=True)[1]
         fresh_text = np.bincount(pool.targets[~fresh], minlength=len(texts)) == 0
         reverse = text_ranks(images, texts, pool.targets)
-        _add_recalls(result, f"{name}.t2i_r", k, reverse, weights[:, first], fresh_text, options)
+        _add_recalls(result, _recalls([name], k, "t2i"), reverse, weights[:, first], fresh_text, options)
         if not (fresh.any() and fresh_text.any()):
             result["notes"].append(f"{name}: no clean test image to query with")
         chance = {f"r{n}": min(1.0, n / len(texts)) for n in k}
@@ -95,38 +97,40 @@ def _stored(path: Path, images: int, texts: int) -> tuple[np.ndarray, np.ndarray
     return found
 
 
+def _recalls(names: Iterable[str], k: Sequence[int], direction: Direction) -> list[MetricKey]:
+    """R@K of some sets one way."""
+    return [MetricKey(name, "retrieval", "recall", direction=direction, k=n) for name in names for n in k]
+
+
 def _add_recalls(
     result: dict[str, Any],
-    prefix: str,
-    k: tuple[int, ...],
+    keys: Sequence[MetricKey],
     rank: np.ndarray,
     weights: np.ndarray,
     fresh: np.ndarray,
     options: Bootstrap,
 ) -> None:
     """R@K of all queries, and of the clean ones where some are not."""
-    for n in k:
-        key = f"{prefix}{n}"
-        result["metrics"][key], result["samples"][key] = mean_with_interval(rank <= n, weights, options)
+    for key in keys:
+        result["metrics"][key] = mean_with_interval(rank <= key.k, weights, options)
         if fresh.any() and not fresh.all():
-            metric = mean_with_interval(rank[fresh] <= n, weights[:, fresh], options)
-            result["clean"][key], result["samples"][f"clean/{key}"] = metric
+            result["metrics"][of_clean(key)] = mean_with_interval(rank[fresh] <= key.k, weights[:, fresh], options)
 
 
 def _add_sums(result: dict[str, Any], k: tuple[int, ...], options: Bootstrap) -> None:
-    """total.rsum and total.t2i_rsum; clean ones where a set has queries that are not clean, and all have clean ones."""
-    metrics, samples, cleans = result["metrics"], result["samples"], result["clean"]
-    for way in ("", "t2i_"):
-        keys = [f"{name}.{way}r{n}" for name in result["pools"] for n in k]
-        total = f"total.{way}rsum"
-        samples[total] = np.sum([samples[key] for key in keys], axis=0)
-        metrics[total] = interval(sum(metrics[key]["value"] for key in keys), samples[total], options, 0)
-        gone = [name for name, count in result["removed"].items() if count and f"{name}.{way}r{k[0]}" not in cleans]
-        if gone or not any(result["removed"].values()):
-            continue
-        samples[f"clean/{total}"] = np.sum([samples.get(f"clean/{key}", samples[key]) for key in keys], axis=0)
-        value = sum(cleans.get(key, metrics[key])["value"] for key in keys)
-        cleans[total] = interval(value, samples[f"clean/{total}"], options, 0)
+    """The sums of recalls both ways; clean ones where a set has queries that are not clean, and all have clean ones."""
+    metrics = result["metrics"]
+    for direction, total in RSUM.items():
+        keys = _recalls(result["pools"], k, direction)
+        metrics[total] = _sum([metrics[key] for key in keys], options)
+        removed = [key for key in keys if result["removed"][key.where]]
+        if removed and all(of_clean(key) in metrics for key in removed):
+            metrics[of_clean(total)] = _sum([metrics.get(of_clean(key), metrics[key]) for key in keys], options)
+
+
+def _sum(recalls: Sequence[Measure], options: Bootstrap) -> Measure:
+    samples = np.sum([recall.samples for recall in recalls if recall.samples is not None], axis=0)
+    return interval(sum(recall.value for recall in recalls), samples, options, None)
 
 
 def _typical(rank: np.ndarray, count: int) -> list[int]:

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import MetricKey
 from pipeline.storage.atomic import replacing
 
 EMBEDDINGS = Path("data/embeddings")
@@ -45,17 +47,19 @@ def why_missing(embeddings: Path) -> str | None:
 
 
 def write_result(path: Path, run: str, found: dict[str, Any]) -> None:
-    """Write one evaluation of one run, whole or not at all: JSON at ``path``, ``found["samples"]`` as .npz beside it.
+    """Write one evaluation of one run, whole or not at all: JSON at ``path``, the metrics' samples as .npz beside it.
 
-    ``samples`` holds each metric's values over the resamples, float64 [B], which pair up between runs: the draws depend
-    on the test set and the seed alone.
+    ``found["metrics"]`` holds the measure of each ``MetricKey``; in the file each has its name, with the fields of
+    both (docs/results.md).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = dict(found)
-    samples = found.pop("samples", {})
+    measured: Mapping[MetricKey, Measure] = found["metrics"]
+    metrics = {key.name: {**key.record(), **measure.record()} for key, measure in measured.items()}
+    body = {"run": run, **found, "metrics": metrics}
     with replacing(path) as partial:
-        partial.write_text(json.dumps({"run": run, **found}, indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(body, indent=1, default=Measure.record) + "\n", encoding="utf-8")
     with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
+        samples = {key.name: measure.samples for key, measure in measured.items() if measure.samples is not None}
         np.savez_compressed(file, allow_pickle=False, **samples)
 
 
@@ -75,17 +79,18 @@ def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
 
 
 def metric_values(found: dict[str, Any]) -> dict[str, float]:
-    """The bare metric values with their interval's ends, by dotted name, for tracking."""
+    """The bare metric values with their interval's ends, ``<name>``, ``<name>.low``, ``<name>.high``, for tracking."""
     flat = {}
-    for name, metric in found["metrics"].items():
-        flat[name] = metric["value"]
-        flat[f"{name}.low"], flat[f"{name}.high"] = metric["low"], metric["high"]
+    for key, measure in found["metrics"].items():
+        flat[key.name] = measure.value
+        flat[f"{key.name}.low"], flat[f"{key.name}.high"] = measure.low, measure.high
     return flat
 
 
 def print_metrics(stage: str, run: str, found: dict[str, Any]) -> None:
-    """Print metrics in percent with their intervals, and the notes."""
-    for name, m in found["metrics"].items():
-        print(f"{stage} {run}: {name} {100 * m['value']:.1f} [{100 * m['low']:.1f}, {100 * m['high']:.1f}]")
+    """Print metrics on all test images in percent with their intervals, and the notes."""
+    for key, m in found["metrics"].items():
+        if not key.clean:
+            print(f"{stage} {run}: {key.name} {100 * m.value:.1f} [{100 * m.low:.1f}, {100 * m.high:.1f}]")
     for note in found["notes"]:
         print(f"{stage} {run}: note: {note}")

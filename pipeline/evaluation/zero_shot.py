@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.params import Bootstrap
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import MetricKey, of_clean
 from pipeline.evaluation.metrics import (
     calibration,
     classes_with_intervals,
@@ -25,7 +27,7 @@ from pipeline.storage.index import read_studies
 from pipeline.study import Study, positives
 
 Found = dict[str, Any]
-FORMS = ("metrics", "clean", "removed", "classes", "curves", "precision_recall", "calibration", "samples")
+FORMS = ("metrics", "removed", "classes", "curves", "precision_recall", "calibration")
 
 
 @dataclass(frozen=True)
@@ -127,17 +129,17 @@ def evaluate_zero_shot(
     for number, protocol in enumerate(protocols):
         for task in (t for t in protocol.tasks.values() if t.rule.dataset in sources):
             dataset = task.rule.dataset
-            where = task.name if number == 0 else f"{protocol.name}/{task.name}"
+            key = MetricKey(task.name, "zero_shot", task.rule.metric, protocol.name if number else "")
             if dataset not in loaded:
                 loaded[dataset] = _images(embeddings, index, dataset, options, seed, seen, trained_on)
             images = loaded[dataset]
             if images is None:
-                result["notes"].append(f"{where}: no test study")
+                result["notes"].append(f"{key.where}: no test study")
                 continue
             try:
-                _measure(result, where, task, images, prompts, options)
+                _measure(result, key, task, images, prompts, options)
             except ValueError as error:
-                raise ValueError(f"{embeddings}: {where}: {error}") from None
+                raise ValueError(f"{embeddings}: {key.where}: {error}") from None
     return result
 
 
@@ -176,8 +178,11 @@ def _images(
     return Images(studies, images, local, weights, clean_images(seen, dataset, studies, trained_on))
 
 
-def _measure(result: Found, where: str, task: Task, images: Images, prompts: PromptTable, options: Bootstrap) -> None:
-    """Add one test set's metrics, curves and notes to ``result``."""
+def _measure(
+    result: Found, metric: MetricKey, task: Task, images: Images, prompts: PromptTable, options: Bootstrap
+) -> None:
+    """Add one test set's metric, on all images and on the clean ones, its curves and notes to ``result``."""
+    where = metric.where
     texts = [text for side in (task.positive, task.negative) for some in side.values() for text in some]
     if absent := sum(text not in prompts.rows for text in dict.fromkeys(texts)):
         raise ValueError(f"{absent} of its prompts are not embedded; run: dvc repro embed")
@@ -194,23 +199,22 @@ def _measure(result: Found, where: str, task: Task, images: Images, prompts: Pro
     result["removed"][where] = int(removed.sum())
     if removed.all():
         result["notes"].append(f"{where}: no test image is clean")
-    parts = [("metrics", "", np.ones(len(removed), dtype=bool))]
+    parts = [(metric, np.ones(len(removed), dtype=bool))]
     if removed.any() and not removed.all():
-        parts.append(("clean", "clean/", images.clean))
-    key = f"{where}.{task.rule.metric}"
-    for form, prefix, chosen in parts:
+        parts.append((of_clean(metric), images.clean))
+    for key, chosen in parts:
         weights, labels = images.weights[:, chosen], {name: t[chosen] for name, t in truth.items()}
         here = {name: value[chosen] for name, value in values.items()}
-        if task.rule.metric == "accuracy":
-            result[form][key], result["samples"][prefix + key] = _accuracy(labels, here, weights, options)
+        if key.quantity == "accuracy":
+            result["metrics"][key] = _accuracy(labels, here, weights, options)
             continue
-        metric, samples, classes, notes = classes_with_intervals(labels, here, weights, options)
-        words = "clean test images: " if form == "clean" else ""
+        macro, classes, notes = classes_with_intervals(labels, here, weights, options)
+        words = "clean test images: " if key.clean else ""
         result["notes"] += [f"{where}: {words}{note}" for note in notes]
-        if form == "metrics":
+        if not key.clean:
             result["classes"][where] = classes
-        if metric is not None:
-            result[form][key], result["samples"][prefix + key] = metric, samples
+        if macro is not None:
+            result["metrics"][key] = macro
     for name in result["classes"].get(where, {}):
         _add(result, "curves", where, name, roc_points(truth[name], values[name]))
         _add(result, "precision_recall", where, name, precision_recall_points(truth[name], values[name]))
@@ -221,7 +225,7 @@ def _measure(result: Found, where: str, task: Task, images: Images, prompts: Pro
 
 def _accuracy(
     truth: dict[str, np.ndarray], values: dict[str, np.ndarray], weights: np.ndarray, options: Bootstrap
-) -> tuple[Found, np.ndarray]:
+) -> Measure:
     """How often the class with the largest score (the first of equal ones) is the image's own."""
     labels = np.stack(list(truth.values()))
     if (labels.sum(axis=0) != 1).any():

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config.params import Params, Run
 from pipeline.datasets import display_names, paired_tests
+from pipeline.evaluation.metric_key import MetricKey
 from pipeline.reporting.results import RunResult, Summary
 from pipeline.reporting.rows import cells_of, marked, notes_of, row_of, short_names, used_columns, with_differences
 from pipeline.reporting.table_form import Column, Row, Table, table_of
@@ -43,7 +44,7 @@ def composition_table(
     results: Mapping[str, RunResult],
 ) -> Table:
     """Table S5, in the order of ``compositions``; regeneration is shown at the largest share of hidden cells."""
-    form = paper["tableS5"]
+    form, confidence = paper["tableS5"], params.evaluate.bootstrap.confidence
     percent = _percents(params)[-1] if params.evaluate.regeneration.ratios else ""
     columns = tuple(Column(c["key"].format(percent), c["group"], c["name"].format(percent)) for c in form["columns"])
     nothing = [None] * len(columns)
@@ -52,7 +53,7 @@ def composition_table(
         run = params.runs[name]
         title = MIXED if run.mixed else "CXR-CLIP"
         backbone = "" if run.mixed else paper["backbones"].get(run.image_encoder, run.image_encoder)
-        rows.append(row_of(columns, results, name, title, backbone, learns_from(run), nothing))
+        rows.append(row_of(columns, results, name, title, backbone, learns_from(run), nothing, confidence))
     rows = [replace(r, cells=marked(summaries, columns, r.cells)) for r in rows]
     rows = with_differences(columns, rows, results, params, chained=False)
     shown = [results[n] for n in params.compositions if n in results]
@@ -61,7 +62,7 @@ def composition_table(
         notes = ["compositions in params.yaml names no run."]
     columns, rows = used_columns(columns, rows)
     heads = (("Model", "model"), ("Backbone", "backbone"), ("Learns from", "data"))
-    return table_of("S5", form, heads, columns, rows, notes, confidence=params.evaluate.bootstrap.confidence)
+    return table_of("S5", form, heads, columns, rows, notes, confidence=confidence)
 
 
 def regeneration_table(
@@ -70,42 +71,37 @@ def regeneration_table(
     summaries: Mapping[str, Summary],
     results: Mapping[str, RunResult],
 ) -> Table:
-    """Table S6; its columns' keys are a row's metrics without test set and share."""
-    form = paper["tableS6"]
+    """Table S6; its columns' metrics are a row's without test set (``each`` stands for it) and share."""
+    form, confidence = paper["tableS6"], params.evaluate.bootstrap.confidence
     columns = [Column(c["key"], c["group"], c["name"]) for c in form["columns"]]
     for k in range(1, params.model.mixed.scales):
         ways = {"matching": "its report", "none": "no report"}
-        columns += [Column(f"each_psnr_{w}_scale{k}", f"PSNR, {2**k}× coarser", name) for w, name in ways.items()]
+        keys = {MetricKey("each", "regeneration", "psnr", way=way, scale=k).name: name for way, name in ways.items()}
+        columns += [Column(key, f"PSNR, {2**k}× coarser", name) for key, name in keys.items()]
     rows = []
     for name in params.evaluate.regeneration.runs:
         for dataset in (d for d in paired_tests() if d in params.sources):
             for percent in _percents(params):
-                own = [replace(c, key=_of(c.key, dataset, percent)) for c in columns]
-                cells = cells_of(own, results.get(name), [None] * len(own))
+                own = [replace(c, key=replace(c.metric, test_set=dataset, percent=percent).name) for c in columns]
+                cells = cells_of(own, results.get(name), [None] * len(own), confidence)
                 cells = marked(summaries, own, cells)
                 title = display_names()[dataset]
                 rows.append(Row(f"{name} {dataset} {percent}", MIXED, cells, title, f"{percent} %", name))
     notes = form["notes"] if rows else ["evaluate.regeneration.runs in params.yaml names no run."]
     kept, rows = used_columns(tuple(columns), rows)
     heads = (("Run", "model"), ("Test set", "backbone"), ("Hidden", "data"))
-    return table_of("S6", form, heads, kept, rows, notes, confidence=params.evaluate.bootstrap.confidence)
+    return table_of("S6", form, heads, kept, rows, notes, confidence=confidence)
 
 
-def _of(key: str, dataset: str, percent: str) -> str:
-    """``each_psnr_none`` -> ``openi_psnr75_none``."""
-    _, measure, way = key.split("_", 2)
-    return f"{dataset}_{measure}{percent}_{way}"
-
-
-def _percents(params: Params) -> list[str]:
-    return [f"{round(100 * ratio)}" for ratio in sorted(params.evaluate.regeneration.ratios)]
+def _percents(params: Params) -> list[int]:
+    return [round(100 * ratio) for ratio in sorted(params.evaluate.regeneration.ratios)]
 
 
 def _chances(columns: Iterable[Column], runs: Iterable[RunResult]) -> list[str]:
     """What R@10 of each test set would be by chance."""
     pools = {d: pool for run in runs for d, pool in run.pools.items()}
     found = []
-    for dataset in dict.fromkeys(c.dataset for c in columns if c.key.endswith("_r10")):
+    for dataset in dict.fromkeys(c.dataset for c in columns if c.metric.k == 10):
         chance = pools.get(dataset, {}).get("chance", {}).get("r10")
         if chance:
             found.append(f"{display_names()[dataset]} {100 * chance:.1f}")

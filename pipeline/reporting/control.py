@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from pipeline.config.params import Params
 from pipeline.datasets import display_names, used_for
-from pipeline.reporting.results import Measure, RunResult
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import MACRO_AUC, MetricKey
+from pipeline.reporting.results import RunResult
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,18 @@ def control_rows(params: Params, results: Mapping[str, RunResult]) -> tuple[str,
     twins = [n for n in params.main if params.runs[n].image_encoder == own.image_encoder and n in results]
     full = next((n for n in twins if set(params.runs[n].datasets) == set(own.datasets)), "")
     names = display_names()
-    tests: list[tuple[str, str, float, tuple[float, float] | None]] = [
-        (f"{d}_zs_auc", f"{names[d]} zero-shot AUC", 0.5, None) for d in used_for("binary_classification")
+    zero_shot = {d: MetricKey(d, "zero_shot", "auc") for d in used_for("binary_classification")}
+    accuracy = MetricKey("chexpert5x200", "zero_shot", "accuracy")  # of five equal classes
+    tests: list[tuple[MetricKey, str, float, tuple[float, float] | None]] = [
+        (key, f"{names[d]} zero-shot AUC", 0.5, None) for d, key in zero_shot.items()
     ]
-    tests.append(("macro_zs_auc", "Mean of the three AUCs", 0.5, None))
-    tests.append(("chexpert5x200_zs_accuracy", f"{names['chexpert5x200']} accuracy", 0.2, None))  # five equal classes
+    tests.append((MACRO_AUC, "Mean of the three AUCs", 0.5, None))
+    tests.append((accuracy, f"{names['chexpert5x200']} accuracy", 0.2, None))
     for dataset, pool in run.pools.items():
         if "r10" in pool["chance"]:
+            key = MetricKey(dataset, "retrieval", "recall", direction="i2t", k=10)
             chance = pool["chance"]["r10"]
-            tests.append((f"{dataset}_r10", f"{names.get(dataset, dataset)} R@10", chance, (0.0, 2 * chance)))
+            tests.append((key, f"{names.get(dataset, dataset)} R@10", chance, (0.0, 2 * chance)))
     other = results[full].measures if full else {}
     rows = [ControlRow(n, c, run.measures[k], other.get(k), limits) for k, n, c, limits in tests if k in run.measures]
     return full, rows

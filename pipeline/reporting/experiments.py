@@ -6,65 +6,25 @@ in its cache what dvc.lock names. Nothing is checked out. The form of results: d
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from pipeline.datasets import display_names, source_of, used_for
-from pipeline.evaluation.comparison import over_trainings, paired
-from pipeline.evaluation.metrics import percentiles
+from pipeline.evaluation.comparison import Difference, paired
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import MetricKey
+from pipeline.reporting.results import load_results
 from pipeline.tracking.work_folders import repository_root
 
-KINDS = ("zero_shot", "few_shot", "retrieval")
-HEADLINES = {  # of each kind; a metric under another protocol has a "/" in its name and is none
-    "zero_shot": re.compile(r"(\w+)\.(auc|accuracy)"),
-    "few_shot": re.compile(r"(\w+)\.(p10|p100|ft10|ft100)"),
-    "retrieval": re.compile(r"(\w+)\.(rsum|r10)"),
-}
-MACRO = "macro.auc"  # mean over VinDr-CXR, RSNA and SIIM
-LABELS = {
-    **{"auc": "AUC", "accuracy": "accuracy", "rsum": "RSUM", "r10": "R@10"},
-    **{"p10": "linear 10 %", "p100": "linear 100 %", "ft10": "tuned 10 %", "ft100": "tuned 100 %"},
-}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric as fractions, with its values over the resamples, float64 [B], where they are stored, and by training,
-    where there are several."""
-
-    value: float
-    low: float
-    high: float
-    n: int | None
-    samples: np.ndarray | None = None
-    trained: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A metric less the baseline's; the interval is None where the two cannot be paired, and ``why`` says so."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    why: str = ""
-
-    @property
-    def sign(self) -> int:
-        """1 better, -1 worse, 0 where the interval holds zero or there is none."""
-        if self.low is None or self.high is None:
-            return 0
-        return int(self.low > 0) - int(self.high < 0)
+RESULTS = Path("data/results")
 
 
 @dataclass(frozen=True)
@@ -86,7 +46,7 @@ class Experiment:
     name: str
     revision: str
     params: dict[str, Any]  # params.yaml with dotted keys
-    metrics: dict[str, dict[str, Metric]]  # run -> headline metric
+    metrics: dict[str, dict[MetricKey, Measure]]  # run -> headline metric
     history: dict[str, list[tuple[int, float]]]  # run -> (epoch from 1, validation loss), of the first seed
     tests: dict[str, str]  # data set -> digest of its test studies, patients and labels
     files: tuple[str, ...] = ()  # changed beside params.yaml
@@ -106,17 +66,16 @@ def read_experiment(files: Any, name: str, revision: str, changed: Iterable[str]
     """
     raw = yaml.safe_load(files.read_text("params.yaml", encoding="utf-8"))
     found = Experiment(name, revision, flat(raw), {}, {}, {}, tuple(changed))
-    absent: list[str] = []
-    confidence = float(found.params.get("evaluate.bootstrap.confidence", 0.95))
-    for run in [*raw.get("runs", {}), *raw.get("others", {})]:
-        places = [f"{run}/{seed}" for seed in raw.get("seeds", [0])] if run in raw.get("runs", {}) else [run]
-        probed = run in raw.get("main", ()) or run in raw.get("others", {})
-        trainings = [_metrics(files, place, probed, absent, confidence) for place in places]
-        if metrics := _over_trainings(trainings, confidence):
+    others = raw.get("others", {})
+    results, absent = load_results(
+        *(RESULTS, raw.get("runs", {}), raw.get("main", ()), others, raw.get("seeds", [0]), _confidence(found)),
+        read=partial(_bytes, files),
+    )
+    for run, result in results.items():
+        if metrics := headline_measures(result.measures):
             found.metrics[run] = metrics
-        if (text := _bytes(files, f"data/results/pretrain/{places[0]}.csv")) is not None:
-            rows = csv.DictReader(io.StringIO(text.decode()))
-            found.history[run] = [(int(row["epoch"]) + 1, float(row["valid_loss"])) for row in rows]
+        if result.history:
+            found.history[run] = [(int(row["epoch"]) + 1, row["valid_loss"]) for row in result.history]
     for dataset in raw["sources"]:
         if (text := _bytes(files, f"data/index/{dataset}.parquet")) is not None:
             found.tests[dataset] = _test_set(text)
@@ -127,37 +86,20 @@ def read_experiment(files: Any, name: str, revision: str, changed: Iterable[str]
     return found
 
 
-def _metrics(files: Any, place: str, probed: bool, absent: list[str], confidence: float) -> dict[str, Metric]:
-    """The headline metrics of one training (``<run>/<seed>``) or another model; ``absent`` grows by missing files."""
-    metrics: dict[str, Metric] = {}
-    for kind in KINDS:
-        path = f"data/results/{kind}/{place}.json"
-        text = _bytes(files, path)
-        if text is None:
-            if kind != "few_shot" or probed:
-                absent.append(path)
-            continue
-        stored = _bytes(files, path.removesuffix("json") + "npz")
-        metrics.update(_headlines(path, kind, text, stored))
-    macro = _macro(metrics, confidence)
-    return {MACRO: macro, **metrics} if macro else metrics
+def headline_measures(measures: Mapping[MetricKey, Measure]) -> dict[MetricKey, Measure]:
+    """What experiments compare: the mean AUC, other zero-shot metrics, the rest, retrieval; single recalls only where
+    there is no sum."""
+    sums = any(key.headline and key.over == "sum" for key in measures)
+    chosen = [key for key in measures if key.headline and not (sums and key.quantity == "recall" and not key.over)]
+
+    def place(key: MetricKey) -> tuple[bool, bool, bool]:
+        return key.over != "mean", key.task != "zero_shot", key.task == "retrieval"
+
+    return {key: measures[key] for key in sorted(chosen, key=place)}
 
 
-def _over_trainings(trainings: Sequence[dict[str, Metric]], confidence: float) -> dict[str, Metric]:
-    """Means over trainings, as the tables have them; a metric that one of them lacks is left out."""
-    if len(trainings) == 1:
-        return trainings[0]
-    merged = {}
-    for key, first in trainings[0].items():
-        known = [t[key] for t in trainings if key in t]
-        if len(known) == len(trainings):
-            values = tuple(m.value for m in known)
-            kept = [m.samples for m in known if m.samples is not None]
-            samples = np.mean(kept, axis=0) if len(kept) == len(known) and len({len(s) for s in kept}) == 1 else None
-            mean, low, high = over_trainings(values, samples, confidence)
-            high = high if key.endswith("rsum") else min(high, 1.0)  # a share ends there
-            merged[key] = Metric(mean, max(low, 0.0), high, first.n, samples, values)
-    return merged
+def _confidence(experiment: Experiment) -> float:
+    return float(experiment.params.get("evaluate.bootstrap.confidence", 0.95))
 
 
 def _bytes(files: Any, path: str) -> bytes | None:
@@ -166,35 +108,6 @@ def _bytes(files: Any, path: str) -> bytes | None:
         return bytes(files.read_bytes(path))
     except (FileNotFoundError, IsADirectoryError):
         return None
-
-
-def _headlines(path: str, kind: str, text: bytes, stored: bytes | None) -> dict[str, Metric]:
-    try:
-        listed = json.loads(text)["metrics"]
-        samples: Mapping[str, np.ndarray] = {}
-        if stored is not None:
-            with np.load(io.BytesIO(stored), allow_pickle=False) as archive:
-                samples = {key: archive[key] for key in archive.files}
-        sums = "total.rsum" in listed  # single recalls only where there is no sum of them
-        return {
-            key: Metric(m["value"], m["low"], m["high"], m.get("n"), samples.get(key))
-            for key, m in listed.items()
-            if HEADLINES[kind].fullmatch(key) and not (sums and key.endswith(".r10"))
-        }
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path}: not in the form of docs/results.md; run the experiment again") from None
-
-
-def _macro(metrics: Mapping[str, Metric], confidence: float) -> Metric | None:
-    """The mean zero-shot AUC; its interval only where each part has its samples (sets are resampled on their own)."""
-    parts = [metrics.get(f"{dataset}.auc") for dataset in used_for("binary_classification")]
-    known = [part for part in parts if part is not None]
-    samples = [part.samples for part in known if part.samples is not None]
-    if len(known) < len(parts) or len(samples) < len(parts) or len({len(s) for s in samples}) > 1:
-        return None
-    mean = np.mean(samples, axis=0)
-    value = float(np.mean([part.value for part in known]))
-    return Metric(value, *percentiles(mean, confidence), None, mean)
 
 
 def _test_set(text: bytes) -> str:
@@ -237,55 +150,51 @@ def changes(baseline: Experiment, other: Experiment) -> dict[str, tuple[str, str
     return {key: (show(baseline.params, key), show(other.params, key)) for key, old, new in both if old != new}
 
 
-def difference(baseline: Experiment, other: Experiment, run: str, key: str) -> Difference | None:
+def difference(baseline: Experiment, other: Experiment, run: str, key: MetricKey) -> Difference | None:
     """A metric of a run less the baseline's, with the interval of the paired bootstrap: both were taken over the same
     resamples of patients, so that what the two have in common cancels. None where either has no such metric."""
     old, new = (e.metrics.get(run, {}).get(key) for e in (baseline, other))
     if old is None or new is None:
         return None
-    value = new.value - old.value
     if why := _unpaired(baseline, other, key, old, new):
-        return Difference(value, why=why)
-    assert old.samples is not None and new.samples is not None
-    values = [{"value": m.value, "n": m.n, "trained": m.trained} for m in (new, old)]
-    confidence = float(baseline.params.get("evaluate.bootstrap.confidence", 0.95))
-    found = paired(values[0], new.samples, values[1], old.samples, confidence)
-    return Difference(value, found["low"], found["high"])
+        return Difference(new.value - old.value, why=why)
+    return paired(new, old, _confidence(baseline))
 
 
-def _unpaired(baseline: Experiment, other: Experiment, key: str, old: Metric, new: Metric) -> str:
+def _unpaired(baseline: Experiment, other: Experiment, key: MetricKey, old: Measure, new: Measure) -> str:
     """Why the resamples of the two do not pair up, or nothing."""
-    for e, metric in ((baseline, old), (other, new)):
-        if metric.samples is None:
+    for e, measure in ((baseline, old), (other, new)):
+        if measure.samples is None:
             return f"no resamples stored for {e.name}"
     assert old.samples is not None and new.samples is not None
-    if len(old.trained) != len(new.trained) or baseline.params.get("seeds") != other.params.get("seeds"):
+    if old.trainings.keys() != new.trainings.keys() or baseline.params.get("seeds") != other.params.get("seeds"):
         return "trained with other seeds"
     if baseline.params.get("seed") != other.params.get("seed") or len(old.samples) != len(new.samples):
         return "other resamples: seed or evaluate.bootstrap differs"
-    name = key.partition(".")[0]
-    sets = {
-        "macro": list(used_for("binary_classification")),
-        "total": sorted(baseline.tests.keys() | other.tests.keys()),
-    }
-    for dataset in sets.get(name, [source_of(name)]):
+    for dataset in _tested_on(key, baseline.tests.keys() | other.tests.keys()):
         if baseline.tests.get(dataset) != other.tests.get(dataset):
             return f"other test studies of {dataset}"
     return ""
 
 
-def headlines(experiments: Sequence[Experiment], run: str) -> list[str]:
+def _tested_on(key: MetricKey, known: Iterable[str]) -> Sequence[str]:
+    """The data sets whose test studies a metric depends on; a sum of recalls: any of those ``known``."""
+    if key.over == "sum":
+        return sorted(known)
+    return used_for("binary_classification") if key.over == "mean" else [source_of(key.test_set)]
+
+
+def headlines(experiments: Sequence[Experiment], run: str) -> list[MetricKey]:
     """The headline metrics any of them has for a run, in the order first met."""
     return list(dict.fromkeys(key for e in experiments for key in e.metrics.get(run, {})))
 
 
-def headline_label(key: str) -> str:
-    """A metric's name for people, ``rsna.auc`` -> ``RSNA AUC``."""
-    dataset, _, metric = key.partition(".")
-    if dataset == "total":
-        return LABELS[metric]
-    name = "Mean" if dataset == "macro" else display_names().get(dataset, dataset)
-    return f"{name} {LABELS[metric]}"
+def headline_label(key: MetricKey) -> str:
+    """A metric's name for people, ``rsna_zs_auc`` -> ``RSNA AUC``."""
+    if key.over == "sum":
+        return key.label
+    name = "Mean" if key.over == "mean" else display_names().get(key.test_set, key.test_set)
+    return f"{name} {key.label}"
 
 
 def touched(baseline: Experiment, other: Experiment) -> list[str]:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.evaluation.comparison import Difference
+from pipeline.evaluation.measure import Measure
 from pipeline.reporting import figures
 from pipeline.reporting.experiments import (
     Cost,
-    Difference,
     Experiment,
-    Metric,
     changes,
     difference,
     headline_label,
@@ -96,7 +96,7 @@ def overview(baseline: Experiment, others: Sequence[Experiment]) -> list[dict[st
     ]
 
 
-def _cell(metric: Metric | None, found: Difference | None, best: bool) -> dict[str, Any]:
+def _cell(metric: Measure | None, found: Difference | None, best: bool) -> dict[str, Any]:
     if metric is None:
         return {"value": "—", "interval": "", "difference": "", "sign": 0, "best": False}
     shown = ""
@@ -107,7 +107,7 @@ def _cell(metric: Metric | None, found: Difference | None, best: bool) -> dict[s
         shown = f"{percent(found.value, True)} {ends}"
     return {
         "value": percent(metric.value),
-        "interval": percent_interval(metric.low, metric.high),
+        "interval": "" if metric.low is None or metric.high is None else percent_interval(metric.low, metric.high),
         "difference": shown,
         "sign": found.sign if found else 0,
         "best": best,
@@ -248,5 +248,5 @@ def experiments_csv(baseline: Experiment, others: Sequence[Experiment]) -> str:
                 found = None if e is baseline else difference(baseline, e, run, key)
                 numbers = [m.value, m.low, m.high, m.n, old.value if old else None]
                 numbers += [found.value, found.low, found.high] if found else [None, None, None]
-                writer.writerow([e.name, run, key, *("" if x is None else round(x, 6) for x in numbers)])
+                writer.writerow([e.name, run, key.name, *("" if x is None else round(x, 6) for x in numbers)])
     return out.getvalue()

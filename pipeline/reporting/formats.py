@@ -168,11 +168,13 @@ def phantom_line(phantom: Sequence[str]) -> str:
 def figure_lines(table: Table, row: Row) -> list[tuple[str, list[str]]]:
     """A row's figures as text, one line a kind: ours, its interval, the paper's, the difference, that to another row
     ("against <run>"), ours on clean images, by seed; what is — in every column is left out."""
-    cells = [(c, column.decimals(table.decimals)) for column, c in zip(table.columns, row.cells, strict=True)]
     if table.number == "1":
+        cells = [(c, 0) for c in row.cells]
         lines = [("ours, listed", [show_figure(c.ours, 0) for c in row.cells])]
         lines.append(("ours, ingested", [show_figure(c.written, 0) for c in row.cells]))
     else:
+        decimals = [column.metric.decimals(table.decimals) for column in table.columns]
+        cells = list(zip(row.cells, decimals, strict=True))
         lines = [("ours", [show_figure(c.ours, d) for c, d in cells])]
         lines.append((f"{100 * table.confidence:g} % interval", [show_interval(c, d) for c, d in cells]))
     lines.append(("paper", [show_figure(c.paper, d) for c, d in cells]))

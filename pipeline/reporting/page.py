@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import yaml
 
 from pipeline.config.params import Params
 from pipeline.datasets import display_names, facts, paired_tests, source_of, used_for
+from pipeline.evaluation.metric_key import MACRO_AUC, MetricKey
 from pipeline.reporting import charts, figures
 from pipeline.reporting.control import ControlRow, control_rows
 from pipeline.reporting.formats import all_notes, bold, figure_lines, phantom_line
@@ -144,16 +145,18 @@ def _tiles(
     name = charts.headline(params, results)
     measures = results[name].measures if name else {}
     control = results[params.control].measures if params.control in results else {}
-    if "macro_zs_auc" in measures:
-        yield "Mean zero-shot AUC", f"{100 * measures['macro_zs_auc'].value:.1f}", f"{name}; chance 50"
-    key = "mimic_cxr_r10_over_chance"
+    if MACRO_AUC in measures:
+        yield "Mean zero-shot AUC", f"{100 * measures[MACRO_AUC].value:.1f}", f"{name}; chance 50"
+    recall = MetricKey("mimic_cxr", "retrieval", "recall", direction="i2t", k=10)
+    key = replace(recall, over_chance=True)
     if key in measures:
         queries = results[name].pools["mimic_cxr"]["queries"]
-        remark = f"{name}; {100 * measures['mimic_cxr_r10'].value:.1f} % of {queries:,} images"
+        remark = f"{name}; {100 * measures[recall].value:.1f} % of {queries:,} images"
         remark += f"; control {control[key].value:.1f}×" if key in control else ""
         yield "MIMIC-CXR R@10 over chance", f"{measures[key].value:.1f}×", remark
-    if "chexpert5x200_zs_accuracy" in measures:
-        value = 100 * measures["chexpert5x200_zs_accuracy"].value
+    accuracy = MetricKey("chexpert5x200", "zero_shot", "accuracy")
+    if accuracy in measures:
+        value = 100 * measures[accuracy].value
         yield "CheXpert5x200 accuracy", f"{value:.1f}", f"{name}; chance 20"
     archives = {facts(name).archive or name: s for name, s in summaries.items()}  # read twice, counted once
     written = sum(s.written_images for s in archives.values())

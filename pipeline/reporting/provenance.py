@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from pipeline.config.params import Params
+from pipeline.evaluation.metric_key import SHARES, MetricKey
 from pipeline.reporting.table_form import Column, Table
 
 
@@ -24,12 +25,12 @@ def origins(params: Params, table: Table) -> list[Origin]:
         rule = "listed: the split of the archive's label files; ingested: what is in the shards"
         return [Origin("all", "every archive among sources", rule)]
     found = []
-    for (group, kind), columns in groupby(table.columns, key=lambda c: (c.group, _kind(c))):
+    for (group, _), columns in groupby(table.columns, key=lambda c: (c.group, _kind(c))):
         several = list(columns)
         sizes = [row.cells[table.columns.index(c)].n for c in several for row in table.rows]
         n = max((size for size in sizes if size), default=0)
         test = f"{group}, test split" + (f", n = {n:,}" if n else "") if several[0].dataset else "the row's test sets"
-        found.append(Origin(f"{group} {', '.join(c.name for c in several)}", test, _rule(params, kind, several)))
+        found.append(Origin(f"{group} {', '.join(c.name for c in several)}", test, _rule(params, several[0].metric)))
     return found
 
 
@@ -49,44 +50,35 @@ def interval_rule(params: Params) -> str:
     )
 
 
-def _kind(column: Column) -> str:
-    key = column.key
-    protocol, slash, _ = key.rpartition("/")
-    if "_zs_" in key:
-        return f"zs {protocol}" if slash else "zs"
-    if key.endswith("rsum"):
-        return "sum"
-    if "_psnr" in key or "_ssim" in key:
-        return "regeneration"
-    if "_t2i_" in key:
-        return "t2i"
-    if "_ft" in key:
-        return "ft"
-    return "probe" if key.endswith("_auc") else "i2t"
+def _kind(column: Column) -> tuple[str, str, str, str]:
+    """What the columns have in common that one rule describes."""
+    key = column.metric
+    return key.task, key.protocol, key.direction, key.over
 
 
-def _rule(params: Params, kind: str, columns: list[Column]) -> str:
+def _rule(params: Params, key: MetricKey) -> str:
+    """How a metric is taken."""
     evaluate = params.evaluate
-    if kind.startswith("zs"):
-        first = evaluate.protocols[0]
-        metric = (
-            "accuracy: class of the highest score" if columns[0].key.endswith("accuracy") else "AUC, mean over classes"
-        )
-        return f"protocol {kind[3:] or first} (pipeline/evaluation/protocols): its prompts against the image; {metric}"
-    if kind in ("probe", "ft"):
+    if key.task == "zero_shot":
+        metric = "accuracy: class of the highest score" if key.quantity == "accuracy" else "AUC, mean over classes"
+        protocol = key.protocol or evaluate.protocols[0]
+        return f"protocol {protocol} (pipeline/evaluation/protocols): its prompts against the image; {metric}"
+    if key.task in SHARES:
         way = (
             "a linear layer on the frozen image encoder"
-            if kind == "probe"
+            if key.task == "linear_probe"
             else "the image encoder trained with a linear layer"
         )
         shares = ", ".join(f"{k}: {100 * v:g} %" for k, v in evaluate.few_shot.shares.items())
         return f"{way}, on a share of the training split drawn with the seed ({shares}); AUC, mean over classes"
-    if kind == "regeneration":
+    if key.task == "regeneration":
         return (
             "hidden cells of the coarsest scale filled by the model, measured over hidden pixels; with the image's "
             "report, with none or with another patient's (docs/results.md)"
         )
-    if kind == "sum":
+    if key.task != "retrieval":
+        return key.label
+    if key.over == "sum":
         return "sum of the row's R@K; — where one is missing"
-    query, found = ("text", "image") if kind == "t2i" else ("image", "text")
+    query, found = ("text", "image") if key.direction == "t2i" else ("image", "text")
     return f"cosine; share of {query}s whose own {found} is among the K nearest of the test set, ties against the model"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import json
-import math
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,33 +16,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pipeline.datasets import used_for
-from pipeline.evaluation.comparison import over_trainings
-from pipeline.evaluation.metrics import percentiles
+from pipeline.evaluation.measure import Measure, measure_from_record
+from pipeline.evaluation.metric_key import RSUM, Direction, MetricKey, key_from_record, read_key
+from pipeline.reporting.totals import add_totals, means_over_trainings
 
 PAPER_FILE = Path(__file__).with_name("paper.yaml")
 STAGES = {"few_shot": "few_shot", "official": "few_shot_official", "regeneration": "regenerate"}  # one a training
-RECALL = re.compile(r"_r\d+$")
-UNBOUNDED = re.compile(r"(rsum|_over_chance)$|[._]psnr\d")  # metrics that are no share
-SIGNED = re.compile(r"[._](psnr|ssim)\d")  # and those that may be below 0
+Read = Callable[[str], bytes | None]  # the content of the file at a path; None where there is none
 
 
 class ResultsError(ValueError):
     """A summary or result file that is missing or not in its form; the message is one line that names it."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A metric as a fraction (RSUM: a sum of fractions), its interval and the size of its test set.
-
-    ``seeds``: its value by seed, where the figure is a mean over trainings, or else over draws of few-shot's subset.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    seeds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,26 +47,21 @@ class Summary:
 
 @dataclass
 class RunResult:
-    """All that was computed for one run or one other model. ``measures`` has the keys of reports/metrics.json.
+    """All that was computed for one run or one other model.
 
     ``trained``: the seeds of the run's trainings, () for another model. With several of them a measure is the mean over
-    the trainings with the interval of ``comparison.over_trainings``, samples are means, too, and what is left (classes,
-    curves, examples, history and so on) is the first training's.
+    the trainings with the interval of ``comparison.over_trainings``, and what is left (classes, curves, examples,
+    history and so on) is the first training's.
 
-    ``clean``: the same on test images that training has not seen; a key that is missing there has the same value.
-    ``removed``: test images that are not clean, by evaluation (zero_shot, few_shot, official, regeneration, retrieval)
-    and test set.
-    ``samples``: a metric's values over the resamples, float64 [B], in the order of the draws, which two runs share.
-    ``classes``, ``curves``, ``precision_recall`` and ``calibration``: of zero-shot classification, by data set and
-    class.
+    ``measures``: on all test images, and under keys with ``clean`` on those that training has not seen; a key that is
+    missing there has the same value.
+    ``classes``, ``curves``, ``precision_recall`` and ``calibration``: of zero-shot classification, by test set and
+    class. ``pools``, ``examples``: of retrieval, by test set.
     """
 
     name: str
     trained: tuple[int, ...] = ()
-    measures: dict[str, Measure] = field(default_factory=dict)
-    clean: dict[str, Measure] = field(default_factory=dict)
-    removed: dict[str, dict[str, int]] = field(default_factory=dict)
-    samples: dict[str, np.ndarray] = field(default_factory=dict)
+    measures: dict[MetricKey, Measure] = field(default_factory=dict)
     classes: dict[str, dict[str, Measure]] = field(default_factory=dict)
     curves: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
     precision_recall: dict[str, dict[str, dict[str, list[float]]]] = field(default_factory=dict)
@@ -115,7 +94,7 @@ def load_summaries(index: Path, datasets: Iterable[str]) -> dict[str, Summary]:
     summaries = {}
     for dataset in datasets:
         path = index / f"{dataset}.json"
-        raw = _read_json(path, f"run: dvc repro ingest@{dataset}")
+        raw = _parsed(path, read_file(str(path)), f"run: dvc repro ingest@{dataset}")
         try:
             summary = Summary(
                 dataset=raw["dataset"],
@@ -140,6 +119,14 @@ def load_summaries(index: Path, datasets: Iterable[str]) -> dict[str, Summary]:
     return summaries
 
 
+def read_file(path: str) -> bytes | None:
+    """A file of this machine, for ``load_results``."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def load_results(
     results: Path,
     runs: Iterable[str],
@@ -149,8 +136,9 @@ def load_results(
     confidence: float = 0.95,
     official: Iterable[str] = (),
     regeneration: Iterable[str] = (),
+    read: Read = read_file,
 ) -> tuple[dict[str, RunResult], list[str]]:
-    """Read what evaluation wrote for the runs and the other models named, and nothing else that lies in the folder.
+    """Read what evaluation wrote for the runs and the other models named, and nothing else that is in the folder.
 
     Args:
         results: data/results.
@@ -160,205 +148,126 @@ def load_results(
         seeds: of the trainings of each run.
         confidence: of intervals.
         official: runs that are probed on ChestX-ray14's official lists; ``regeneration``: those that regenerate.
+        read: gives the content of a path below ``results``: of this machine, or of another revision.
 
     Returns:
         The results by name, and the files that are not there (their figures are missing from the tables).
 
     Raises:
-        ResultsError: a file is not JSON, belongs to another run, or holds a value outside its range.
+        ResultsError: a file is not in the form of docs/results.md, belongs to another run, or holds a value outside its
+            range.
     """
     loaded: dict[str, RunResult] = {}
     missing: list[str] = []
     optional = {"few_shot": set(few_shot), "official": set(official), "regeneration": set(regeneration)}
+
+    def one(name: str, kinds: Sequence[str]) -> RunResult:
+        """One training of a run (``<run>/<seed>``) or another model."""
+        run = RunResult(name)
+        for kind in kinds:
+            path = f"{results}/{kind}/{name}.json"
+            if (text := read(path)) is None:
+                missing.append(path)
+            else:
+                _read_evaluation(run, kind, path, text, read)
+        if "/" in name:
+            path = f"{results}/pretrain/{name}.csv"
+            if (text := read(path)) is None:
+                missing.append(path)
+            else:
+                rows = csv.DictReader(io.StringIO(text.decode()))
+                run.history = [{k: float(v) for k, v in row.items() if v} for row in rows]
+        chances = {test_set: pool["chance"] for test_set, pool in run.pools.items()}
+        add_totals(run.measures, _summands(), chances, confidence)
+        return run
+
     for name in runs:
         kinds = ["zero_shot", "retrieval", *(kind for kind, names in optional.items() if name in names)]
-        trainings = [_read_run(results, f"{name}/{seed}", kinds, missing, confidence) for seed in seeds]
-        loaded[name] = _over_trainings(name, tuple(seeds), trainings, confidence)
+        trainings = [one(f"{name}/{seed}", kinds) for seed in seeds]
+        measures = means_over_trainings([t.measures for t in trainings], seeds, confidence)
+        notes = list(dict.fromkeys(note for t in trainings for note in t.notes))
+        loaded[name] = replace(trainings[0], name=name, trained=tuple(seeds), measures=measures, notes=notes)
     for name in others:
-        loaded[name] = _read_run(results, name, ["zero_shot", "retrieval", "few_shot"], missing, confidence)
+        loaded[name] = one(name, ["zero_shot", "retrieval", "few_shot"])
     return loaded, missing
 
 
-def _read_run(results: Path, name: str, kinds: Sequence[str], missing: list[str], confidence: float) -> RunResult:
-    """One training of a run (``<run>/<seed>``) or another model; ``missing`` grows by the files that are not there."""
-    run = RunResult(name)
-    for kind in kinds:
-        path = results / kind / f"{name}.json"
-        if path.exists():
-            _read_evaluation(path, kind, run)
-        else:
-            missing.append(str(path))
-    if "/" in name:
-        history = results / "pretrain" / f"{name}.csv"
-        if history.exists():
-            with history.open(newline="", encoding="utf-8") as file:
-                run.history = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-        else:
-            missing.append(str(history))
-    _add_totals(run, confidence)
-    return run
+def _summands() -> dict[Direction, list[MetricKey]]:
+    """What RSUM adds up, by direction: the recalls of Tables 3 and S3."""
+    keys = [read_key(c["key"]) for table in ("table3", "tableS3") for c in load_paper()[table]["columns"]]
+    return {way: [key for key in keys if key.direction == way and not key.over] for way in RSUM}
 
 
-def _over_trainings(name: str, seeds: tuple[int, ...], trainings: Sequence[RunResult], confidence: float) -> RunResult:
-    """What a run's trainings say together. A figure that one of them lacks is left out."""
-    whole = replace(trainings[0], name=name, trained=seeds)
-    if len(trainings) == 1:
-        return whole
-    samples = [set(t.samples) for t in trainings]
-    whole.samples = {
-        key: np.mean([t.samples[key] for t in trainings], axis=0)
-        for key in trainings[0].samples
-        if all(key in known for known in samples) and len({len(t.samples[key]) for t in trainings}) == 1
-    }
-    for part, prefix in (("measures", ""), ("clean", "clean/")):
-        stored = [getattr(t, part) for t in trainings]
-        figures = {key: [s[key] for s in stored] for key in stored[0] if all(key in s for s in stored)}
-        merged = {key: _mean(key, m, seeds, whole.samples.get(prefix + key), confidence) for key, m in figures.items()}
-        setattr(whole, part, merged)
-    whole.notes = list(dict.fromkeys(note for t in trainings for note in t.notes))
-    return whole
-
-
-def _mean(
-    key: str, measures: Sequence[Measure], seeds: Sequence[int], samples: np.ndarray | None, confidence: float
-) -> Measure:
-    """A figure over trainings; the interval of a share ends where shares do."""
-    values = [m.value for m in measures]
-    mean, low, high = over_trainings(values, samples, confidence)
-    if not UNBOUNDED.search(key):
-        high = min(high, 1.0)
-    if not SIGNED.search(key):
-        low = max(low, 0.0)
-    by_seed = {str(seed): value for seed, value in zip(seeds, values, strict=True)}
-    return Measure(mean, low, high, measures[0].n, by_seed)
-
-
-def _read_evaluation(path: Path, kind: str, run: RunResult) -> None:
+def _read_evaluation(run: RunResult, kind: str, path: str, text: bytes, read: Read) -> None:
     """Add one result file, and the samples beside it, to a run."""
     stage = STAGES.get(kind, kind)
     if kind in STAGES:
         stage = f"{stage}@{run.name.replace('/', '-')}" if "/" in run.name else f"few_shot_other@{run.name}"
-    raw = _read_json(path, f"run: dvc repro {stage}")
+    raw = _parsed(path, text, f"run: dvc repro {stage}")
     if raw.get("run") != run.name:
         raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {stage}")
-    for part, into in (("metrics", run.measures), ("clean", run.clean)):
-        for key, value in raw.get(part, {}).items():
-            into[_metric_name(kind, key)] = _measure(path, f"{part}.{key}", value)
-    run.removed[kind] = {dataset: int(count) for dataset, count in raw.get("removed", {}).items()}
-    if kind == "zero_shot":
-        for dataset, classes in raw.get("classes", {}).items():
-            where = f"classes.{dataset}"
-            run.classes[dataset] = {c: _measure(path, f"{where}.{c}", m) for c, m in classes.items()}
-        for part in ("curves", "precision_recall", "calibration"):
-            getattr(run, part).update(raw.get(part, {}))
-    run.pools.update(raw.get("pools", {}))
-    run.examples.update(raw.get("examples", {}))
-    run.notes = list(dict.fromkeys([*run.notes, *raw.get("notes", [])]))
-    samples = path.with_suffix(".npz")
-    if samples.exists():
-        try:
-            with np.load(samples, allow_pickle=False) as arrays:
-                run.samples |= {_metric_name(kind, k): arrays[k].astype(np.float64) for k in arrays.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile):
-            raise ResultsError(f"{samples}: not samples of metrics; run: dvc repro -f {stage}") from None
+    beside = path.removesuffix("json") + "npz"
+    try:
+        samples = _samples(read(beside))
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+        raise ResultsError(f"{beside}: not samples of metrics; run: dvc repro -f {stage}") from None
+    try:
+        removed = {where: int(count) for where, count in raw.get("removed", {}).items()}
+        for name, record in raw["metrics"].items():
+            key = key_from_record(record)
+            if key.name != name:
+                raise ResultsError(f"{path}: metrics.{name} has the fields of {key.name}; run: dvc repro -f {stage}")
+            where = f"metrics.{name}"
+            run.measures[key] = _measure(path, where, record, key.bounds, removed.get(key.where), samples.get(name))
+        if kind == "zero_shot":
+            for test_set, classes in raw.get("classes", {}).items():
+                where = f"classes.{test_set}"
+                run.classes[test_set] = {c: _measure(path, f"{where}.{c}", m) for c, m in classes.items()}
+            for part in ("curves", "precision_recall", "calibration"):
+                getattr(run, part).update(raw.get(part, {}))
+        run.pools.update(raw.get("pools", {}))
+        run.examples.update(raw.get("examples", {}))
+        run.notes = list(dict.fromkeys([*run.notes, *raw.get("notes", [])]))
+    except ResultsError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ResultsError(f"{path}: not in the form of docs/results.md; run: dvc repro -f {stage}") from None
+
+
+def _measure(
+    path: str,
+    where: str,
+    record: Mapping[str, Any],
+    bounds: tuple[float, float] = (0.0, 1.0),
+    removed: int | None = None,
+    samples: np.ndarray | None = None,
+) -> Measure:
+    try:
+        return measure_from_record(record, bounds, removed, samples)
+    except ValueError as error:
+        raise ResultsError(f"{path}: {where}.{error}") from None
+
+
+def _samples(stored: bytes | None) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file as float64; {} where there is no file."""
+    if stored is None:
+        return {}
+    with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
+        return {name: arrays[name].astype(np.float64) for name in arrays.files}
 
 
 def headline_metrics(results: Mapping[str, RunResult]) -> dict[str, dict[str, float]]:
     """The content of reports/metrics.json: run -> metric -> fraction, rounded to 6 decimals, in a fixed key order.
 
-    Keys: ``<data set>_zs_auc``, ``_zs_accuracy``, ``_p10_auc``, ``_p100_auc``, ``_r1`` …; ``macro_zs_auc`` (mean of
-    VinDr-CXR, RSNA and SIIM), ``rsum`` (Table 3's nine recalls), ``<data set>_r10_over_chance`` (a ratio);
-    ``<data set>_ft10_auc`` … (fine-tuned), ``<data set>_t2i_r1`` … (text to image), ``<protocol>/<key>`` (another
-    protocol's); ``<data set>_psnr50_matching`` … (regeneration, finest scale; PSNR in dB). ``<key>_clean`` is
-    there where the clean test images give another value.
+    Keys are the names of ``metric_key``, without those of regeneration's coarser scales. A clean metric is there where
+    it has another value than on all test images.
     """
     rows = {}
     for name, run in results.items():
-        values, clean = (
-            {key: round(m.value, 6) for key, m in part.items() if "_scale" not in key}
-            for part in (run.measures, run.clean)
-        )
-        other = {f"{key}_clean": value for key, value in clean.items() if value != values.get(key)}
-        rows[name] = dict(sorted({**values, **other}.items(), key=lambda item: _natural(item[0])))
+        shown = {key: round(m.value, 6) for key, m in run.measures.items() if not key.scale}
+        other = {k: v for k, v in shown.items() if not k.clean or v != shown.get(replace(k, clean=False))}
+        rows[name] = dict(sorted(((k.name, v) for k, v in other.items()), key=lambda item: _natural(item[0])))
     return rows
-
-
-def rsum(run: RunResult, recalls: Sequence[str], confidence: float = 0.95, clean: bool = False) -> Measure | None:
-    """The sum of these recalls, or None where one is missing: a shorter sum is another quantity.
-
-    Its interval is evaluation's own where that is the sum of exactly these recalls, else that of the sums of the
-    recalls' resamples (each test set is drawn for itself), where these were kept.
-    """
-    found = {**run.measures, **run.clean} if clean else run.measures
-    if not recalls or any(key not in found for key in recalls):
-        return None
-    total = math.fsum(found[key].value for key in recalls)
-    stored = (run.clean if clean else run.measures).get("t2i_rsum" if "_t2i_" in recalls[0] else "rsum")
-    if stored and math.isclose(stored.value, total, abs_tol=1e-6):
-        return replace(stored, value=total, n=None)
-    samples = sample_sum(run, recalls, clean)
-    if len(run.trained) > 1:
-        sums = [Measure(math.fsum(found[key].seeds[str(seed)] for key in recalls)) for seed in run.trained]
-        return _mean("rsum", sums, run.trained, samples, confidence)
-    if samples is not None:
-        low, high = percentiles(samples, confidence)
-        return Measure(total, low, high)
-    return Measure(total)
-
-
-def sample_sum(run: RunResult, keys: Sequence[str], clean: bool = False) -> np.ndarray | None:
-    """The resamples' values of a metric, or of a sum of metrics, float64 [B]; None where they were not kept."""
-    chosen = [f"clean/{k}" if clean and f"clean/{k}" in run.samples else k for k in keys]
-    if any(key not in run.samples for key in chosen) or len({len(run.samples[k]) for k in chosen}) != 1:
-        return None
-    total: np.ndarray = np.sum([run.samples[key] for key in chosen], axis=0)
-    return total
-
-
-def _add_totals(run: RunResult, confidence: float) -> None:
-    """The metrics made of others: macro zero-shot AUC, RSUM and R@10 against chance."""
-    binary = used_for("binary_classification")
-    aucs = [run.measures.get(f"{d}_zs_auc") for d in binary]
-    known = [m for m in aucs if m]
-    if len(known) == len(aucs):
-        value = math.fsum(m.value for m in known) / len(known)
-        run.measures["macro_zs_auc"] = Measure(value)
-        samples = sample_sum(run, [f"{d}_zs_auc" for d in binary])
-        if samples is not None:
-            run.samples["macro_zs_auc"] = samples / len(known)
-            run.measures["macro_zs_auc"] = Measure(value, *percentiles(samples / len(known), confidence))
-    recalls = [c["key"] for c in load_paper()["table3"]["columns"] if RECALL.search(c["key"])]
-    total = rsum(run, recalls, confidence)
-    run.measures.pop("rsum", None)
-    if total:
-        run.measures["rsum"] = total
-    for dataset, pool in run.pools.items():
-        chance, recall = pool["chance"].get("r10"), run.measures.get(f"{dataset}_r10")
-        if chance and recall:
-            run.measures[f"{dataset}_r10_over_chance"] = Measure(recall.value / chance)
-
-
-def _metric_name(kind: str, key: str) -> str:
-    """Evaluation's ``rsna.auc`` as the flat name of metrics.json, ``rsna_zs_auc``; what stands before a / stays."""
-    before, slash, name = key.rpartition("/")
-    dataset, _, metric = name.partition(".")
-    if dataset == "total":
-        return before + slash + metric
-    form = {"zero_shot": "{}_zs_{}", "few_shot": "{}_{}_auc", "official": "{}_{}_auc"}.get(kind, "{}_{}")
-    return before + slash + form.format(dataset, metric)
-
-
-def _measure(path: Path, key: str, raw: Mapping[str, Any]) -> Measure:
-    most = math.inf if UNBOUNDED.search(key) else 1.0
-    least = -math.inf if SIGNED.search(key) else 0.0
-    seeds = raw.get("seeds", {})
-    for part, value in (
-        *((p, raw.get(p)) for p in ("value", "low", "high")),
-        *((f"seeds.{k}", v) for k, v in seeds.items()),
-    ):
-        if not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= most:
-            raise ResultsError(f"{path}: {key}.{part} is {value!r}, expected a number from {least:g} to {most:g}")
-    return Measure(raw["value"], raw["low"], raw["high"], raw.get("n"), seeds)
 
 
 def _natural(key: str) -> list[str | int]:
@@ -366,11 +275,12 @@ def _natural(key: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
 
 
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+def _parsed(path: Path | str, text: bytes | None, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file; None: it is not there."""
+    if text is None:
+        raise ResultsError(f"{path}: not found; {remedy}")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ResultsError(f"{path}: not found; {remedy}") from None
+        raw = json.loads(text)
     except ValueError:
         raise ResultsError(f"{path}: not JSON; {remedy}") from None
     if not isinstance(raw, dict):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
 
 from pipeline.config.params import Params
-from pipeline.datasets import display_names, facts, source_of, used_for
+from pipeline.datasets import display_names, facts, source_of
 from pipeline.evaluation.comparison import paired
-from pipeline.reporting.results import RECALL, Measure, RunResult, Summary, rsum, sample_sum
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import of_clean
+from pipeline.reporting.results import RunResult, Summary
 from pipeline.reporting.table_form import Cell, Column, Row
+from pipeline.reporting.totals import sum_of_recalls
 
 
 def row_of(
@@ -24,15 +23,16 @@ def row_of(
     backbone: str,
     data: str,
     printed: Sequence[float | None],
+    confidence: float,
     key: str = "",
 ) -> Row:
     """The row of a run or another model (None: of the paper alone), with the paper's figures.
 
     Args:
         model, backbone, data: what its heads say; ``key``: the row's name where no run fills it.
-        printed: the paper's figure of each column.
+        printed: the paper's figure of each column; ``confidence``: of intervals.
     """
-    cells = cells_of(columns, results.get(name) if name else None, printed)
+    cells = cells_of(columns, results.get(name) if name else None, printed, confidence)
     return Row(name or key, model, cells, backbone, data, name or "")
 
 
@@ -51,25 +51,40 @@ def marked(summaries: Mapping[str, Summary], columns: Sequence[Column], cells: S
     )
 
 
-def cells_of(columns: Sequence[Column], run: RunResult | None, printed: Sequence[float | None]) -> tuple[Cell, ...]:
+def cells_of(
+    columns: Sequence[Column], run: RunResult | None, printed: Sequence[float | None], confidence: float
+) -> tuple[Cell, ...]:
     """A run's figures in printed units, beside the paper's; a figure that it lacks is None."""
     cells = []
     for column, figure in zip(columns, printed, strict=True):
-        keys = _summands(columns, column)
-        measure = _measured(run, column, keys, clean=False) if run else None
+        measure = measured(columns, column, run, confidence) if run else None
         if run is None or measure is None:
             cells.append(Cell(paper=figure))
             continue
-        by = column.factor
-        low, high = (None if v is None else by * v for v in (measure.low, measure.high))
-        cell = Cell(by * measure.value, figure, low, high, measure.n, removed=_removed(run, column))
-        cell = replace(cell, seeds=tuple(by * v for _, v in sorted(measure.seeds.items(), key=lambda s: int(s[0]))))
-        clean = _measured(run, column, keys, clean=True) if any(k in run.clean for k in keys) else None
-        if clean:
-            low, high = (None if v is None else by * v for v in (clean.low, clean.high))
-            cell = replace(cell, clean=by * clean.value, clean_low=low, clean_high=high, clean_n=clean.n)
+        seeds = sorted((measure.trainings or measure.seeds).items(), key=lambda s: int(s[0]))
+        cell = Cell(measure.value, figure, measure.low, measure.high, measure.n, removed=measure.removed)
+        cell = replace(cell, seeds=tuple(value for _, value in seeds))
+        if clean := measured(columns, column, run, confidence, clean=True):
+            cell = replace(cell, clean=clean.value, clean_low=clean.low, clean_high=clean.high, clean_n=clean.n)
         cells.append(cell)
     return tuple(cells)
+
+
+def measured(
+    columns: Sequence[Column], column: Column, run: RunResult, confidence: float, clean: bool = False
+) -> Measure | None:
+    """What a run has for a column in printed units, on all test images or on the clean ones; None where it has nothing.
+    A sum of recalls is that of its row's: of ``columns``."""
+    key = column.metric
+    if key.over != "sum":
+        found = run.measures.get(of_clean(key) if clean else key)
+        return None if found is None else found.times(key.factor)
+    shown = [c.metric for c in columns]
+    recalls = [k for k in shown if k.quantity == key.quantity and k.direction == key.direction and not k.over]
+    if clean and not any(of_clean(k) in run.measures for k in recalls):
+        return None
+    total = sum_of_recalls(run.measures, recalls, confidence, clean)
+    return None if total is None else total.times(key.factor)
 
 
 def with_differences(
@@ -77,6 +92,7 @@ def with_differences(
 ) -> list[Row]:
     """Each row of ours against the first of ours (``chained``: against the one above it; an ablation of prompts against
     the run it is like) over the same resamples."""
+    confidence = params.evaluate.bootstrap.confidence
     out: list[Row] = []
     base: Row | None = None
     for row in rows:
@@ -84,14 +100,10 @@ def with_differences(
         if row.run in params.prompt_ablations:
             other = next((r for r in out if r.run == params.runs[row.run].like), base)
         if row.run and other:
-            one, two = results[row.run], results[other.run]
             cells = []
-            for column, a, b in zip(columns, row.cells, other.cells, strict=True):
-                keys = _summands(columns, column)
-                samples = sample_sum(one, keys), sample_sum(two, keys)
-                seeds = [c.seeds if len(r.trained) > 1 else () for c, r in ((a, one), (b, two))]
-                values = [{"value": c.ours, "n": c.n, "trained": s} for c, s in zip((a, b), seeds, strict=True)]
-                cells.append(replace(a, against=_difference(values, samples, column.factor, params)))
+            for column, cell in zip(columns, row.cells, strict=True):
+                a, b = (measured(columns, column, results[run], confidence) for run in (row.run, other.run))
+                cells.append(replace(cell, against=_difference(a, b, confidence)))
             row = replace(row, cells=tuple(cells), against=other.run)
         if row.run and (chained or base is None) and any(c.ours is not None for c in row.cells):
             base = row
@@ -125,37 +137,10 @@ def notes_of(columns: Sequence[Column], summaries: Mapping[str, Summary], runs: 
     return list(dict.fromkeys(notes))
 
 
-def _summands(columns: Sequence[Column], column: Column) -> list[str]:
-    """The metrics a column adds up: the recalls of its row, or itself."""
-    return [c.key for c in columns if RECALL.search(c.key)] if column.key.endswith("rsum") else [column.key]
-
-
-def _measured(run: RunResult, column: Column, keys: Sequence[str], clean: bool) -> Measure | None:
-    if column.key.endswith("rsum"):
-        return rsum(run, keys, clean=clean)
-    return (run.clean if clean else run.measures).get(column.key)
-
-
-def _difference(
-    values: Sequence[Mapping[str, Any]], samples: Sequence[np.ndarray | None], factor: float, params: Params
-) -> tuple[float, float, float] | None:
-    """The first less the second and both ends of its interval in printed units, or None where one of them has no figure
-    or no samples."""
-    (a, b), (a_samples, b_samples) = values, samples
-    if a["value"] is None or b["value"] is None or a_samples is None or b_samples is None:
+def _difference(a: Measure | None, b: Measure | None, confidence: float) -> tuple[float, float, float] | None:
+    """The first less the second and both ends of its interval; None where one of them has no figure or no samples."""
+    if a is None or b is None or a.samples is None or b.samples is None:
         return None
-    found = paired(a, factor * a_samples, b, factor * b_samples, params.evaluate.bootstrap.confidence)
-    return found["difference"], found["low"], found["high"]
-
-
-def _removed(run: RunResult, column: Column) -> int | None:
-    """How many test images are not clean for a figure; None where its evaluation did not look."""
-    kind = "retrieval"
-    if "_zs_" in column.key:
-        kind = "zero_shot"
-    elif column.key.endswith("_auc"):
-        kind = "official" if column.dataset in used_for("official_classification") else "few_shot"
-    elif re.search(r"_(psnr|ssim)\d", column.key):
-        kind = "regeneration"
-    protocol = "".join(column.key.rpartition("/")[:2]) if kind == "zero_shot" else ""
-    return run.removed.get(kind, {}).get(protocol + column.dataset)
+    found = paired(a, b, confidence)
+    assert found.low is not None and found.high is not None
+    return found.value, found.low, found.high

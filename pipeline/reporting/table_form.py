@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TEST_SET = re.compile(r"(?:.+/)?(\w+?)_(?:zs|p|ft|t2i|r|psnr|ssim)\d*(?:_|$)")
-DECIBELS = re.compile(r"(?:^|_)psnr\d*_")
+from pipeline.evaluation.metric_key import MetricKey, read_key
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its metric and its two header lines."""
+    """A column of a table: its metric's name (Table 1: its data set) and its two header lines."""
 
     key: str
     group: str
     name: str
 
     @property
-    def dataset(self) -> str:
-        """The test set it is measured on; "" for a sum over several."""
-        found = TEST_SET.match(self.key)
-        return found[1] if found else ""
+    def metric(self) -> MetricKey:
+        """What it shows.
+
+        Raises:
+            ValueError: no metric has this name, as in Table 1.
+        """
+        return read_key(self.key)
 
     @property
-    def factor(self) -> float:
-        """What turns its metric into printed units: 100 for a share, 1 for decibels."""
-        return 1.0 if DECIBELS.search(self.key) else 100.0
-
-    def decimals(self, usual: int) -> int:
-        """How many are printed; ``usual``: the table's, of figures that are no decibels."""
-        return 2 if DECIBELS.search(self.key) else usual
+    def dataset(self) -> str:
+        """The test set it is measured on; "" for one over several."""
+        return self.metric.test_set
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def _models(
     results: Mapping[str, RunResult],
 ) -> Table:
     """The paper's rows in order, each with what fills it; then our runs and other people's models without one."""
-    table = paper[f"table{number}"]
+    table, confidence = paper[f"table{number}"], params.evaluate.bootstrap.confidence
     columns = tuple(Column(c["key"], c["group"], c["name"]) for c in table["columns"])
     own = {"4": params.ablations, "S1": (*params.main, *params.prompt_ablations)}.get(number, params.main)
     waiting = [name for name in own if name in results]
@@ -66,12 +66,12 @@ def _models(
             name = next(his, None)
         data = row["data"] if "data" in row else short_names(row.get("datasets", ()))
         backbone = row.get("backbone") or paper["backbones"].get(row.get("image_encoder"), "")
-        rows.append(row_of(columns, results, name, row["model"], backbone, data, row["paper"], row["key"]))
+        rows.append(row_of(columns, results, name, row["model"], backbone, data, row["paper"], confidence, row["key"]))
         others = {n: o for n, o in others.items() if n != name}
         if "image_encoder" in row:  # the authors' own weights of the model in this row
             for n in [n for n, o in others.items() if (o.adapter, o.backbone, o.data) == ("cxr_clip", backbone, data)]:
                 title = others.pop(n).model
-                rows.append(row_of(columns, results, n, title, backbone, data, row["paper"]))
+                rows.append(row_of(columns, results, n, title, backbone, data, row["paper"], confidence))
     nothing = [None] * len(columns)
     for name in waiting:
         run = params.runs[name]
@@ -79,9 +79,10 @@ def _models(
         title = "own run" if table["rows"] else "CXR-CLIP"
         if run.prompts == "ablation":
             title = f"trained with {Path(params.prompts.ablation).name}"
-        rows.append(row_of(columns, results, name, title, backbone, short_names(run.datasets), nothing))
+        data = short_names(run.datasets)
+        rows.append(row_of(columns, results, name, title, backbone, data, nothing, confidence))
     for name, other in others.items():
-        rows.append(row_of(columns, results, name, other.model, other.backbone, other.data, nothing))
+        rows.append(row_of(columns, results, name, other.model, other.backbone, other.data, nothing, confidence))
     rows = [replace(r, cells=marked(summaries, columns, r.cells)) for r in rows]
     rows = with_differences(columns, rows, results, params, chained=number == "4")
     heads = (
@@ -105,7 +106,7 @@ def _models(
     if shown and not any(c.ours is not None for r in rows for c in r.cells):
         notes.append(f"Nothing of this table was computed yet; run: {table['command']}")
     columns, rows = used_columns(columns, rows)
-    return table_of(number, table, heads, columns, rows, notes, confidence=params.evaluate.bootstrap.confidence)
+    return table_of(number, table, heads, columns, rows, notes, confidence=confidence)
 
 
 def _fills(params: Params, name: str, row: Mapping[str, Any]) -> bool:

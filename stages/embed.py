@@ -42,7 +42,7 @@ def main(rows: str, name: str = "") -> None:
         if is_current(out, digest):
             print(f"embed {row}: as it was")
             continue
-        with mlflow_runs.stage_run("embed", row, ours.protocols, machine.tracking) as record:
+        with mlflow_runs.stage_run("embed", row, {"protocols": ours.protocols}, machine.tracking) as record:
             record.metrics(embed.embed_run(model, ours, INDEX, out, device, machine.batch_size))
             mark_current(out, digest)
         print(f"embed {row}: {'skipped: ' + why if (why := store.why_missing(out)) else 'done'}")

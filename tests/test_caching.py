@@ -85,7 +85,9 @@ def changed(value: Any, kind: Any) -> Any:
 
 
 def _more(value: tuple[Any, ...]) -> tuple[Any, ...]:
-    return (0.99 * value[0] + 0.001, *value[1:]) if value and isinstance(value[0], float) else (*value, "clip")
+    if value and isinstance(value[0], float):
+        return (0.99 * value[0] + 0.001, *value[1:])
+    return (*value, value[-1] + 1 if value and isinstance(value[-1], int) else "clip")
 
 
 def plain(kind: Any) -> Any:

@@ -16,9 +16,9 @@ from pipeline.tracking import mlflow_runs
 def main(dataset: str) -> None:
     try:
         settings = load_params()
-        check_stamps(settings)
         if dataset not in settings.sources:
             raise ParamsError(f"sources.{dataset}: missing; add where the archive lies to params.yaml")
+        check_stamps({dataset: settings.sources[dataset]})
         with mlflow_runs.stage_run("ingest", dataset, settings.ingest, enabled=settings.tracking.enabled) as run:
             shards, index = Path("data/shards") / dataset, Path("data/index") / f"{dataset}.parquet"
             work = Path("data/work") / dataset

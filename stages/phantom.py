@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pipeline.config.checks import check_stamps
 from pipeline.config.load import load_params
 from pipeline.phantom import archives
 from pipeline.tracking import mlflow_runs
@@ -13,7 +12,6 @@ from pipeline.tracking import mlflow_runs
 
 def main(archive: str) -> None:
     params = load_params()
-    check_stamps(params)  # before anything is drawn
     root = Path("data/phantom") / archive
     with mlflow_runs.stage_run("phantom", archive, params.phantom, params.tracking.enabled) as record:
         mark = archives.write_archive(archive, root, params.phantom.archives[archive], params.phantom.size, params.seed)

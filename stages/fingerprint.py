@@ -33,7 +33,7 @@ def main(*datasets: str) -> None:
             stamp.write_text(text, encoding="utf-8")
         print(f"fingerprint {dataset}: {'changed' if changed else 'the same'}")
     if not datasets:
-        check_stamps(settings)  # those that are files of an archive
+        check_stamps(settings.sources)  # those that are files of an archive
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pipeline.config.params import ADAPTERS, Evaluate, MixedModel, Params, Run
+from pipeline.config.params import ADAPTERS, Evaluate, MixedModel, Params, Run, Source
 from pipeline.config.records import ParamsError, hint
 from pipeline.config.run_config import NOT_MIXED, RunConfig, run_config
 from pipeline.datasets import MANIFEST, Table, archives, datasets_of, facts, used_for
@@ -36,14 +36,14 @@ def check(params: Params) -> None:
         raise ParamsError(*dict.fromkeys(found))
 
 
-def check_stamps(params: Params) -> None:
+def check_stamps(sources: Mapping[str, Source]) -> None:
     """Whether every stamp is there that no stage of the graph makes; DVC only says that a file is missing.
 
     Raises:
         ParamsError: a line for each that is not, with the command that writes it.
     """
     lost = []
-    for name, source in params.sources.items():
+    for name, source in sources.items():
         stamp = Path(source.stamp)
         if PHANTOMS in stamp.parents or stamp.is_file():
             continue

@@ -14,13 +14,10 @@ from torch import Tensor, nn
 
 from pipeline.config.params import Augment, FineTune
 from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches
-from pipeline.models.encoders import ImageTower
-from pipeline.models.mixed import ImagePart
+from pipeline.models.checkpoint import Tower
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.shards import load_view
 from pipeline.training.schedule import warmup_cosine
-
-Tower = ImageTower | ImagePart
 
 
 class Classifier(nn.Module):

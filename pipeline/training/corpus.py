@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 
 from pipeline.config.params import LABEL_DATASETS
 from pipeline.config.run_config import Roles, RunConfig, write_run_config
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.study import SPLITS, Study
+from pipeline.study_keys import study_key
 from pipeline.text.prompts import PromptSentences, read_pools
 from pipeline.text.translations import TRANSLATIONS_FILE, read_translations, report_sections
 
@@ -89,9 +89,7 @@ def write_corpus(
 
 def whole(study: Study, roles: Roles, seed: int) -> bool:
     """Whether a pair stays one. Those of a fraction are among those of every larger one."""
-    name = f"{seed}/pair/{study.dataset}/{study.patient}\0{study.study}".encode()
-    drawn = int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 11
-    return drawn < roles.paired_fraction * 2**53
+    return study_key(study, seed, "pair") >> 10 < roles.paired_fraction * 2**53
 
 
 def _mixed(config: RunConfig, roles: Roles, index: Path, counts: dict[str, int]) -> Iterator[Study]:

@@ -10,13 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.config.run_config import RunConfig, read_run_config, write_run_config
 from pipeline.models.cxr_clip import CxrClip
-from pipeline.models.encoders import ImageTower
-from pipeline.models.mixed import ImagePart, MixedNet, build_mixed
+from pipeline.models.mixed import MixedNet, build_mixed
 from pipeline.storage.atomic import replacing
 from pipeline.text.tokenizer import Tokenizer
 
 Net = CxrClip | MixedNet  # what a run trains and evaluation reads: no other module asks which of them it has
-Tower = ImageTower | ImagePart  # the image side of a Net, which a linear probe or fine-tuning takes
 
 
 def save_model(model: Net, tokenizer: Tokenizer, config: RunConfig, folder: Path) -> None:

@@ -18,7 +18,7 @@ OTHERS = ("embed_other", "few_shot_other")  # stages of other people's models
 # They carry values and make none: editing them re-runs nothing.
 CARRIERS = {
     *("config/load", "config/params", "config/run_config", "config/checks", "config/records", "storage/atomic"),
-    *("tracking/mlflow_runs", "tracking/work_folders", "evaluation/store", "evaluation/device"),
+    *("tracking/mlflow_runs", "tracking/work_folders", "tracking/launcher", "evaluation/store", "evaluation/device"),
 }
 
 

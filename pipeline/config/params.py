@@ -179,8 +179,8 @@ class Model:
 class Loss:
     """A method: the weight of each term, and what the terms look at. The defaults are CXR-CLIP (paper section 3.3).
 
-    ``pipeline.training.losses`` computes the contrastive terms, ``pipeline.training.declip`` those of DeCLIP,
-    ``pipeline.training.mixed_losses`` those of mixed runs; a table of methods is in docs/training.md.
+    ``pipeline.training.losses`` computes the contrastive terms, ``pipeline.training.methods`` those of DeCLIP and of
+    mixed runs; a table of methods is in docs/training.md.
     """
 
     mvs: bool = True  # image-text term over all four pairs, else over the first alone

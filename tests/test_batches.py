@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from hashlib import blake2b
 from itertools import combinations, permutations
 
 import numpy as np
@@ -345,6 +346,18 @@ def test_random_numbers_of_neighbouring_keys_have_nothing_in_common():
     with_next = np.corrcoef(np.hstack([drawn[:-1], drawn[1:]]).T) - np.eye(8)
     assert np.abs(with_next).max() < 4.5 / np.sqrt(len(drawn))  # of 28 pairs of columns
     generator(2**63 - 1).integers(10)  # the largest key
+
+
+def test_a_key_is_a_hash_of_purpose_and_ids():
+    """By hand: what is drawn must stay what it was, or trainings could not be repeated."""
+    study = Study("mimic_cxr", "p1", "s2", "train", (View("0"),))
+    for purpose, name in (
+        ((7, 3), b"7/3/mimic_cxr/p1\0s2"),
+        ((7, "pair"), b"7/pair/mimic_cxr/p1\0s2"),
+        ((), b"mimic_cxr/p1\0s2"),
+    ):
+        whole = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+        assert study_key(study, *purpose) == whole // 2
 
 
 def test_a_sample_names_its_study_and_the_key_of_its_randomness(config, studies, prompts):

@@ -65,7 +65,7 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """A BERT, pooled at the last non-padding token ([SEP] stands for the paper's [EOS])."""
+    """A BERT, pooled at the last non-padding token ([SEP] is the paper's [EOS])."""
 
     def __init__(self, options: TextEncoder, vocabulary: int, load_weights: bool) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ What a study does not have is absent from the sequence, so images alone, texts a
     the image's tokens from the finest scale to the coarsest, then [CLS], words, [SEP]
 
 Scale k is the picture averaged over 2**k x 2**k pixels, in patches of ``patch`` x ``patch`` of *its* pixels. Regions
-are hidden by cells of the coarsest scale's grid, and with a cell every token of every scale that lies in it: no patch
+are hidden by cells of the coarsest scale's grid, and with a cell every token of every scale that is in it: no patch
 and no average reaches over a cell's edge, so no scale says anything of what another one has to guess.
 """
 

@@ -218,7 +218,7 @@ def collate(samples: Sequence[StudyDraw], tokenizer: Tokenizer, groups: int) -> 
 
     Args:
         groups: how many length groups the texts are cut in, as even in number as can be; fewer where there are fewer
-            texts. Which studies stand together never depends on length.
+            texts. Which studies are in a batch never depends on length.
     """
     images = [image for k in range(len(samples[0].images)) for image in (s.images[k] for s in samples)]
     texts = [text for k in range(len(samples[0].texts)) for text in (s.texts[k] for s in samples)]

@@ -29,7 +29,7 @@ def write_corpus(
     """Write ``out``/run.json, studies.parquet (train and valid, in the run's order of data sets) and prompts/.
 
     Of a mixed run a pair is a study with views and texts; a lone image has no text and no label, a lone text no view,
-    and a broken pair is one of each. They stand in the order of the run's sources.
+    and a broken pair is one of each. They are in the order of the run's sources.
 
     Beside them goes translations.parquet, the back-translations of the run's training reports, where the run augments
     texts and there are any; a run that does not draw from them is the same with and without.

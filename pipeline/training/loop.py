@@ -124,7 +124,7 @@ def train_run(
                     raise FloatingPointError(f"{config.name}: no epoch had a finite validation loss")
                 if process.rank == 0:
                     _write_outputs(t, progress, out, history)
-                t.saved.finish(progress)
+                    t.saved.finish(progress)
             finally:
                 if process.world > 1 and sys.exc_info()[0] in (None, resume.Stopped):  # else the others may be gone
                     dist.destroy_process_group()
@@ -184,7 +184,7 @@ def _rate(config: RunConfig, step: int, studies: int) -> float:
 
 
 def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -> None:
-    """Epoch after epoch, from where the training stands to its end."""
+    """Epoch after epoch, from where the training is to its end."""
     options = t.config.train
     for row in progress.rows:
         t.tell(row, int(row["epoch"]))
@@ -274,7 +274,7 @@ def _epoch(
 @torch.no_grad()
 def _not_finite(t: _Training, batch: Any, progress: resume.Progress, loss: float) -> str:
     """What to say of a loss that is not finite: the studies whose embeddings are not, on whatever rank, or all of the
-    step where none stands out. Their ids, never their text."""
+    step if none is. Their ids, never their text."""
     bad = gather_rows((~t.method.finite(batch)).to(torch.uint8), t.process.device).bool()
     places = gather_rows(batch.places, t.process.device)
     places = places[bad] if bad.any() else places.flatten()

@@ -49,7 +49,7 @@ class Stopped(Exception):
 
 @dataclass
 class Progress:
-    """Where a training stands. ``epoch`` epochs are done, and ``step`` steps of the next one.
+    """How far a training has come. ``epoch`` epochs are done, and ``step`` steps of the next one.
 
     ``sums`` to ``flops`` are of the epoch that runs: its loss terms added up, the seconds it took so far, those of them
     it waited for data, and this process's FLOPs. ``curve`` holds (step from the start, loss) every so many steps.
@@ -84,7 +84,8 @@ class Progress:
 
 
 class Saved:
-    """The state of one training in its work folder. Rank 0 writes; all ranks of the process group call each method."""
+    """The state of one training in its work folder. Rank 0 writes; all ranks of the process group call ``load`` and
+    ``save``."""
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class Saved:
         return self.work / f"best-{epoch}.safetensors"
 
     def load(self) -> Progress:
-        """Bring all parts to where the saved training stood, and say so; a state that is not of this training is
+        """Bring all parts to where the saved training was, and say so; a state that is not of this training is
         left aside, and that is said, too. Of a training that was finished the progress alone comes back.
 
         Raises:
@@ -177,12 +178,19 @@ class Saved:
             kept = "the one saved before is kept" if self.state.exists() else "no earlier one is there"
             return f"the state is not saved, since weights of the model are not finite; {kept}"
         random = list(gather_rows(_random(self.process.device), self.process.device))
-        states = {name: part.state_dict() for name, part in self.parts.items()}
-        self._write(progress, {"finished": False, "random": random, **states}, weights)
+        failure = ""
+        if self.process.rank == 0:
+            try:
+                states = {name: part.state_dict() for name, part in self.parts.items()}
+                self._write(progress, {"finished": False, "random": random, **states}, weights)
+            except StateError as error:
+                failure = str(error)
+        if gather_rows(torch.tensor([int(bool(failure))]), self.process.device).any():
+            raise StateError(failure)
         return ""
 
     def finish(self, progress: Progress) -> None:
-        """Shrink the state to what can write the outputs again: they are written, and nobody may have seen it.
+        """On rank 0, which has written the outputs: shrink the state to what can write them again.
 
         Raises:
             StateError: it could not be written.
@@ -190,22 +198,15 @@ class Saved:
         self._write(progress, {"finished": True}, {})
 
     def _write(self, progress: Progress, more: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """A state whole or not at all, on rank 0; ``weights``: of the best epoch if no file holds them yet."""
-        failure = ""
-        if self.process.rank == 0:
-            try:
-                with one_line(self.work, "the training state could not be saved, and the one before it is kept"):
-                    best = self.best(progress.best_epoch)
-                    if progress.best_epoch >= 0 and not best.exists():
-                        with replacing(best) as partial:
-                            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial)
-                    with replacing(self.state) as partial:
-                        torch.save({"identity": self.identity, "progress": asdict(progress), **more}, partial)
-                    self._tidy(progress)
-            except StateError as error:
-                failure = str(error)
-        if gather_rows(torch.tensor([int(bool(failure))]), self.process.device).any():
-            raise StateError(failure)
+        """A state whole or not at all; ``weights``: of the best epoch if no file holds them yet."""
+        with one_line(self.work, "the training state could not be saved, and the one before it is kept"):
+            best = self.best(progress.best_epoch)
+            if progress.best_epoch >= 0 and not best.exists():
+                with replacing(best) as partial:
+                    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial)
+            with replacing(self.state) as partial:
+                torch.save({"identity": self.identity, "progress": asdict(progress), **more}, partial)
+            self._tidy(progress)
 
     def restore_best(self, net: nn.Module, epoch: int) -> None:
         """Give a model the weights it had after the best epoch."""

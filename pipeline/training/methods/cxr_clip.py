@@ -138,7 +138,7 @@ def gradients_in_pieces(
     3. Embed each piece again, with activations, and send its embeddings' gradient back.
 
     An image tower with BatchNorm cannot be cut, since its rows sway one another: it sees the whole batch once, keeps
-    what lies between its blocks, and computes each block again on the way back.
+    what is between its blocks, and computes each block again on the way back.
 
     Args:
         batch: on the device; ``groups``: its texts, each a row of arguments of ``encode_text``.

@@ -252,8 +252,8 @@ def alignment(
 ) -> Tensor:
     """CLIP's loss over the pairs of all processes: this one's rows, over the number of all rows, times the processes.
 
-    Processes hold different numbers of pairs: each sends as many rows as the one that has most, and those that stand
-    for nothing are left out again.
+    Processes hold different numbers of pairs: each sends as many rows as the one that has most, and those that are
+    filled up are left out again.
 
     Args:
         images: uint8 [p, S, S]; ``tokens``, ``mask``: int64 [p, L], row by row the same studies.

@@ -51,7 +51,7 @@ from pipeline.study import Study, View
 from pipeline.text.prompts import load_templates
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training.augment import cut_and_resize, draw_crop
-from pipeline.training.batches import TrainingSet, training_batches
+from pipeline.training.batches import TrainingSet, collator, training_batches
 
 WIDTH, HEIGHT, QUALITY, SIZE = 512, 624, 92, 224
 STUDIES, BATCH, PICTURES = 128, 32, 12
@@ -145,11 +145,12 @@ def ours(folder: Path, turn: int) -> dict[str, float]:
     second are normalised here, as a training without one does."""
     studies, tokenizer = studies_of(folder)
     data, normalise = TrainingSet(studies, {}, CONFIG), tower()
+    collate = collator(tokenizer, CONFIG)
     since = time.process_time()
-    for _ in training_batches(data, tokenizer, 2 * turn, 0, 1, 0):
+    for _ in training_batches(data, collate, 2 * turn, 0, 1, 0):
         pass
     between = time.process_time()
-    for batch in training_batches(data, tokenizer, 2 * turn + 1, 0, 1, 0):
+    for batch in training_batches(data, collate, 2 * turn + 1, 0, 1, 0):
         normalise(batch.images)
     spent = {"ours": between - since, "ours_normalised": time.process_time() - between}
     return {name: 1000 * seconds / STUDIES for name, seconds in spent.items()}

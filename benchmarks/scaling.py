@@ -29,19 +29,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.load import load_params
 from pipeline.config.params import ImageEncoder, TextEncoder
 from pipeline.config.run_config import RunConfig, run_config
 from pipeline.models.cxr_clip import CxrClip
-from pipeline.training.batch_norm import synchronise_batch_norm
 from pipeline.training.batches import Batch
+from pipeline.training.distributed import Process
 from pipeline.training.losses import Embeddings, cxr_clip_loss
-from pipeline.training.step import training_loss
+from pipeline.training.methods.cxr_clip import CxrClipMethod
 
 CPU = torch.device("cpu")
+ALONE = Process(CPU)
 FLOAT = 4  # bytes
 PAIRS = 6  # of embeddings the loss compares: four of MVS, ICL, TCL
 SAMPLES = 4  # embeddings of a study: two images, two texts
@@ -135,6 +135,11 @@ def calls(shape: Shape) -> int:
     return 4 * shape.norms + 4
 
 
+def of(net: CxrClip, config: RunConfig, process: Process = ALONE) -> CxrClipMethod:
+    """The method of a model whose batches are made up, so that it needs no tokenizer."""
+    return CxrClipMethod(net, None, config, process)  # type: ignore[arg-type]
+
+
 def made_up(config: RunConfig, studies: int, tokens: int, vocabulary: int) -> Batch:
     """A batch of noise: two images and two texts of ``tokens`` ids a study, in one length group."""
     rng = torch.Generator().manual_seed(0)
@@ -176,15 +181,13 @@ def work(rank: int, world: int, port: int, config: RunConfig, options: argparse.
     vocabulary = config.text_encoder.vocabulary
     torch.manual_seed(0)
     net = CxrClip(config, vocabulary).train()
-    if world > 1:
-        synchronise_batch_norm(net, CPU)
-    module: nn.Module = DistributedDataParallel(net) if world > 1 else net
+    method = of(net, config, Process(CPU, rank, world))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
     batch = made_up(config, config.train.batch_size // world, options.tokens, vocabulary)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        training_loss(module, batch, config, CPU, world)[0].backward()
+        method.loss(batch)[0].backward()
         optimizer.step()
 
     def meet() -> None:
@@ -203,7 +206,7 @@ def work(rank: int, world: int, port: int, config: RunConfig, options: argparse.
     seconds, cpu_seconds = zip(*(timed(step) for _ in range(options.steps)), strict=True)
     sent = counted(meet, step, options.steps) - counted(meet, lambda: None, options.steps)
     with kept(net) as held:
-        loss = training_loss(module, batch, config, CPU, world)[0]
+        loss = method.loss(batch)[0]
         activations = sum(held.values())
         loss.backward()
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
@@ -299,12 +302,12 @@ def weigh(encoder: str) -> dict[str, float]:
         sizes = []
         for studies in (2, 3):
             with kept(net) as held:
-                loss = training_loss(net, made_up(run, studies, PAPER_TOKENS, PAPER_VOCABULARY), run, CPU, 1)
+                loss = of(net, run).loss(made_up(run, studies, PAPER_TOKENS, PAPER_VOCABULARY))
                 sizes.append(sum(held.values()))
             del loss
         figures[f"kept_{precision}"] = sizes[1] - sizes[0]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        training_loss(net, made_up(config, 1, PAPER_TOKENS, PAPER_VOCABULARY), fp32(config), CPU, 1)
+        of(net, fp32(config)).loss(made_up(config, 1, PAPER_TOKENS, PAPER_VOCABULARY))
     figures["flop"] = 3 * counter.get_total_flops()
     return figures
 

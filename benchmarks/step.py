@@ -45,8 +45,10 @@ from pipeline.storage.pictures import encode
 from pipeline.storage.shards import EncodedPicture, ShardWriter
 from pipeline.study import Study, View
 from pipeline.training.batches import Batch, TrainingSet, training_batches
+from pipeline.training.distributed import Process
 from pipeline.training.losses import Embeddings, cxr_clip_loss
-from pipeline.training.step import PRECISIONS, compute_gradients, training_loss
+from pipeline.training.methods.cxr_clip import CxrClipMethod
+from pipeline.training.step import PRECISIONS, compute_gradients
 
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 VOCABULARY = {"paper": 28996, "demo": 2000}  # words: BioClinicalBERT's, the demo's
@@ -118,8 +120,8 @@ def measure(
     with mock.patch.object(encoders, "draw_by_study", lambda *_: Rows()):  # dropout stays torch's own
         theirs = CxrClip(config, words.vocabulary).to(device).train()
     if config.train.compile:
-        ours.compile_towers()
         theirs.compile_towers()
+    method = CxrClipMethod(ours, words, config, Process(device))  # type: ignore[arg-type]
     optimizers = {net: torch.optim.AdamW(net.parameters(), lr=config.train.lr, fused=True) for net in (ours, theirs)}
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
 
@@ -130,14 +132,14 @@ def measure(
 
     def loop(loader: Iterator[Batch]) -> None:
         optimizers[ours].zero_grad(set_to_none=True)
-        loss, parts = compute_gradients(ours, next(loader), config, device, 1, scaler)
+        loss, parts = compute_gradients(method, next(loader), scaler)
         update(ours)
         for number in (loss, *parts.values()):
             number.item()
 
     def alone(batches: Iterator[Batch]) -> None:
         optimizers[ours].zero_grad(set_to_none=True)
-        scaler.scale(training_loss(ours, next(batches), config, device, 1)[0]).backward()
+        scaler.scale(method.loss(next(batches))[0]).backward()
         update(ours)
 
     def release(batches: Iterator[Batch]) -> None:
@@ -147,7 +149,7 @@ def measure(
 
     def stream() -> Iterator[Batch]:
         for epoch in count():
-            yield from training_batches(data, words, epoch, 0, 1, config.train.workers)  # type: ignore[arg-type]
+            yield from training_batches(data, method.collate, epoch, 0, 1, config.train.workers)
 
     spent: dict[str, list[float]] = {"ours": [], "ideal": [], "release": []}
 

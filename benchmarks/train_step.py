@@ -1,6 +1,7 @@
 """Time of one training step by part, on the corpus of a run: python -m benchmarks.train_step resnet_mcc [steps].
 
-The last line is one JSON object: seconds a step spent on data, forward, backward and optimizer, and studies per second.
+The last line is one JSON object: seconds a step spent on data, gradients (forward and backward) and optimizer, and
+studies per second.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 import torch
 
 from pipeline.config.run_config import read_run_config
-from pipeline.models.cxr_clip import CxrClip
 from pipeline.storage.index import read_studies
 from pipeline.text.prompts import read_pools
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.batches import TrainingSet, collate, epoch_draws
-from pipeline.training.step import training_loss
+from pipeline.training.batches import TrainingSet, epoch_draws
+from pipeline.training.distributed import Process
+from pipeline.training.methods import method_of
+from pipeline.training.step import compute_gradients
 
 
 def main(run: str, steps: int) -> None:
@@ -29,11 +31,12 @@ def main(run: str, steps: int) -> None:
     studies = read_studies(corpus / "studies.parquet", ("train",))
     prompts = {path.stem: read_pools(path) for path in sorted((corpus / "prompts").glob("*.json"))}
     tokenizer = Tokenizer.build(config.text_encoder, [s.findings or s.impression or "normal" for s in studies])
-    net = CxrClip(config, len(tokenizer)).to(device).train()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=config.train.lr)
+    method = method_of(config, tokenizer, Process(device))
+    method.learner.train()
+    optimizer = torch.optim.AdamW(method.learner.parameters(), lr=config.train.lr)
     data = TrainingSet(studies, prompts, config)
     order = epoch_draws(len(data), config.train.batch_size, config.seed, 0)
-    spent = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
+    spent = dict.fromkeys(("data", "gradients", "optimizer"), 0.0)
 
     def lap(part: str, since: float, counted: bool) -> float:
         if device.type == "cuda":
@@ -45,13 +48,11 @@ def main(run: str, steps: int) -> None:
     for step in range(steps + 2):
         counted = step >= 2
         now = time.perf_counter()
-        batch = collate([data[draw] for draw in order[step % len(order)]], tokenizer, config.train.length_groups)
+        batch = method.collate([data[draw] for draw in order[step % len(order)]])
         now = lap("data", now, counted)
-        loss, _ = training_loss(net, batch, config, device, world=1)
-        now = lap("forward", now, counted)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        now = lap("backward", now, counted)
+        compute_gradients(method, batch)
+        now = lap("gradients", now, counted)
         optimizer.step()
         lap("optimizer", now, counted)
     figures = {f"{part}_s": round(seconds / steps, 4) for part, seconds in spent.items()}

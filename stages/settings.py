@@ -8,7 +8,7 @@ from stages import run
 
 def main() -> None:
     params = load_params()
-    check_stamps(params)  # before anything runs
+    check_stamps(params.sources)  # before anything runs
     print(f"settings: {write_settings(params)} files")
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 
+from pipeline.config.run_config import RunConfig
 from pipeline.models.mixed import MixedNet
 from pipeline.training.batches import StudyDraw
-from pipeline.training.mixed_batches import MixedBatch, collate_mixed
+from pipeline.training.distributed import Process
+from pipeline.training.methods.mixed import MixedBatch, MixedMethod, collate_mixed
 from pipeline.training.step import compute_gradients
 from tests.conftest import make_mixed
 
@@ -51,10 +53,14 @@ def model(**changes) -> MixedNet:
     return MixedNet(make_mixed(**changes), WORDS, SPECIAL, 4).double().train()
 
 
-def step(batch: MixedBatch, world: int = 1, **loss) -> dict[str, torch.Tensor]:
+def method_of(net: MixedNet, config: RunConfig, rank: int = 0, world: int = 1) -> MixedMethod:
+    return MixedMethod(net, Ids(), config, Process(torch.device("cpu"), rank, world))
+
+
+def step(batch: MixedBatch, rank: int = 0, world: int = 1, **loss) -> dict[str, torch.Tensor]:
     """Loss, parts and gradients of one step, by name."""
     config = make_mixed(loss={"label_smoothing": 0.1, "mlm_rate": 0.4, **loss})
     net = model(loss={"mlm_rate": 0.4})
-    total, parts = compute_gradients(net, batch, config, torch.device("cpu"), world)
+    total, parts = compute_gradients(method_of(net, config, rank, world), batch)
     got = {f"loss.{name}": value for name, value in {"total": total, **parts}.items()}
     return got | {f"grad.{name}": p.grad for name, p in net.named_parameters()}

@@ -11,14 +11,15 @@ import timm  # noqa: F401  imported before the fork
 import torch
 import torch.distributed as dist
 import transformers  # noqa: F401
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.run_config import RunConfig
 from pipeline.models.cxr_clip import CxrClip
-from pipeline.training.batch_norm import synchronise_batch_norm
 from pipeline.training.batches import Batch, StudyDraw, collate
-from pipeline.training.declip import Heads, Learner, SimSiam
+from pipeline.training.distributed import Process
+from pipeline.training.methods.cxr_clip import CxrClipMethod
+from pipeline.training.methods.declip import DeclipMethod, Heads, Learner, SimSiam
 from pipeline.training.step import compute_gradients
+from pipeline.training.validation import validation_loss
 from tests import mixed_steps
 from tests.conftest import BERT, RESNET, SWIN, make_config
 from tests.mixed_steps import Ids
@@ -75,6 +76,11 @@ def model(config: RunConfig, dtype: torch.dtype = torch.float64) -> CxrClip | Le
     return Learner(net, heads).to(dtype).train()
 
 
+def method_of(net: CxrClip | Learner, config: RunConfig, rank: int = 0, world: int = 1) -> CxrClipMethod | DeclipMethod:
+    kind = DeclipMethod if isinstance(net, Learner) else CxrClipMethod
+    return kind(net, Ids(), config, Process(torch.device("cpu"), rank, world))
+
+
 def step(
     case: str, rank: int = 0, world: int = 1, micro_batch: int = 0, groups: int = 3, dtype: torch.dtype = torch.float64
 ) -> dict[str, torch.Tensor]:
@@ -82,10 +88,7 @@ def step(
     config = make_config(**CASES[case])
     config = replace(config, train=replace(config.train, micro_batch=micro_batch, length_groups=groups))
     net = model(config, dtype)
-    if world > 1:
-        synchronise_batch_norm(net, torch.device("cpu"))
-    module = DistributedDataParallel(net) if world > 1 else net
-    loss, parts = compute_gradients(module, batch_of(config, rank, world), config, torch.device("cpu"), world)
+    loss, parts = compute_gradients(method_of(net, config, rank, world), batch_of(config, rank, world))
     got = {f"loss.{name}": value for name, value in {"total": loss, **parts}.items()}
     got |= {f"grad.{name}": p.grad for name, p in net.named_parameters() if p.requires_grad}
     return got | {
@@ -95,16 +98,24 @@ def step(
     }
 
 
+def validated(case: str, rank: int = 0, world: int = 1) -> float:
+    """Validation loss of an untrained model over sets of 21, 5 and 1 studies, in batches of 8."""
+    config = make_config(**CASES[case])
+    sets = [samples(config, count) for count in (21, 5, 1)]  # places and draws are all it asks of a set
+    return validation_loss(method_of(model(config), config, rank, world), sets, config)
+
+
 def rank_of(folder: Path, rank: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     for case in CASES:
         for micro_batch in (0, 1):
             torch.save(step(case, rank, world, micro_batch), folder / f"{case}-{world}-{micro_batch}-{rank}.pt")
+        torch.save(validated(case, rank, world), folder / f"valid-{case}-{world}-{rank}.pt")
     torch.save(step("resnet", rank, world, dtype=torch.float32), folder / f"float32-{world}-0-{rank}.pt")
     for case, kinds in mixed_steps.CASES.items() if world == 2 else ():
         share = mixed_steps.batch_of(mixed_steps.samples(kinds), rank, world)
-        torch.save(mixed_steps.step(share, world), folder / f"mixed-{case}-{rank}.pt")
+        torch.save(mixed_steps.step(share, rank, world), folder / f"mixed-{case}-{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -12,15 +12,25 @@ from pipeline.storage.pictures import decode, encode
 from pipeline.study import View
 from pipeline.text.sentences import split_sentences, swap_sentences
 from pipeline.training import augment
-from pipeline.training.augment import augment_image, augment_view, cut_and_resize, draw_crop
+from pipeline.training.augment import augment_view, cut_and_resize, draw_crop
 
 QUIET = Augment(crop_scale=(2.0, 2.0), clahe=0.0, brightness=0.0, contrast=0.0)  # a share of 2 is the whole image
+
+
+def augmented(image, size, options, rng):
+    """A draw of a view whose picture is at hand and so small that it is decoded in full."""
+
+    def load(_, reduce):
+        assert reduce == 1
+        return image
+
+    return augment_view(View("0", width=image.shape[1], height=image.shape[0]), size, options, rng, load)
 
 
 def crops(monkeypatch, image, scale, draws, size=128):
     """The pieces that are cut out of an image, before they are resized."""
     pieces = []
-    monkeypatch.setattr(augment, "_resize", lambda piece, *_: pieces.append(piece.copy()) or piece)
+    monkeypatch.setattr(augment, "resize_to", lambda piece, *_: pieces.append(piece.copy()) or piece)
     for seed in range(draws):
         cut_and_resize(image, draw_crop(*image.shape, size, scale, np.random.default_rng(seed)), size)
     return pieces
@@ -108,7 +118,7 @@ def test_a_picture_is_decoded_as_small_as_its_crop_allows():
 
 @pytest.mark.parametrize("size", [48, 100, 224])
 def test_a_view_gives_what_its_full_picture_gives(size):
-    """Same crop, same random numbers, and grey values within 2 of 255 on average."""
+    """The crop that was drawn, of the full picture, to within 2 of 255 grey levels on average."""
     rng = np.random.default_rng(3)
     image = rng.normal(0, 2, (312, 256))  # noise, and detail the fainter the finer, as radiographs have it
     for octave in range(1, 7):
@@ -121,10 +131,12 @@ def test_a_view_gives_what_its_full_picture_gives(size):
         scales.update([reduce])
         return decode(data, reduce)
 
-    options = Augment(clahe=0.0)
+    options = Augment(clahe=0.0, brightness=0.0, contrast=0.0)
     for seed in range(40):
         one, two = np.random.default_rng(seed), np.random.default_rng(seed)
-        ours, full = augment_view(view, size, options, one, load), augment_image(decode(data), size, options, two)
+        ours = augment_view(view, size, options, one, load)
+        full = cut_and_resize(decode(data), draw_crop(312, 256, size, options.crop_scale, two), size)
+        two.random(4)  # whether to equalise, brightness, contrast, their order
         assert ours.shape == full.shape == (size, size) and ours.dtype == np.uint8
         assert np.abs(ours.astype(int) - full).mean() < 2
         assert abs(ours.mean() - full.mean()) < 0.5
@@ -136,14 +148,14 @@ def test_a_view_gives_what_its_full_picture_gives(size):
 @pytest.mark.parametrize("options", [Augment(), Augment(image=False), QUIET])
 def test_output_is_a_square_of_uint8(shape, options):
     for seed in range(5):
-        out = augment_image(texture(*shape), 48, options, np.random.default_rng(seed))
+        out = augmented(texture(*shape), 48, options, np.random.default_rng(seed))
         assert out.shape == (48, 48) and out.dtype == np.uint8 and out.flags.c_contiguous
 
 
 def test_same_generator_same_image_and_input_untouched():
     image = texture(50, 60)
     before = image.copy()
-    first, again, other = (augment_image(image, 32, Augment(), np.random.default_rng(s)) for s in (1, 1, 2))
+    first, again, other = (augmented(image, 32, Augment(), np.random.default_rng(s)) for s in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert np.array_equal(image, before)
 
@@ -155,7 +167,7 @@ def test_jitter_is_a_gain_about_black_and_a_gain_about_the_mean():
     found = []
     for seed in range(400):
         options = replace(QUIET, brightness=0.1, contrast=0.2)
-        out = augment_image(image, 40, options, np.random.default_rng(seed)).ravel().astype(float)
+        out = augmented(image, 40, options, np.random.default_rng(seed)).ravel().astype(float)
         slope, offset = np.polyfit(x, out, 1)
         assert np.abs(out - (slope * x + offset)).max() < 1.0  # half a grey level of rounding, and as much for the fit
         b = (slope * mean + offset) / mean
@@ -192,7 +204,7 @@ def test_jitter_clips_at_black_and_white_in_either_order(b, c):
     options = replace(QUIET, brightness=1.0, contrast=1.0)
     for chance, truth in zip((0.0, 0.9), expected, strict=True):
         jitter = [1.0, b / 2, c / 2, chance]
-        out = augment_image(image, 30, options, Fixed([0.5, 0.5, 0.0, 0.0], jitter))
+        out = augmented(image, 30, options, Fixed([0.5, 0.5, 0.0, 0.0], jitter))
         assert np.abs(out - truth).max() <= 0.51
 
 
@@ -202,7 +214,7 @@ def test_clahe_is_drawn_with_its_probability():
     assert not np.array_equal(image, equalised)
     hits = 0
     for seed in range(400):
-        out = augment_image(image, 64, replace(QUIET, clahe=0.3), np.random.default_rng(seed))
+        out = augmented(image, 64, replace(QUIET, clahe=0.3), np.random.default_rng(seed))
         assert np.array_equal(out, equalised) or np.array_equal(out, image)
         hits += np.array_equal(out, equalised)
     assert 90 <= hits <= 150  # 120, three standard deviations of 9.2
@@ -213,7 +225,7 @@ def test_nothing_is_ever_flipped():
     image[:30, :] += 50
     image[:, 30:] += 150
     for seed in range(300):
-        out = augment_image(image, 32, Augment(clahe=0.0), np.random.default_rng(seed)).astype(float)
+        out = augmented(image, 32, Augment(clahe=0.0), np.random.default_rng(seed)).astype(float)
         assert out[:, 16:].mean() > out[:, :16].mean() + 50
         assert out[:16].mean() > out[16:].mean() + 10
 
@@ -221,12 +233,12 @@ def test_nothing_is_ever_flipped():
 def test_without_image_augmentation_only_a_mild_crop_is_left(monkeypatch):
     image = texture(100, 100, 60, 200)
     off = Augment(image=False)
-    levels = [augment_image(image, 100, off, np.random.default_rng(seed)) for seed in range(20)]
+    levels = [augmented(image, 100, off, np.random.default_rng(seed)) for seed in range(20)]
     assert all(abs(out.mean() - image.mean()) < 3 for out in levels)
     sizes = []
-    monkeypatch.setattr(augment, "_resize", lambda piece, *_: sizes.append(piece.size) or piece)
+    monkeypatch.setattr(augment, "resize_to", lambda piece, *_: sizes.append(piece.size) or piece)
     for seed in range(300):
-        augment_image(image, 32, off, np.random.default_rng(seed))
+        augmented(image, 64, off, np.random.default_rng(seed))
     assert min(sizes) > 0.75 * 100**2 and max(sizes) <= 100**2
 
 

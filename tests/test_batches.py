@@ -1,5 +1,6 @@
 from collections import Counter
 from dataclasses import replace
+from hashlib import blake2b
 from itertools import combinations, permutations
 
 import numpy as np
@@ -13,20 +14,22 @@ from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.storage.shards import load_view
 from pipeline.study import Study, View
+from pipeline.study_keys import study_key
 from pipeline.text.sentences import split_sentences
 from pipeline.training import batches
 from pipeline.training.batches import (
     TrainingSet,
     ValidationSet,
     collate,
+    collator,
     epoch_draws,
     shuffled,
     steps_before,
     training_batches,
-    validation_batches,
+    validation_parts,
 )
 from pipeline.training.corpus import usable, write_corpus
-from pipeline.training.sampling import draw_key, draw_texts, draw_views, generator
+from pipeline.training.sampling import draw_texts, draw_views, generator
 
 QUIET = Augment(image=False, text=False)
 MANY = 3000
@@ -220,7 +223,7 @@ def fits(drawn, expected):
 
 
 def by_epoch(study):
-    return (generator(draw_key(7, epoch, study)) for epoch in range(EPOCHS))
+    return (generator(study_key(study, 7, epoch)) for epoch in range(EPOCHS))
 
 
 @pytest.mark.parametrize(
@@ -345,6 +348,18 @@ def test_random_numbers_of_neighbouring_keys_have_nothing_in_common():
     generator(2**63 - 1).integers(10)  # the largest key
 
 
+def test_a_key_is_a_hash_of_purpose_and_ids():
+    """By hand: what is drawn must stay what it was, or trainings could not be repeated."""
+    study = Study("mimic_cxr", "p1", "s2", "train", (View("0"),))
+    for purpose, name in (
+        ((7, 3), b"7/3/mimic_cxr/p1\0s2"),
+        ((7, "pair"), b"7/pair/mimic_cxr/p1\0s2"),
+        ((), b"mimic_cxr/p1\0s2"),
+    ):
+        whole = int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+        assert study_key(study, *purpose) == whole // 2
+
+
 def test_a_sample_names_its_study_and_the_key_of_its_randomness(config, studies, prompts):
     train = of_split(studies)
     data = TrainingSet(train, prompts, config())
@@ -352,19 +367,20 @@ def test_a_sample_names_its_study_and_the_key_of_its_randomness(config, studies,
     for epoch in (0, 1, 2):
         for place, study in enumerate(train):
             sample = data[epoch, place]
-            assert sample.place == place and sample.key == draw_key(7, epoch, study)
+            assert sample.place == place and sample.key == study_key(study, 7, epoch)
             assert 0 <= sample.key < 2**63
             keys[epoch, place] = sample.key
-    keys |= {("seed", i): draw_key(8, 0, s) for i, s in enumerate(train)}
+    keys |= {("seed", i): study_key(s, 8, 0) for i, s in enumerate(train)}
     study = train[0]
     for name in ("dataset", "patient", "study"):
-        keys[name] = draw_key(7, 0, replace(study, **{name: "other"}))
+        keys[name] = study_key(replace(study, **{name: "other"}), 7, 0)
     shifted = replace(study, patient=study.patient + "/" + study.study[:1], study=study.study[1:])
-    keys["shifted"] = draw_key(7, 0, shifted)
+    keys["shifted"] = study_key(shifted, 7, 0)
     assert len(set(keys.values())) == len(keys)
-    assert draw_key(7, 0, replace(study, split="valid", views=(), findings=None)) == keys[0, 0]  # of the name alone
+    assert study_key(replace(study, split="valid", views=(), findings=None), 7, 0) == keys[0, 0]  # of the name alone
     valid = ValidationSet(of_split(studies, "valid"), prompts, config())
-    assert [(valid[i].key, valid[i].place) for i in range(3)] == [(0, 0), (0, 1), (0, 2)]
+    for i, study in enumerate(of_split(studies, "valid")):
+        assert (valid[i].key, valid[i].place) == (study_key(study, 0, 0), i)  # the same every time
 
 
 def drawn_by(data, world, workers, epochs):
@@ -372,7 +388,9 @@ def drawn_by(data, world, workers, epochs):
     found = {}
     for epoch in range(epochs):
         for rank in range(world):
-            for step, batch in enumerate(training_batches(data, Letters(), epoch, rank, world, workers)):
+            for step, batch in enumerate(
+                training_batches(data, collator(Letters(), data.config), epoch, rank, world, workers)
+            ):
                 texts, n = texts_of(batch), batch.studies
                 found[epoch, step, rank] = [
                     (batch.images[i::n].numpy().tobytes(), tuple(texts[i::n])) for i in range(n)
@@ -401,8 +419,8 @@ def test_pairs_are_the_same_on_any_number_of_ranks_and_workers(config, studies, 
 
 def test_two_ranks_share_the_batches_of_one(config, studies, prompts):
     data = TrainingSet(of_split(studies), prompts, config())
-    whole = list(training_batches(data, Letters(), 0, 0, 1, 0))
-    ranks = [list(training_batches(data, Letters(), 0, rank, 2, 0)) for rank in (0, 1)]
+    whole = list(training_batches(data, collator(Letters(), data.config), 0, 0, 1, 0))
+    ranks = [list(training_batches(data, collator(Letters(), data.config), 0, rank, 2, 0)) for rank in (0, 1)]
     for one, zero, first in zip(whole, *ranks, strict=True):
         assert (one.studies, zero.studies, first.studies) == (8, 4, 4)
         for k in (0, 1):  # first and second samples
@@ -415,7 +433,7 @@ def test_two_ranks_share_the_batches_of_one(config, studies, prompts):
 def test_a_batch_holds_first_samples_before_second_ones(config, studies, prompts):
     data = TrainingSet(of_split(studies), prompts, config())
     order = epoch_draws(len(data), 8, 7, 0)
-    for step, batch in zip(order, training_batches(data, Letters(), 0, 0, 1, 0), strict=True):
+    for step, batch in zip(order, training_batches(data, collator(Letters(), data.config), 0, 0, 1, 0), strict=True):
         samples = [data[draw] for draw in step]
         assert batch.images.shape == (16, 32, 32) and batch.images.dtype == torch.uint8
         assert np.array_equal(batch.images, np.stack([s[0][k] for k in (0, 1) for s in samples]))
@@ -443,7 +461,9 @@ def test_texts_are_padded_to_the_longest_of_their_group(config, studies, prompts
 
 def test_only_what_the_loss_looks_at_is_drawn(config, studies, prompts):
     vanilla = config(loss={"mvs": False, "icl_weight": 0.0, "tcl_weight": 0.0})
-    batch = next(training_batches(TrainingSet(of_split(studies), prompts, vanilla), Letters(), 0, 0, 1, 0))
+    batch = next(
+        training_batches(TrainingSet(of_split(studies), prompts, vanilla), collator(Letters(), vanilla), 0, 0, 1, 0)
+    )
     assert (len(batch.images), len(texts_of(batch)), batch.studies) == (8, 8, 8)
 
 
@@ -550,11 +570,16 @@ def test_the_control_mixes_within_and_across_data_sets(config, studies, prompts)
 # validation
 
 
+def validation_batches(data):
+    parts = validation_parts(len(data), data.config.train.batch_size)
+    return (collator(Letters(), data.config)([data[int(i)] for i in part]) for part in parts)
+
+
 def test_validation_is_fixed(config, studies, prompts):
     for dataset in ("mimic_cxr", "chexpert", "chestxray14"):
         valid = of_split(studies, "valid", dataset)
-        first, again = (list(validation_batches(ValidationSet(valid, prompts, config()), Letters())) for _ in range(2))
-        other_seed = validation_batches(ValidationSet(valid, prompts, config(seed=99)), Letters())
+        first, again = (list(validation_batches(ValidationSet(valid, prompts, config()))) for _ in range(2))
+        other_seed = validation_batches(ValidationSet(valid, prompts, config(seed=99)))
         assert all(map(same, first, again)) and all(map(same, first, other_seed))
         assert sum(batch.studies for batch in first) == len(valid)
 
@@ -577,7 +602,7 @@ def test_validation_views_and_texts(config, studies, prompts):
 def test_a_lone_last_validation_study_is_left_out(config, studies, prompts):
     valid = of_split(studies, "valid", "mimic_cxr")[:5]
     run = config(train={"batch_size": 2})
-    assert [b.studies for b in validation_batches(ValidationSet(valid, prompts, run), Letters())] == [2, 2]
+    assert [b.studies for b in validation_batches(ValidationSet(valid, prompts, run))] == [2, 2]
 
 
 # the corpus

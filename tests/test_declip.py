@@ -16,12 +16,15 @@ from pipeline.text import eda
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training import loop
 from pipeline.training.batches import TrainingSet, ValidationSet
-from pipeline.training.declip import MaskedWords, SimSiam, TextQueue, learner, neighbour_loss
+from pipeline.training.distributed import Process
 from pipeline.training.losses import Embeddings
+from pipeline.training.methods import method_of as method_of_run
+from pipeline.training.methods.cxr_clip import CxrClipMethod
+from pipeline.training.methods.declip import DeclipMethod, MaskedWords, SimSiam, TextQueue, neighbour_loss
 from pipeline.training.sampling import draw_texts, label_key
 from pipeline.training.step import compute_gradients
 from tests.conftest import make_config
-from tests.step_ranks import CASES, WORDS, batch_of, model
+from tests.step_ranks import CASES, WORDS, batch_of, method_of, model
 from tests.test_losses import info_nce, unit
 
 CPU = torch.device("cpu")
@@ -211,7 +214,7 @@ def test_a_word_is_guessed_by_the_towers_own_embeddings(words):
 def test_the_total_is_the_weighted_sum_of_the_terms():
     config = make_config(**CASES["declip"])
     loss = config.loss
-    total, parts = compute_gradients(model(config), batch_of(config), config, CPU, 1)
+    total, parts = compute_gradients(method_of(model(config), config), batch_of(config))
     assert list(parts) == ["mvs", "tcl", "nn", "simsiam", "mlm"]
     weights = (loss.mvs_weight, loss.tcl_weight, loss.nn_weight, loss.simsiam_weight, loss.mlm_weight)
     expected = sum(w * p.item() for w, p in zip(weights, parts.values(), strict=True))
@@ -224,7 +227,7 @@ def test_contrast_and_guess_are_of_the_first_text_without_its_words():
     net, batch, seen = model(config).eval(), batch_of(config), []
     real = net.encode_text
     net.encode_text = lambda *group: seen.append(group) or real(*group)
-    _, parts = compute_gradients(net, batch, config, CPU, 1)
+    _, parts = compute_gradients(method_of(net, config), batch)
     plain, mask = ([row for group in part for row in group] for part in (batch.tokens, batch.mask))
     tokens, asked = ([row for group in seen for row in group[k]] for k in (0, 3))
     first, second = batch.order.view(2, -1).tolist()
@@ -243,7 +246,7 @@ def test_each_step_remembers_its_first_texts_in_the_order_of_the_batch():
     net, batch = model(config), batch_of(config)
     queue = net.heads.queue
     before = queue.texts.clone()
-    compute_gradients(net, batch, config, CPU, 1)
+    compute_gradients(method_of(net, config), batch)
     assert queue.seen == 15 + 8 and torch.equal(queue.texts[3:15], before[3:15])
     with torch.no_grad():
         texts = torch.cat([net.net.encode_text(*group) for group in zip(batch.tokens, batch.mask, strict=True)])
@@ -252,16 +255,18 @@ def test_each_step_remembers_its_first_texts_in_the_order_of_the_batch():
 
 def test_no_term_of_declip_no_learner(config):
     words = Tokenizer.build(make_config().text_encoder, ["one two three"])
-    net = CxrClip(config(), len(words))
-    assert learner(net, config(), words) is net
+    plain = method_of_run(config(), words, Process(CPU))
+    assert type(plain) is CxrClipMethod and plain.learner is plain.net and not plain.state
     for name, part in {"nn": "queue", "simsiam": "simsiam", "mlm": "words"}.items():
         run = config(loss={f"{name}_weight": 0.1, "queue": 9})
-        heads = learner(net, run, words).heads
+        method = method_of_run(run, words, Process(CPU))
+        heads = method.learner.heads
+        assert type(method) is DeclipMethod and method.terms == ("mvs", "icl", "tcl", name)
         assert [p for p in ("queue", "simsiam", "words") if getattr(heads, p) is not None] == [part]
     assert heads.words.special.nonzero().flatten().tolist() == sorted(words.tokenizer.all_special_ids)
     words.tokenizer.mask_token = None
     with pytest.raises(ParamsError, match=r"loss\.mlm_weight: the tokenizer .* has no \[MASK\]"):
-        learner(net, run, words)
+        method_of_run(run, words, Process(CPU))
 
 
 def test_a_declip_training_leaves_a_model_for_evaluation_alone(config, corpus, tmp_path):
@@ -277,7 +282,8 @@ def test_a_declip_training_leaves_a_model_for_evaluation_alone(config, corpus, t
     assert {n for n, _ in net.named_parameters()} == {n for n, _ in CxrClip(run, len(tokenizer)).named_parameters()}
     assert net.scale.item() == pytest.approx(20, rel=1e-5)  # begun at 10
     head, *rows = (tmp_path / "history.csv").read_text().splitlines()
-    assert head.endswith(",mfu,nn,simsiam,mlm") and len(rows) == 2 and all(",,," not in row[-30:] for row in rows)
+    assert ",mvs,icl,tcl,nn,simsiam,mlm,scale," in head and len(rows) == 2
+    assert all(row.split(",")[8:11].count("") == 0 for row in rows)
 
 
 # what is drawn
@@ -298,7 +304,7 @@ def test_unit_image_is_one_image_and_one_text_twice(config, studies, prompts):
 @pytest.mark.parametrize("unit", ["study", "image"])
 def test_eda_changes_the_last_text_alone(config, studies, prompts, unit, monkeypatch):
     run = config(augment={"text_method": "eda"}, sampling={"unit": unit})
-    monkeypatch.setattr(eda, "augmented", lambda text, rng: f"<{text}>")
+    monkeypatch.setattr(eda, "eda_augmented", lambda text, rng: f"<{text}>")
     for study in studies[:40:3]:
         for count in (1, 2):
             texts = draw_texts(study, count, prompts.get(study.dataset), run, np.random.default_rng(0))

@@ -33,7 +33,7 @@ from pipeline.reporting.results import load_results
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import write_studies
 from pipeline.storage.shards import load_view
-from pipeline.training.augment import augment_image
+from pipeline.training.augment import augment_view
 from stages import few_shot as few_shot_stage
 
 ROOT = Path(__file__).parents[1]
@@ -180,8 +180,7 @@ def read(labelled, dataset="rsna"):
 def reencoded(labelled, data, epoch, positions):
     """Features as the uncached recipe makes them: decoded, augmented and encoded in that epoch."""
     images = [
-        augment_image(load_view(data.views("train")[i]), 32, Augment(), np.random.default_rng([3, epoch, i]))
-        for i in positions
+        augment_view(data.views("train")[i], 32, Augment(), np.random.default_rng([3, epoch, i])) for i in positions
     ]
     with torch.no_grad():
         return labelled[1].image_tower(torch.from_numpy(np.stack(images))).numpy()
@@ -358,8 +357,8 @@ def test_the_probe_of_somebody_elses_model(labelled, project):
 
     def epoch(number, positions):
         rngs = [np.random.default_rng([record.seed, number % options.draws, i]) for i in positions]
-        images = [load_view(data.views("train")[i]) for i in positions]
-        return features(augment_image(x, 320, record.augment, rng) for x, rng in zip(images, rngs, strict=True))
+        views = [data.views("train")[i] for i in positions]
+        return features(augment_view(v, 320, record.augment, rng) for v, rng in zip(views, rngs, strict=True))
 
     some, embedder = np.array([0, 3, 8]), adapters.load_other(record.others["theirs"])
     cached = cache_features(embedder, data, [(some, 1)], record.augment, 2, record.seed, 0, project)
@@ -426,7 +425,7 @@ def plain_fine_tuning(tower, data, chosen, valid, epochs, options, seed):
         for part in np.array_split(order, per_epoch):
             views = [(i, data.views("train")[i]) for i in chosen[part]]
             rng = [np.random.default_rng([seed, epoch, i]) for i, _ in views]
-            x = np.stack([augment_image(load_view(w), 32, Augment(), r) for (_, w), r in zip(views, rng, strict=True)])
+            x = np.stack([augment_view(w, 32, Augment(), r) for (_, w), r in zip(views, rng, strict=True)])
             torch.randint(1 << 62, (len(x),), generator=draws)
             p = torch.sigmoid(layer(tower(torch.from_numpy(x)))).double()
             y = target[chosen[part]]

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +14,9 @@ from pipeline.config.records import ParamsError
 from pipeline.config.run_config import Roles, read_run_config, run_config, write_run_config
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.batches import TrainingSet, ValidationSet, epoch_draws, training_batches, validation_batches
+from pipeline.training.batches import TrainingSet, ValidationSet, epoch_draws, training_batches, validation_parts
 from pipeline.training.corpus import whole, write_corpus
-from pipeline.training.loop import pack_of
-from pipeline.training.mixed_batches import collate_mixed
+from pipeline.training.methods.mixed import collate_mixed
 from tests.conftest import make_mixed, make_study
 from tests.test_params import RAW
 
@@ -210,6 +210,10 @@ def test_a_source_without_training_studies_is_one_line(tmp_path):
         gathered(tmp_path, make_mixed(roles=rare), [make_study(n) for n in range(4)])
 
 
+def collator(tokenizer):
+    return partial(collate_mixed, tokenizer=tokenizer, size=32)
+
+
 @pytest.fixture
 def parts(tmp_path, studies):
     config = make_mixed(roles=ROLES)
@@ -222,7 +226,7 @@ def test_a_batch_holds_what_its_studies_have(parts):
     config, training, _, tokenizer = parts
     data = TrainingSet(training, {}, config)
     draws = epoch_draws(len(data), 8, config.seed, 1)
-    batches = list(training_batches(data, tokenizer, 1, 0, 1, 0, pack=pack_of(config, tokenizer)))
+    batches = list(training_batches(data, collator(tokenizer), 1, 0, 1, 0))
     for batch, step in zip(batches, draws, strict=True):
         studies, samples = [training[i] for _, i in step], [data[draw] for draw in step]
         assert batch.places.tolist() == [i for _, i in step] and batch.keys.tolist() == [s.key for s in samples]
@@ -239,18 +243,16 @@ def test_a_batch_holds_what_its_studies_have(parts):
 
 def test_batches_do_not_depend_on_rank_and_worker(parts):
     config, training, _, tokenizer = parts
-    data, pack = TrainingSet(training, {}, config), pack_of(config, tokenizer)
-    whole_batches = list(training_batches(data, tokenizer, 1, 0, 1, 0, pack=pack))
-    halves = [
-        list(training_batches(data, tokenizer, 1, rank, 2, workers, pack=pack)) for rank, workers in ((0, 0), (1, 1))
-    ]
+    data, collate = TrainingSet(training, {}, config), collator(tokenizer)
+    whole_batches = list(training_batches(data, collate, 1, 0, 1, 0))
+    halves = [list(training_batches(data, collate, 1, rank, 2, workers)) for rank, workers in ((0, 0), (1, 1))]
     for number, batch in enumerate(whole_batches):
         for rank in range(2):
             half = halves[rank][number]
             assert half.keys.equal(batch.keys[rank::2])
             for mine, at in zip(half.images, half.image_of.tolist(), strict=True):
                 assert mine.equal(batch.images[batch.image_of.tolist().index(2 * at + rank)])
-    assert [b.keys.tolist() for b in training_batches(data, tokenizer, 1, 0, 1, 0, 2, pack)] == [
+    assert [b.keys.tolist() for b in training_batches(data, collate, 1, 0, 1, 0, 2)] == [
         b.keys.tolist() for b in whole_batches[2:]
     ]
 
@@ -258,7 +260,8 @@ def test_batches_do_not_depend_on_rank_and_worker(parts):
 def test_validation_is_fixed_and_its_keys_tell_studies_apart(parts):
     config, _, valid, tokenizer = parts
     data = ValidationSet(valid, {}, config)
-    first, again = (list(validation_batches(data, tokenizer, pack_of(config, tokenizer))) for _ in range(2))
+    parts = validation_parts(len(data), config.train.batch_size)
+    first, again = ([collator(tokenizer)([data[int(i)] for i in part]) for part in parts] for _ in range(2))
     assert all(
         a.images.equal(b.images) and a.tokens.equal(b.tokens) and a.keys.equal(b.keys)
         for a, b in zip(first, again, strict=True)

@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.models.hidden_cells import hidden_cells
 from pipeline.models.keyed_random import row_keys
-from pipeline.training.mixed_losses import joint
-from pipeline.training.step import finite, training_loss
+from pipeline.training.methods.mixed import joint
 from tests.conftest import make_mixed
-from tests.mixed_steps import WORDS, batch_of, model, samples, step
+from tests.mixed_steps import WORDS, batch_of, method_of, model, samples, step
 from tests.test_losses import info_nce
 
-CPU = torch.device("cpu")
 ALIGNMENT = ("grad.image_projection", "grad.text_projection", "grad.log_scale")
 TEXT = ("grad.word_embeddings", "grad.words.", "grad.text_projection")
 IMAGE = ("grad.pieces_", "grad.hidden_tokens", "grad.scale_embeddings", "grad.image_projection")
@@ -52,13 +51,13 @@ def test_every_term_by_hand():
     config = make_mixed(loss={"mlm_rate": 0.4})
     batch = batch_of(drawn)
     with torch.no_grad():
-        total, parts = training_loss(net, batch, config, CPU, 1)
+        total, parts = method_of(net, config).loss(batch)
         errors, missed, asked, images, texts, jointly = [], 0.0, 0, [], [], []
         for s in drawn:
             key = torch.tensor([s.key])
             image = torch.from_numpy(np.stack(s.images)) if s.images else None
             tokens = torch.tensor([[int(w) for w in s.texts[0].split()]]) if s.texts else None
-            hidden = net.hide(row_keys(key, 3, 1)) if s.images else None
+            hidden = hidden_cells(row_keys(key, 3, 1), net.grid, net.mask_ratio) if s.images else None
             together = bool(s.images and s.texts and joint(key))
             jointly.append(together)
             if tokens is not None:
@@ -159,7 +158,7 @@ def test_the_place_in_the_batch_and_batch_mates_change_nothing():
 def test_half_of_the_pairs_are_masked_jointly():
     found = joint(torch.arange(10_000)).double()
     assert abs(found.mean() - 0.5) < 4.5 * 0.5 / 100
-    masks = model().hide(row_keys(torch.arange(10_000), 3, 1)).flatten(1).double()
+    masks = hidden_cells(row_keys(torch.arange(10_000), 3, 1), 4, 0.5).flatten(1).double()
     assert (masks[found.bool()].mean(0) - masks[~found.bool()].mean(0)).abs().max() < 4.5 * 2 * 0.5 / 100
 
 
@@ -184,10 +183,10 @@ def test_a_batch_without_any_item_has_gradients_of_zero():
 def test_the_studies_whose_embeddings_are_not_finite():
     net, config = model(), make_mixed()
     batch = batch_of(samples("pitpi"))
-    assert finite(net, batch, config, CPU).all()
+    assert method_of(net, config).finite(batch).all()
     with torch.no_grad():
         net.word_embeddings.weight[int(batch.tokens[1, 1])] = float("nan")
-    found = finite(net, batch, config, CPU)
+    found = method_of(net, config).finite(batch)
     assert not found[batch.text_of[1]] and found[batch.image_of[~torch.isin(batch.image_of, batch.text_of)]].all()
-    assert finite(model(), batch_of(samples("ii")), config, CPU).all()
+    assert method_of(model(), config).finite(batch_of(samples("ii"))).all()
     assert WORDS == 50

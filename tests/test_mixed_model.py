@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pipeline.config.records import ParamsError
+from pipeline.models.hidden_cells import hidden_cells
 from pipeline.models.keyed_random import row_keys
 from pipeline.models.mixed import MixedNet
 from tests.conftest import make_config, make_mixed
@@ -154,12 +155,10 @@ def test_a_text_changes_the_guess_and_an_absent_modality_is_absent(net, images, 
         assert a.shape == image_states.shape and b.shape == text_states.shape
 
 
-def test_masks_over_ten_thousand_draws(net):
-    """Exactly half of the cells, each as often as any other, any two as independent as such a draw can be."""
-    config = make_mixed(mixed={"mask_ratio": 0.3})  # of 4 x 4 cells: round(4.8) = 5
-    other = MixedNet(config, WORDS, SPECIAL, 4)
+def test_masks_over_ten_thousand_draws():
+    """Exactly the share asked for, each cell as often as any other, any two as independent as such a draw can be."""
     keys = row_keys(torch.arange(10_000), kind=3, samples=1)
-    hidden = other.hide(keys).flatten(1).double()
+    hidden = hidden_cells(keys, 4, 0.3).flatten(1).double()  # of 4 x 4 cells: round(4.8) = 5
     assert (hidden.sum(dim=1) == 5).all()
     p = 5 / 16
     sd = (p * (1 - p) / 10_000) ** 0.5
@@ -167,9 +166,10 @@ def test_masks_over_ten_thousand_draws(net):
     together = (hidden.T @ hidden / 10_000)[~torch.eye(16, dtype=torch.bool)]
     expected = 5 * 4 / (16 * 15)
     assert (together - expected).abs().max() < 5 * (expected * (1 - expected) / 10_000) ** 0.5
-    assert torch.equal(other.hide(keys[[7, 3]]), other.hide(keys)[[7, 3]])
-    assert (other.hide(keys[:9], 0.01).flatten(1).sum(1) == 1).all()
-    assert (other.hide(keys[:9], 0.99).flatten(1).sum(1) == 15).all()
+    assert torch.equal(hidden_cells(keys[[7, 3]], 4, 0.3), hidden_cells(keys, 4, 0.3)[[7, 3]])
+    assert not (hidden_cells(keys, 4, 0.3) & ~hidden_cells(keys, 4, 0.6)).any()  # nested
+    assert (hidden_cells(keys[:9], 4, 0.01).flatten(1).sum(1) == 1).all()
+    assert (hidden_cells(keys[:9], 4, 0.99).flatten(1).sum(1) == 15).all()
 
 
 def test_words_over_ten_thousand_draws(net):

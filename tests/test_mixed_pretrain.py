@@ -18,6 +18,7 @@ from pipeline.evaluation import embed, protocols, retrieval, zero_shot
 from pipeline.evaluation.fine_tune import Classifier
 from pipeline.evaluation.metric_key import read_key
 from pipeline.models.checkpoint import load_model
+from pipeline.models.hidden_cells import hidden_cells
 from pipeline.models.mixed import MixedNet
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import write_studies
@@ -26,6 +27,9 @@ from pipeline.storage.unchanged import NOTE
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training import loop
 from pipeline.training.batches import ValidationSet
+from pipeline.training.distributed import Process
+from pipeline.training.methods.mixed import MixedMethod
+from pipeline.training.validation import validation_loss
 from tests.conftest import make_mixed
 from tests.test_resume import interrupt, outputs, stop, train
 
@@ -67,7 +71,9 @@ def test_interrupted_and_whole_trainings_are_bit_identical(corpus, tmp_path, mon
     assert train(folder, tmp_path / "again") == best and outputs(tmp_path / "again") == (rows, files)
     with (tmp_path / "whole" / "history.csv").open() as handle:
         columns = next(csv.reader(handle))
-    assert columns[-3:] == ["mlm", "regeneration", "alignment"] and all(float(row["alignment"]) > 0 for row in rows)
+    assert columns[5:9] == ["mlm", "regeneration", "alignment", "scale"] and all(
+        float(row["alignment"]) > 0 for row in rows
+    )
     assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
 
 
@@ -86,13 +92,16 @@ def test_a_run_of_one_kind_alone(corpus, tmp_path, kind):
 def test_the_validation_loss_has_all_terms_and_hides_the_same_every_time(corpus):
     folder = corpus(make_mixed())
     config = read_run_config(folder / "run.json")
-    t = loop._build(config, folder, folder / "work", torch.device("cpu"), 0, 1, lambda *_: None)
+    t = loop._build(config, folder, folder / "work", Process(torch.device("cpu")), lambda *_: None)
     assert [len(v) for v in t.valid] == [len(v.studies) for v in t.valid] and isinstance(t.valid[0], ValidationSet)
-    first, again = (loop.validation_loss(t.net, t.valid, t.tokenizer, config, t.device) for _ in range(2))
-    assert first == again and t.net.training is False
-    one = replace(config, loss=replace(config.loss, mlm_weight=0.6))
-    two = replace(config, loss=replace(config.loss, mlm_weight=0.9))
-    values = [loop.validation_loss(t.net, t.valid, t.tokenizer, c, t.device) for c in (one, two)]
+    first, again = (validation_loss(t.method, t.valid, config) for _ in range(2))
+    assert first == again and t.method.net.training is False
+
+    def with_weight(mlm):
+        run = replace(config, loss=replace(config.loss, mlm_weight=mlm))
+        return validation_loss(MixedMethod(t.method.net, t.tokenizer, run, t.process), t.valid, run)
+
+    values = [with_weight(0.6), with_weight(0.9)]
     assert values[0] - first == pytest.approx(values[1] - values[0]) and values[0] > first + 0.5
 
 
@@ -100,7 +109,7 @@ def test_a_loss_that_is_not_finite_names_its_studies(corpus, tmp_path, monkeypat
     folder = corpus(make_mixed())
     real = loop.compute_gradients
     monkeypatch.setattr(loop, "compute_gradients", lambda *a: (torch.tensor(float("nan")), real(*a)[1]))
-    monkeypatch.setattr(loop, "finite", lambda net, batch, *_: torch.arange(batch.studies) != 3)
+    monkeypatch.setattr(MixedMethod, "finite", lambda self, batch: torch.arange(batch.studies) != 3)
     with pytest.raises(
         FloatingPointError, match=r"in epoch 0 at step 0, from studies (mimic_cxr|chestxray14)/p\d+/s\d+;"
     ):
@@ -119,7 +128,7 @@ def test_a_tokenizer_without_mask_is_refused(corpus, monkeypatch):
 
     monkeypatch.setattr(Tokenizer, "build", without)
     with pytest.raises(ParamsError, match=r"model\.text_encoder: its tokenizer has no \[MASK\]"):
-        loop._build(config, folder, folder / "work", torch.device("cpu"), 0, 1, lambda *_: None)
+        loop._build(config, folder, folder / "work", Process(torch.device("cpu")), lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +156,12 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
         assert np.abs(np.load(tmp_path / "prompts.npz")["embeddings"] - rows).max() < 1e-5
         features = embedder.over(embedder.features, [s.first_frontal for s in tests], embedder.prepare_at)
         assert np.abs(features - net.image_features(pictures).numpy()).max() < 1e-4
-        filled = net.regenerate(pictures[:2], net.hide(torch.arange(2)), *tokenizer(PROMPTS))
+        filled = net.regenerate(pictures[:2], hidden_cells(torch.arange(2), net.grid, 0.5), *tokenizer(PROMPTS))
     assert filled.shape == (2, 32, 32) and filled.dtype == torch.float32
     found = retrieval.evaluate_retrieval(tmp_path, index, ["mimic_cxr"], SETS, (1, 5), Bootstrap(samples=2), 0)
     assert found["metrics"][read_key("mimic_cxr_r5")].n == 30 and not found["notes"]
     assert embed.write_maps(net, embedder, 32, {}, ["mimic_cxr"], index, tmp_path) == 0
-    assert embed.similarity_places(net, pictures) is None
+    assert net.encode_places(pictures) is None
 
 
 def test_fine_tuning_moves_a_copy_of_the_image_side(trained):

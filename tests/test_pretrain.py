@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config.records import ParamsError
-from pipeline.training import loop
+from pipeline.training import loop, validation
+from pipeline.training.batches import validation_parts
+from pipeline.training.distributed import Process
 from pipeline.training.schedule import warmup_cosine
+from pipeline.training.validation import validation_loss
 from tests.conftest import RESNET, SWIN, make_corpus
 
 ROOT = Path(__file__).parents[1]
@@ -25,13 +27,16 @@ TWO_PROCESSES = """
 import multiprocessing, os, sys
 from pathlib import Path
 import timm, transformers
-from pipeline.training import loop
+from pipeline.training import loop, validation
+from pipeline.training.batches import validation_parts
+from pipeline.training.distributed import Process
 
 corpus, out = map(Path, sys.argv[1:])
 
 def work(rank):
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
-    loop.train_run(corpus, out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
+    best = loop.train_run(corpus, out / "model", out / "history.csv", out / "work", lambda row, epoch: None)
+    (out / f"best-{rank}").write_text(repr(best))
 
 processes = [multiprocessing.get_context("fork").Process(target=work, args=(rank,)) for rank in (0, 1)]
 for process in processes:
@@ -154,28 +159,58 @@ def test_it_learns(config, corpus, tmp_path):
     assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
 
 
-def test_the_validation_loss_is_the_mean_of_the_data_sets_means(config, studies, prompts, monkeypatch):
-    from pipeline.training.batches import ValidationSet
+class OfFourAndTwo:
+    """A method whose validation loss of a batch is what ``losses`` says for its studies."""
 
+    def __init__(self, losses, rank=0, world=1):
+        self.losses, self.seen = losses, []
+        self.process = Process(torch.device("cpu"), rank, world)
+        self.learner = torch.nn.Linear(1, 1)
+
+    def collate(self, draws):
+        return tuple(draws)
+
+    def validation_loss(self, batch):
+        self.seen.append(batch)
+        return torch.tensor(self.losses[batch])
+
+
+def test_the_validation_loss_weighs_by_studies_then_by_data_sets(config):
+    """6 studies in batches of 4 are 4 and 2, 4 are one batch, and a single study is none."""
     run = config(train={"batch_size": 4})
-    of = {d: [s for s in studies if s.split == "valid" and s.dataset == d] for d in run.datasets}
-    sets = [ValidationSet(of[d], prompts, run) for d in run.datasets]
-    made = iter([[1.0, 3.0], [10.0], [6.0]])  # 6 studies in batches of 4 are two, 4 are one
-    flat = iter([x for losses in made for x in losses])
-    monkeypatch.setattr(loop, "training_loss", lambda *a, **k: (torch.tensor(next(flat)), {}))
-    net = torch.nn.Linear(1, 1)
-    words = SimpleNamespace(encode=lambda texts: [np.zeros(1, dtype=np.int64) for _ in texts])
-    assert loop.validation_loss(net, sets, words, run, torch.device("cpu")) == pytest.approx((2 + 10 + 6) / 3)
-    assert not net.training
+    sets = [[f"{name}{i}" for i in range(count)] for name, count in {"a": 6, "b": 4, "c": 1, "d": 3}.items()]
+    parts = [tuple(data[i] for i in part) for data in sets for part in validation_parts(len(data), 4)]
+    assert [len(part) for part in parts] == [4, 2, 4, 3]
+    losses = dict(zip(parts, (1.0, 4.0, 10.0, 6.0), strict=True))
+    method = OfFourAndTwo(losses)
+    assert validation_loss(method, sets, run) == pytest.approx(((4 * 1 + 2 * 4) / 6 + 10 + 6) / 3)
+    assert not method.learner.training and method.seen == parts
     with pytest.raises(ParamsError, match=r"runs\.tiny\.datasets: none has a validation split"):
-        loop.validation_loss(net, [], words, run, torch.device("cpu"))
+        validation_loss(method, [], run)
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_processes_share_the_validation_batches(config, monkeypatch, world):
+    """Each batch is decoded by one of them, and all get the number that one process gets."""
+    run = config(train={"batch_size": 4})
+    sets = [[f"{name}{i}" for i in range(count)] for name, count in {"a": 11, "b": 7}.items()]
+    parts = [tuple(data[i] for i in part) for data in sets for part in validation_parts(len(data), 4)]
+    losses = dict(zip(parts, (0.1, 0.7, 1.3, 2.9, 3.1), strict=True))
+    alone, rows, seen = validation_loss(OfFourAndTwo(losses), sets, run), [], []
+    for gathering in (lambda row, device: rows.append(row) or torch.stack([row] * world), lambda *_: torch.stack(rows)):
+        monkeypatch.setattr(validation, "gather_rows", gathering)
+        methods = [OfFourAndTwo(losses, rank, world) for rank in range(world)]
+        found = [validation_loss(method, sets, run) for method in methods]
+        seen = [batch for method in methods for batch in method.seen]
+    assert found == [alone] * world
+    assert sorted(seen) == sorted(parts)
 
 
 def test_the_best_epoch_by_validation_is_kept(config, corpus, tmp_path, monkeypatch):
     losses, seen = iter([3.0, 1.0, math.nan, 2.0]), []
 
-    def validation(net, *_):
-        seen.append({k: v.clone() for k, v in net.state_dict().items()})
+    def validation(method, *_):
+        seen.append({k: v.clone() for k, v in method.net.state_dict().items()})
         return next(losses)
 
     monkeypatch.setattr(loop, "validation_loss", validation)
@@ -241,6 +276,7 @@ def test_two_processes_compute_what_one_does(two_processes, tmp_path):
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 0, said[-3000:]
     two = history(folder / "history.csv")
+    assert (folder / "best-0").read_text() == (folder / "best-1").read_text()
     for key in ("train_loss", "valid_loss", "mvs", "icl", "tcl"):
         assert two[0][key] == pytest.approx(one[0][key], abs=1e-4)
         assert [row[key] for row in two] == pytest.approx([row[key] for row in one], abs=2e-3)
@@ -249,6 +285,6 @@ def test_two_processes_compute_what_one_does(two_processes, tmp_path):
 
 
 def test_a_batch_must_divide_among_processes(config, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "join", lambda device, options: (0, 3))
+    monkeypatch.setattr(loop, "join", lambda device, options: Process(device, 0, 3))
     with pytest.raises(ParamsError, match=r"train\.batch_size: 8 studies do not divide among 3 processes"):
         train(corpus(config()), tmp_path)

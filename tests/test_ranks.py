@@ -34,11 +34,11 @@ def work(rank, out, port, event, ended):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     sys.stdout = (out / "said").open("a", buffering=1)
     real, count = loop.compute_gradients, [0]
-    def gradients(module, *rest):
+    def gradients(method, *rest):
         count[0] += 1
         if rank == 1 and count[0] == 7:
             if event == "nan":
-                net = module.module
+                net = method.net
                 forward = net.forward
                 def broken(*inputs):
                     images, texts, scale = forward(*inputs)
@@ -46,7 +46,7 @@ def work(rank, out, port, event, ended):
                 net.forward = broken
             elif event:
                 os.kill(os.getpid(), getattr(signal, event))
-        return real(module, *rest)
+        return real(method, *rest)
     loop.compute_gradients = gradients
     if event == "SIGSTOP":  # whoever waits for it shall not wait long
         join = loop.join
@@ -155,12 +155,13 @@ def test_ranks_that_see_different_states_do_not_start(two, tmp_path):
     import torch
 
     from pipeline.training import resume
+    from pipeline.training.distributed import Process
 
     parts = {"model": torch.nn.Linear(1, 1)}
-    saved = resume.Saved(tmp_path, {"a": "b"}, parts, torch.device("cpu"), 0)
+    saved = resume.Saved(tmp_path, {"a": "b"}, parts, Process(torch.device("cpu")))
     saved.save(resume.Progress(epoch=1, step=3))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume, "gather", lambda row, device: torch.stack([row, torch.tensor([-1, -1])]))
+        patch.setattr(resume, "gather_rows", lambda row, device: torch.stack([row, torch.tensor([-1, -1])]))
         with pytest.raises(resume.StateError, match="must be on a file system that all nodes share"):
             saved.load()
     assert saved.load().step == 3
@@ -174,7 +175,8 @@ from pipeline.config.params import Train
 from pipeline.training.distributed import any_of, join
 
 cpu = torch.device("cpu")
-rank, world = join(cpu, Train(device="cpu", precision="fp32", timeout_minutes=0.1))
+process = join(cpu, Train(device="cpu", precision="fp32", timeout_minutes=0.1))
+rank, world = process.rank, process.world
 said = any_of([rank == 1], cpu)
 if rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] != "2":
     os.kill(os.getpid(), signal.SIGKILL)

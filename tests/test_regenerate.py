@@ -102,14 +102,14 @@ def named(number, patient=None):
 
 def test_masks_hide_their_share_everywhere_and_grow_with_it():
     studies = [named(n) for n in range(2000)]
-    quarter, half = (regenerate.hidden_cells(studies, GRID, ratio, 0) for ratio in (0.25, 0.5))
+    quarter, half = (regenerate.cells_to_hide(studies, GRID, ratio, 0) for ratio in (0.25, 0.5))
     assert (quarter.sum(axis=(1, 2)) == 4).all() and (half.sum(axis=(1, 2)) == 8).all()
     assert not (quarter & ~half).any()  # nested
     assert np.abs(half.mean(axis=0) - 0.5).max() < 5 * math.sqrt(0.25 / 2000)
     assert len({m.tobytes() for m in half}) > 1800  # of 12,870; chance leaves 1,850
-    assert (regenerate.hidden_cells(studies[7:9], GRID, 0.5, 0) == half[7:9]).all()
-    assert (regenerate.hidden_cells(studies, GRID, 0.5, 1) != half).any()
-    sums = [regenerate.hidden_cells(studies[:1], 2, ratio, 0).sum() for ratio in (0.01, 0.99)]
+    assert (regenerate.cells_to_hide(studies[7:9], GRID, 0.5, 0) == half[7:9]).all()
+    assert (regenerate.cells_to_hide(studies, GRID, 0.5, 1) != half).any()
+    sums = [regenerate.cells_to_hide(studies[:1], 2, ratio, 0).sum() for ratio in (0.01, 0.99)]
     assert sums == [1, 3]  # never none, never all
 
 
@@ -194,7 +194,7 @@ def test_a_model_that_reads_is_found_to_read(index):
     assert metrics["openi_psnr75_matching_scale1"].value == pytest.approx(100, abs=1e-3)
     assert {m.n for m in metrics.values()} == {22}
     truth = np.stack([known[s.findings] for s in studies]) / 255
-    hidden = regenerate.pixels_of(regenerate.hidden_cells(studies, GRID, 0.75, 0), SIZE)
+    hidden = regenerate.pixels_of(regenerate.cells_to_hide(studies, GRID, 0.75, 0), SIZE)
     errors = [((t[h] - 0.5) ** 2).mean() for t, h in zip(truth, hidden, strict=True)]
     by_hand = np.array([10 * math.log10(1 / e) for e in errors])
     assert metrics["openi_psnr75_none"].value == pytest.approx(by_hand.mean(), abs=1e-4)
@@ -244,7 +244,7 @@ def test_clean_images_and_what_is_missing(index):
     assert found["removed"] == {"openi": int((~kept).sum())}
     assert {m.n for key, m in found["metrics"].items() if key.clean} == {int(kept.sum())}
     truth = np.stack([known[s.findings] for s in studies]) / 255
-    hidden = regenerate.pixels_of(regenerate.hidden_cells(studies, GRID, 0.5, 0), SIZE)
+    hidden = regenerate.pixels_of(regenerate.cells_to_hide(studies, GRID, 0.5, 0), SIZE)
     by_hand = psnr(truth, np.full(truth.shape, 0.5), hidden)[kept]
     clean = found["metrics"][read_key("openi_psnr50_none_clean")]
     assert clean.value == pytest.approx(by_hand.mean(), abs=1e-4)
@@ -287,7 +287,7 @@ def test_pictures_are_what_they_say_and_of_phantoms_only(index):
     assert found["ratio"].tolist() == [0.25, 0.25, 0.5, 0.5] and set(found["dataset"]) == {"openi"}
     tests = read_studies(index / "openi.parquet", ("test",))
     hidden = np.concatenate(
-        [regenerate.pixels_of(regenerate.hidden_cells(studies[:2], GRID, r, 0), SIZE) for r in (0.25, 0.5)]
+        [regenerate.pixels_of(regenerate.cells_to_hide(studies[:2], GRID, r, 0), SIZE) for r in (0.25, 0.5)]
     )
     for n, position in enumerate(found["position"]):
         own = known[tests[int(position)].findings]

@@ -6,15 +6,16 @@ import os
 import random
 import resource
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from pipeline.config.params import Train
@@ -22,9 +23,10 @@ from pipeline.config.records import ParamsError
 from pipeline.config.run_config import write_run_config
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training import loop, resume, throughput
-from pipeline.training import step as one_step
+from pipeline.tracking import launcher, mlflow_runs
+from pipeline.training import identity, loop, resume, throughput
 from pipeline.training.batches import epoch_draws
+from pipeline.training.methods import cxr_clip as cxr_clip_method
 from tests.conftest import BERT, RESNET, make_config
 
 ROOT = Path(__file__).parents[1]
@@ -105,8 +107,8 @@ def forks(tmp_path_factory):
         process.kill()
 
 
-def train(corpus, out, tell=lambda values, step: None):
-    return loop.train_run(corpus, out / "model", out / "history.csv", out / "work", tell)
+def train(corpus, out, tell=lambda values, step: None, anyway=False):
+    return loop.train_run(corpus, out / "model", out / "history.csv", out / "work", tell, resume_anyway=anyway)
 
 
 def outputs(out):
@@ -154,7 +156,8 @@ def test_a_killed_training_ends_as_if_it_had_not_been(forks, corpus, tmp_path):
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
     assert (tmp_path / "killed" / "best").read_text() == (tmp_path / "whole" / "best").read_text()
     assert "goes on in epoch" in (tmp_path / "killed" / "said").read_text()
-    assert not (tmp_path / "killed" / "work").exists()
+    left = sorted(p.name.split("-")[0] for p in (tmp_path / "killed" / "work").iterdir())
+    assert left == ["best", "lock", "state.pt"]  # what writes the outputs again
 
 
 def test_a_killed_training_with_a_memory_ends_as_if_it_had_not_been(forks, corpus, tmp_path):
@@ -259,7 +262,7 @@ def test_how_the_stage_ends(tmp_path, monkeypatch, capsys, error, code, says):
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(loop, "train", fails)
+    monkeypatch.setattr(loop, "train_run", fails)
     with pytest.raises(SystemExit) as end:
         runpy.run_module("stages.pretrain", run_name="__main__")
     assert end.value.code == code and capsys.readouterr().err == says
@@ -273,14 +276,14 @@ def test_what_a_state_is_compared_by_is_all_that_decides_the_result(corpus, tmp_
     folder = corpus(run)
     words = Tokenizer.build(BERT, ["one two three"])
     cpu = torch.device("cpu")
-    first = resume.identity(run, folder, words, cpu)
-    assert resume.identity(run, folder, Tokenizer.build(BERT, ["one two three"]), cpu) == first
+    first = identity.identity(run, folder, words, cpu)
+    assert identity.identity(run, folder, Tokenizer.build(BERT, ["one two three"]), cpu) == first
     same = {"workers": 3, "save_minutes": 1.0, "timeout_minutes": 1.0, "launcher": "x", "device": "auto"}
-    assert resume.identity(replace(run, train=replace(run.train, **same)), folder, words, cpu) == first
-    assert set(same) == set(resume.INDIFFERENT)
+    assert identity.identity(replace(run, train=replace(run.train, **same)), folder, words, cpu) == first
+    assert set(same) == set(identity.INDIFFERENT)
 
     def changed(**what):
-        now = resume.identity(**{"config": run, "corpus": folder, "tokenizer": words, "device": cpu, **what})
+        now = identity.identity(**{"config": run, "corpus": folder, "tokenizer": words, "device": cpu, **what})
         return [key for key in first if now[key] != first[key]]
 
     other = {"epochs": 3, "lr": 2e-3, "batch_size": 10, "patience": 1, "threads": 2, "shuffle_pairs": True}
@@ -296,11 +299,55 @@ def test_what_a_state_is_compared_by_is_all_that_decides_the_result(corpus, tmp_
         assert changed() == what
 
 
-def test_the_state_is_of_all_modules_that_the_stage_depends_on():
-    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["pretrain"]
-    assert sorted(resume.CODE) == sorted(
-        d.removeprefix("pipeline/") for d in stage["deps"] if d.startswith("pipeline/")
+def copied_library(folder):
+    shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "pipeline"
+
+
+def test_code_is_compared_by_what_computes(tmp_path):
+    """Comments, docstrings and layout are not; every module and data file that training is made of is, new ones too."""
+    library = copied_library(tmp_path)
+    first = identity.code_digest(library)
+    assert first == identity.code_digest(ROOT / "pipeline")
+
+    def changed(name, edit):
+        file = library / name
+        before = file.read_text() if file.exists() else None
+        file.write_text(edit(before))
+        now = identity.code_digest(library)
+        file.write_text(before) if before is not None else file.unlink()
+        return now != first
+
+    losses = "training/losses.py"
+    assert not changed(losses, lambda text: "# a comment\n" + text.replace("Mean over the rows", "The mean over rows"))
+    assert not changed(
+        losses, lambda text: text.replace("return (rows + columns) / 2", "return (\n        rows + columns) / 2")
     )
+    assert not changed("evaluation/metrics.py", lambda text: text + "\nx = 1\n")
+    assert not changed("tracking/launcher.py", lambda text: text + "\nx = 1\n")
+    assert changed(losses, lambda text: text.replace("return (rows + columns) / 2", "return (rows + columns) / 3"))
+    assert changed("text/synonyms.yaml", lambda text: text + "# a comment\n")
+    for name in (
+        "study.py",
+        "study_keys.py",
+        "storage/shards.py",
+        "text/eda.py",
+        "models/mixed.py",
+        "training/loop.py",
+    ):
+        assert changed(name, lambda text: text + "\nx = 1\n"), name
+    assert changed("training/methods/another.py", lambda _: "x = 1\n")
+
+
+def test_the_state_is_of_all_modules_that_train():
+    """What the stage imports is in the folders that are compared, or only reads parameters or keeps the books."""
+    script = "import sys; from pipeline.training import loop; print(*(m for m in sys.modules if m[:9] == 'pipeline.'))"
+    said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    compared = ("pipeline.study", "pipeline.storage", "pipeline.text", "pipeline.models", "pipeline.training")
+    assert {m for m in said.split() if not m.startswith(compared)} <= {
+        *("pipeline.config", "pipeline.config.checks", "pipeline.config.load", "pipeline.config.params"),
+        *("pipeline.config.records", "pipeline.config.run_config"),
+    }
 
 
 def test_a_changed_parameter_never_resumes(corpus, tmp_path, monkeypatch, capsys):
@@ -313,13 +360,27 @@ def test_a_changed_parameter_never_resumes(corpus, tmp_path, monkeypatch, capsys
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
 
-def test_changed_code_never_resumes(corpus, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("anyway", "says"),
+    [
+        (False, "the saved state is of another training (code, libraries changed); training starts anew"),
+        (True, "code and libraries changed, and the state is used as asked; training goes on in epoch 1 at step 2"),
+    ],
+)
+def test_changed_code_resumes_only_when_asked_to(corpus, tmp_path, monkeypatch, capsys, anyway, says):
     folder = corpus(make_config())
     stop(folder, tmp_path / "a", monkeypatch)
-    real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda p: real(p) + b"# edited" if p.name == "losses.py" else real(p))
-    train(folder, tmp_path / "a")
-    assert "(code changed); training starts anew" in capsys.readouterr().out
+    monkeypatch.setattr(identity, "code_digest", lambda library: "other")
+    monkeypatch.setattr(identity, "LIBRARIES", ("torch",))
+    train(folder, tmp_path / "a", anyway=anyway)
+    assert says in capsys.readouterr().out
+
+
+def test_changed_parameters_never_resume_however_asked(corpus, tmp_path, monkeypatch, capsys):
+    stop(corpus(make_config()), tmp_path / "a", monkeypatch)
+    monkeypatch.setattr(identity, "code_digest", lambda library: "other")
+    train(corpus(make_config(train={"lr": 2e-3})), tmp_path / "a", anyway=True)
+    assert "another training (code, parameters changed); training starts anew" in capsys.readouterr().out
 
 
 class Evil:
@@ -351,10 +412,119 @@ def test_one_process_at_a_time_trains_a_run(corpus, tmp_path):
     folder = corpus(make_config())
     with (
         resume.alone(tmp_path / "work"),
-        pytest.raises(ParamsError, match=rf"work: process {os.getpid()} is training this run"),
+        pytest.raises(ParamsError, match=rf"work: process {os.getpid()} of this host is training this run"),
     ):
         train(folder, tmp_path)
     train(folder, tmp_path)
+
+
+def test_a_lock_of_another_host_names_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(resume.socket, "gethostname", lambda: "node 7")
+    with resume.alone(tmp_path):
+        assert (tmp_path / "lock").read_text() == f"node 7 {os.getpid()}"
+        monkeypatch.setattr(resume.socket, "gethostname", lambda: "node 8")
+        says = rf"process {os.getpid()} of host node 7, which shares this file system, is training this run; end it, or"
+        with pytest.raises(ParamsError, match=says), resume.alone(tmp_path):
+            pass
+
+
+# finished, and nobody saw it
+
+
+def test_a_finished_training_writes_its_outputs_again_without_training(corpus, tmp_path, monkeypatch, capsys):
+    """DVC removed them, since whoever ran it died before the training ended."""
+    folder = corpus(make_config(image_encoder=RESNET, train={"epochs": 3}))
+    losses = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(losses))
+    best, whole = train(folder, tmp_path / "a"), outputs(tmp_path / "a")
+    work = tmp_path / "a" / "work"
+    assert sorted(p.name for p in work.iterdir()) == ["best-1.safetensors", "lock", "state.pt"]
+    assert (work / "state.pt").stat().st_size < 20_000  # no optimizer, no weights
+    shutil.rmtree(tmp_path / "a" / "model")
+    (tmp_path / "a" / "history.csv").unlink()
+    monkeypatch.setattr(loop, "compute_gradients", lambda *_: pytest.fail("it trains again"))
+    capsys.readouterr()
+    told = []
+    assert train(folder, tmp_path / "a", lambda values, step: told.append(step)) == best == 1.0
+    assert outputs(tmp_path / "a") == whole and told == [0, 1, 2]
+    said = capsys.readouterr().out
+    assert "training had finished, and whoever started it was gone; its outputs are written from here\n" in said
+
+
+def test_a_finished_training_of_other_parameters_is_removed(corpus, tmp_path, capsys):
+    train(corpus(make_config()), tmp_path / "a")
+    folder = corpus(make_config(train={"lr": 2e-3}))
+    best = train(folder, tmp_path / "a")
+    assert "another training (parameters changed); training starts anew" in capsys.readouterr().out
+    assert best == train(folder, tmp_path / "b") and outputs(tmp_path / "a") == outputs(tmp_path / "b")
+
+
+def test_a_finished_training_whose_end_was_seen_trains_anew(corpus, tmp_path, monkeypatch):
+    folder = corpus(make_config())
+    train(folder, tmp_path)
+    resume.forget(tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+    steps, real = [], loop.compute_gradients
+    monkeypatch.setattr(loop, "compute_gradients", lambda *args: steps.append(1) or real(*args))
+    train(folder, tmp_path)
+    assert len(steps) == 10
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_stage_forgets_a_training_whose_end_is_seen(tmp_path, monkeypatch, capsys, there):
+    """``there``: whether the process that started the stage is alive at its end."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text().replace("enabled: true", "enabled: false"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pretrain", "resnet_m", "0"])
+    shell = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(launcher, "launcher", lambda: psutil.Process(shell.pid))
+
+    def trains(corpus, out, history, work, *_):
+        work.mkdir(parents=True)
+        if not there:
+            shell.kill()
+            shell.wait()
+        return 1.0
+
+    monkeypatch.setattr(loop, "train_run", trains)
+    monkeypatch.setattr(mlflow_runs.StageRun, "artifact", lambda *_: None)
+    runpy.run_module("stages.pretrain", run_name="__main__")
+    assert "best validation loss 1.0000" in capsys.readouterr().out
+    assert (tmp_path / "data" / "work" / "pretrain" / "resnet_m" / "0").exists() is not there
+    shell.kill()
+    shell.wait()
+
+
+STARTED = """
+import sys, time
+from pipeline.tracking.launcher import is_there, launcher
+above = launcher()
+print(above.pid, flush=True)
+sys.stdin.read()
+print(is_there(above), flush=True)
+"""
+
+
+def test_who_started_a_stage_is_the_dvc_above_it_and_shells_outlive_it(tmp_path):
+    """As under DVC and torchrun: dvc -> sh -> torchrun -> process. The dvc is killed, the others live on."""
+    (tmp_path / "started.py").write_text(STARTED)
+    torchrun = f"import subprocess, sys; subprocess.run([{sys.executable!r}, 'started.py'])"
+    (tmp_path / "torchrun.py").write_text(torchrun)
+    run = f"import subprocess; subprocess.run({f'{sys.executable} torchrun.py; true'!r}, shell=True)"
+    (tmp_path / "dvc").write_text(run)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    for kill, answer in ((True, b"False\n"), (False, b"True\n")):
+        dvc = subprocess.Popen([sys.executable, "dvc", "repro"], cwd=tmp_path, env=env, **pipes)
+        assert int(dvc.stdout.readline()) == dvc.pid
+        if kill:
+            dvc.kill()
+            dvc.wait()
+        dvc.stdin.close()
+        assert dvc.stdout.readline() == answer
+        dvc.stdout.close()
+        dvc.wait()
 
 
 # what the state holds
@@ -443,7 +613,9 @@ def test_studies_that_are_not_finite_are_named(corpus, tmp_path, monkeypatch, st
 
 def test_where_no_study_stands_out_eight_of_the_step_are_named(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        one_step, "cxr_clip_loss", lambda e, *_: ((e.image1 / 0).sum() * e.text1.sum() * 0, {"mvs": torch.tensor(0.0)})
+        cxr_clip_method,
+        "cxr_clip_loss",
+        lambda e, *_: ((e.image1 / 0).sum() * e.text1.sum() * 0, {"mvs": torch.tensor(0.0)}),
     )
     with pytest.raises(FloatingPointError, match=r"studies (\w+/p\d+/s\d+, ){7}\w+/p\d+/s\d+ and 2 more; lower"):
         train(corpus(make_config(train={"batch_size": 10})), tmp_path)
@@ -454,11 +626,11 @@ def test_weights_that_are_not_finite_are_not_saved(corpus, tmp_path, monkeypatch
     folder = corpus(make_config(train={"save_minutes": 0.0}))
     real, count = loop.compute_gradients, [0]
 
-    def gradients(net, *rest):
-        out = real(net, *rest)
+    def gradients(method, *rest):
+        out = real(method, *rest)
         count[0] += 1
         if count[0] == 7:
-            net.log_scale.grad.fill_(float("nan"))
+            method.net.log_scale.grad.fill_(float("nan"))
         return out
 
     with monkeypatch.context() as patch:
@@ -466,6 +638,44 @@ def test_weights_that_are_not_finite_are_not_saved(corpus, tmp_path, monkeypatch
         with pytest.raises(FloatingPointError, match="in epoch 1 at step 2, from"):
             train(folder, tmp_path / "a")
     assert train(folder, tmp_path / "a") == train(folder, tmp_path / "b")
+
+
+@pytest.mark.parametrize(("step", "kept"), [(7, "the one saved before is kept"), (1, "no earlier one is there")])
+def test_a_signal_does_not_claim_a_state_that_was_refused(corpus, tmp_path, monkeypatch, step, kept):
+    folder = corpus(make_config(train={"save_minutes": 60.0}))
+    real, count = loop.compute_gradients, [0]
+
+    def gradients(method, *rest):
+        out = real(method, *rest)
+        count[0] += 1
+        if count[0] == step:
+            method.net.log_scale.grad.fill_(float("nan"))
+            os.kill(os.getpid(), signal.SIGTERM)
+        return out
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_gradients", gradients)
+        with pytest.raises(resume.Stopped) as stopped:
+            train(folder, tmp_path / "a")
+    says = f"; the state is not saved, since weights of the model are not finite; {kept}"
+    assert str(stopped.value).endswith(says) and "state is saved" not in str(stopped.value)
+    assert (tmp_path / "a" / "work" / "state.pt").exists() == (step > 1)
+    assert train(folder, tmp_path / "a") == train(folder, tmp_path / "b")
+
+
+def test_an_epoch_whose_weights_are_not_finite_is_never_the_best(corpus, tmp_path, monkeypatch):
+    """Such as of a word that validation does not meet: its loss is finite, but the weights are not kept."""
+    losses = iter([3.0, 1.0])
+
+    def validation(method, *_):
+        loss = next(losses)
+        if loss == 1.0:
+            method.net.text_tower.model.get_input_embeddings().weight.data[-1] = float("nan")
+        return loss
+
+    monkeypatch.setattr(loop, "validation_loss", validation)
+    assert train(corpus(make_config()), tmp_path) == 3.0
+    assert all(v.isfinite().all() for v in load_file(tmp_path / "model" / "model.safetensors").values())
 
 
 def test_a_full_disk_leaves_the_state_before_whole(corpus, tmp_path, monkeypatch):

@@ -19,11 +19,11 @@ from pipeline.config.params import Loss
 from pipeline.config.records import ParamsError
 from pipeline.training.batch_norm import synchronise_batch_norm
 from pipeline.training.batches import collate
-from pipeline.training.step import compute_gradients, training_loss
+from pipeline.training.step import compute_gradients
 from tests import mixed_steps
 from tests.conftest import RESNET, make_config
 from tests.mixed_steps import Ids
-from tests.step_ranks import CASES, batch_of, model, samples, step
+from tests.step_ranks import CASES, batch_of, method_of, model, samples, step, validated
 from tests.test_losses import info_nce
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +95,7 @@ def test_a_step_in_pieces_is_the_step(whole, case, micro_batch):
 def test_the_place_in_the_batch_changes_nothing(whole, case):
     """Dropout follows the study, not the row."""
     config = make_config(**CASES[case])
-    loss, _ = compute_gradients(model(config), collate(samples(config)[::-1], Ids(), 3), config, CPU, 1)
+    loss, _ = compute_gradients(method_of(model(config), config), collate(samples(config)[::-1], Ids(), 3))
     assert loss.item() == pytest.approx(whole[case]["loss.total"].item(), rel=1e-9)
 
 
@@ -107,7 +107,7 @@ def test_the_step_has_something_to_get_wrong(whole):
     config = make_config(**CASES["resnet"])
     batch = batch_of(config)
     other = replace(batch, keys=batch.keys + 1)
-    losses = [training_loss(model(config), b, config, CPU, 1)[0].item() for b in (batch, batch, other)]
+    losses = [method_of(model(config), config).loss(b)[0].item() for b in (batch, batch, other)]
     assert losses[0] == losses[1] != losses[2]
 
 
@@ -119,7 +119,7 @@ def test_pieces_are_no_larger_than_asked(monkeypatch):
         seen = {"image": [], "text": []}
         net.image_tower.register_forward_hook(lambda _, args, out, seen=seen: seen["image"].append(len(args[0])))
         net.text_tower.register_forward_hook(lambda _, args, out, seen=seen: seen["text"].append(len(args[0])))
-        compute_gradients(net, batch_of(config), config, CPU, 1)
+        compute_gradients(method_of(net, config), batch_of(config))
         assert max(seen["text"]) == 4 and sum(seen["text"]) == 2 * 16
         assert max(seen["image"]) == images and sum(seen["image"]) == (16 if case == "resnet" else 2 * 16)
 
@@ -129,7 +129,7 @@ def test_the_loss_is_the_numpy_loss_of_the_embeddings():
     net, batch = model(config).eval(), batch_of(config)
     drawn = samples(config)
     with torch.no_grad():
-        loss, parts = training_loss(net, batch, config, CPU, 1)
+        loss, parts = method_of(net, config).loss(batch)
         i1, i2 = (net.encode_image(torch.from_numpy(np.stack([s.images[k] for s in drawn]))).numpy() for k in (0, 1))
         texts = [
             [
@@ -155,7 +155,7 @@ def test_single_samples_go_the_same_way(weights):
     got = []
     for run in (config, pieces):
         net = model(run)
-        loss, parts = compute_gradients(net, batch, run, CPU, 1)
+        loss, parts = compute_gradients(method_of(net, run), batch)
         assert set(parts) == {"mvs", "icl"} if weights.icl_weight else {"mvs"}
         got.append({"loss": loss} | {f"grad.{n}": p.grad for n, p in net.named_parameters() if p.requires_grad})
     assert_alike(got[1], got[0])
@@ -167,7 +167,7 @@ def test_gradients_carry_the_factor_of_the_scaler(whole, micro_batch):
     config = replace(config, train=replace(config.train, micro_batch=micro_batch, length_groups=3))
     net = model(config)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    loss, _ = compute_gradients(net, batch_of(config), config, CPU, 1, scaler)
+    loss, _ = compute_gradients(method_of(net, config), batch_of(config), scaler)
     got = {f"grad.{name}": p.grad / 1024 for name, p in net.named_parameters() if p.requires_grad}
     expected = {name: v for name, v in whole["swin"].items() if name in got}
     assert loss.item() == pytest.approx(whole["swin"]["loss.total"].item(), rel=1e-9)
@@ -183,7 +183,7 @@ def test_half_precision_in_pieces_has_all_gradients(case):
         train = replace(config.train, micro_batch=micro_batch, precision="bf16")
         config = replace(config, train=train)
         net = model(config, torch.float32)
-        loss, _ = compute_gradients(net, batch_of(config), config, CPU, 1)
+        loss, _ = compute_gradients(method_of(net, config), batch_of(config))
         assert loss.dtype == torch.float32
         got.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad]))
     assert torch.nn.functional.cosine_similarity(*got, dim=0) > 0.98
@@ -199,7 +199,7 @@ def test_batch_norm_without_checkpointing_cannot_be_cut(monkeypatch):
 
     monkeypatch.setattr(net.image_tower.model, "set_grad_checkpointing", refuse)
     with pytest.raises(ParamsError, match=r"train\.micro_batch: ResNet has BatchNorm.*set 0"):
-        compute_gradients(net, batch_of(config), config, CPU, 1)
+        compute_gradients(method_of(net, config), batch_of(config))
 
 
 def test_a_batch_norm_of_timm_is_refused_on_the_cpu():
@@ -219,6 +219,8 @@ def test_several_processes_compute_what_one_does(ranks, whole, world):
         for micro_batch in (0, 1):
             for rank in range(world):
                 assert_alike(torch.load(folder / f"{case}-{world}-{micro_batch}-{rank}.pt"), whole[case])
+        alone = validated(case)
+        assert [torch.load(folder / f"valid-{case}-{world}-{rank}.pt") for rank in range(world)] == [alone] * world
     single = step("resnet", dtype=torch.float32)
     for rank in range(world):
         got = torch.load(folder / f"float32-{world}-0-{rank}.pt")

@@ -175,8 +175,8 @@ class Loss:
 
     ``scale_limits`` bound 1 / temperature, the factor on the cosines, in training (``model.temperature`` is its start).
 
-    ``pipeline.training.losses`` computes the contrastive terms, ``pipeline.training.declip`` those of DeCLIP,
-    ``pipeline.training.mixed_losses`` those of mixed runs; a table of methods is in docs/training.md.
+    ``pipeline.training.losses`` computes the contrastive terms, ``pipeline.training.methods`` those of DeCLIP and of
+    mixed runs; a table of methods is in docs/training.md.
     """
 
     mvs: Flag = True  # image-text term over all four pairs, else over the first alone

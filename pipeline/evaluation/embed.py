@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.settings import EmbedOtherSettings, EmbedSettings
@@ -18,7 +17,6 @@ from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.protocols import RetrievalSet, load_protocol, prompt_texts, retrieval_sets
 from pipeline.evaluation.store import write_missing
 from pipeline.models.checkpoint import Net, load_model
-from pipeline.models.cxr_clip import CxrClip
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import read_studies
 from pipeline.storage.shards import load_view
@@ -156,7 +154,8 @@ def write_maps(
     maps = []
     if chosen:
         inputs = np.stack([evaluation_crop(load_view(view), image_size) for _, _, view, _ in chosen])
-        places = similarity_places(net, torch.from_numpy(inputs).to(embedder.device))
+        with torch.inference_mode():
+            places = net.encode_places(torch.from_numpy(inputs).to(embedder.device))
         if places is not None:
             prompts = torch.from_numpy(embedder.embed_texts([text for *_, text in chosen])).to(places.device)
             maps = list(torch.einsum("nhwd,nd->nhw", places, prompts).cpu().numpy())
@@ -171,25 +170,6 @@ def write_maps(
         },
     )
     return len(maps)
-
-
-@torch.inference_mode()
-def similarity_places(net: Net, images: Tensor) -> Tensor | None:
-    """Unit-norm embeddings of every place of the last feature map: uint8 [B, S, S] -> float32 [B, h, w, dim].
-
-    The image projection is linear, so it commutes with the global average pool: the mean of the projected places is
-    the image's embedding before it gets unit norm. Hence a place's cosine with a text says what it contributes. None
-    for an encoder that is not pooled by an average over a map, such as a mixed run's.
-    """
-    if not isinstance(net, CxrClip):
-        return None
-    tower = net.image_tower
-    found = tower.model.forward_features(tower.normalise(images))
-    if found.dim() != 4:
-        return None
-    if getattr(tower.model, "output_fmt", "NCHW") == "NCHW":
-        found = found.permute(0, 2, 3, 1)
-    return F.normalize(net.image_projection(found).float(), dim=-1)
 
 
 def _examples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,13 +14,24 @@ from torch import Tensor, nn
 
 from pipeline.config.params import Augment, FineTune
 from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches
-from pipeline.models.encoders import ImageTower
-from pipeline.models.mixed import ImagePart
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.shards import load_view
 from pipeline.training.schedule import warmup_cosine
 
-Tower = ImageTower | ImagePart
+
+class Tower(Protocol):
+    """The image encoder of a network, itself an ``nn.Module``."""
+
+    width: int
+
+    @property
+    def mean(self) -> Tensor:
+        """A tensor on the device that the encoder is on."""
+        ...
+
+    def __call__(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Grey uint8 [B, S, S] -> features [B, width]; ``keys`` as in ``ImageTower.forward``."""
+        ...
 
 
 class Classifier(nn.Module):

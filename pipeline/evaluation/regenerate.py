@@ -7,7 +7,6 @@ ratio are among those of a larger one. Everything is measured on hidden pixels a
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +23,12 @@ from pipeline.evaluation.image_quality import averaged, psnr, ssim, without_mode
 from pipeline.evaluation.metric_key import WITH_TEXT, MetricKey, of_clean
 from pipeline.evaluation.metrics import mean_with_interval, resamples
 from pipeline.evaluation.protocols import RetrievalSet
+from pipeline.models.hidden_cells import hidden_cells
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import read_studies
 from pipeline.storage.shards import load_view
 from pipeline.study import Study
+from pipeline.study_keys import study_key
 from pipeline.text.tokenizer import Tokenizer
 
 PICTURES = 2  # of a test set and mask ratio
@@ -102,16 +103,11 @@ def of_network(network: object, tokenizer: Tokenizer, device: torch.device) -> O
 # ---- what is hidden, and whose report is whose
 
 
-def hidden_cells(studies: Sequence[Study], grid: int, ratio: float, seed: int) -> np.ndarray:
-    """Cells to hide of each study's image, bool [N, grid, grid]: the share ``ratio`` of them, rounded, at least one and
-    not all. The order in which cells are hidden depends on the seed and the study's ids alone."""
-    cells = grid * grid
-    count = min(max(round(ratio * cells), 1), cells - 1)
-    out = np.zeros((len(studies), cells), dtype=bool)
-    for row, study in zip(out, studies, strict=True):
-        name = zlib.crc32(f"{study.dataset}/{study.patient}/{study.study}".encode())
-        row[np.random.default_rng([seed, name]).permutation(cells)[:count]] = True
-    return out.reshape(-1, grid, grid)
+def cells_to_hide(studies: Sequence[Study], grid: int, ratio: float, seed: int) -> np.ndarray:
+    """Cells to hide of each study's image, bool [N, grid, grid]: see ``hidden_cells``. Which ones depends on the seed
+    and the study's ids alone."""
+    keys = torch.tensor([study_key(study, seed, "hidden") for study in studies])
+    return hidden_cells(keys, grid, ratio).numpy()
 
 
 def pixels_of(cells: np.ndarray, size: int) -> np.ndarray:
@@ -202,7 +198,7 @@ def measure(
     Raises:
         ValueError: a guess is not finite.
     """
-    cells = hidden_cells(sample.studies, model.grid, ratio, seed)
+    cells = cells_to_hide(sample.studies, model.grid, ratio, seed)
     quantities = {
         name: MetricKey(sample.dataset, "regeneration", name, percent=round(100 * ratio), way="none")
         for name in ("psnr", "ssim")
@@ -304,7 +300,7 @@ def regeneration_examples(
         part = slice(0, PICTURES)
         images = _images(sample.studies[part], size)
         for ratio in ratios:
-            cells = hidden_cells(sample.studies[part], model.grid, ratio, seed)
+            cells = cells_to_hide(sample.studies[part], model.grid, ratio, seed)
             hidden = pixels_of(cells, size)
             given = torch.from_numpy(images), torch.from_numpy(cells)
             without, helped = (

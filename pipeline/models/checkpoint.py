@@ -14,12 +14,7 @@ from pipeline.models.mixed import MixedNet, build_mixed
 from pipeline.storage.atomic import replacing
 from pipeline.text.tokenizer import Tokenizer
 
-Net = CxrClip | MixedNet  # what a run trains
-
-
-def build_model(config: RunConfig, tokenizer: Tokenizer, load_weights: bool = True) -> Net:
-    """The untrained model of a run; ``load_weights`` as in ``CxrClip``."""
-    return build_mixed(config, tokenizer) if config.mixed else CxrClip(config, len(tokenizer), load_weights)
+Net = CxrClip | MixedNet  # what a run trains and evaluation reads: no other module asks which of them it has
 
 
 def save_model(model: Net, tokenizer: Tokenizer, config: RunConfig, folder: Path) -> None:
@@ -30,15 +25,19 @@ def save_model(model: Net, tokenizer: Tokenizer, config: RunConfig, folder: Path
         save_file(weights, partial)
     write_run_config(folder / "run.json", config)
     tokenizer.save(folder)
-    if config.text_encoder.name and isinstance(model, CxrClip):
-        model.text_tower.model.config.save_pretrained(folder)  # so that loading needs no hub
+    model.save_configs(folder)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Net, Tokenizer, RunConfig]:
-    """Read what ``save`` wrote, in eval mode; every key must match."""
+    """Read what ``save_model`` wrote, in eval mode; every key must match."""
     config = read_run_config(folder / "run.json")
     tokenizer = Tokenizer.load(folder, config.text_encoder.max_tokens)
     text = replace(config.text_encoder, name=str(folder)) if config.text_encoder.name else config.text_encoder
-    model = build_model(replace(config, text_encoder=text), tokenizer, load_weights=False)
+    config_here = replace(config, text_encoder=text)
+    model: Net = (
+        build_mixed(config_here, tokenizer)
+        if config.mixed
+        else CxrClip(config_here, len(tokenizer), load_weights=False)
+    )
     model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     return model.to(device).eval(), tokenizer, config

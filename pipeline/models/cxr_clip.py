@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,39 +11,32 @@ from torch import Tensor, nn
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig
 from pipeline.models.encoders import ImageTower, TextTower
+from pipeline.models.temperature import WithTemperature
 from pipeline.models.vectors import unit
 
 
-class CxrClip(nn.Module):
+class CxrClip(WithTemperature):
     """Paper section 3.2. Projections are linear with bias; embeddings have unit norm."""
 
     def __init__(self, config: RunConfig, vocabulary: int, load_weights: bool = True) -> None:
         """Build the architecture of a run; ``load_weights`` fetches pretrained encoders where the run names them."""
-        super().__init__()
         if config.image_encoder is None:
             raise ParamsError(f"runs.{config.name}.image_encoder: missing")
+        super().__init__(config.temperature, config.loss.scale_limits)
         self.image_tower = ImageTower(config.image_encoder, config.image_size, load_weights)
         self.text_tower = TextTower(config.text_encoder, vocabulary, load_weights)
         self.image_projection = nn.Linear(self.image_tower.width, config.dim)
         self.text_projection = nn.Linear(self.text_tower.width, config.dim)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
-        self.log_limits = [math.log(limit) if limit else -math.inf for limit in config.loss.scale_limits]
-
-    @property
-    def scale(self) -> Tensor:
-        """The factor on the cosines."""
-        return self.log_scale.exp()
 
     def compile_towers(self) -> None:
         """Let torch compile both encoders on their first pass; names of parameters stay."""
         self.image_tower.model.compile()
         self.text_tower.model.compile(dynamic=True)  # the padded length changes from group to group
 
-    @torch.no_grad()
-    def clamp_scale(self) -> None:
-        """Hold the scale within ``loss.scale_limits``; called after every step, so that the parameter can still come
-        back. The paper and its release have no bounds; the default, 100 or below, is CLIP's."""
-        self.log_scale.clamp_(*self.log_limits)
+    def save_configs(self, folder: Path) -> None:
+        """Write the encoders' files beside the weights: a BERT's config.json, so that loading needs no hub."""
+        if self.text_tower.named:
+            self.text_tower.model.config.save_pretrained(folder)
 
     def encode_image(self, images: Tensor, keys: Tensor | None = None) -> Tensor:
         """Grey uint8 [B, S, S] -> unit-norm [B, dim]; ``keys`` as in ``ImageTower.forward``."""
@@ -52,6 +45,16 @@ class CxrClip(nn.Module):
     def encode_text(self, tokens: Tensor, mask: Tensor, keys: Tensor | None = None) -> Tensor:
         """Token ids and mask, int64 [B, L] -> unit-norm [B, dim]; ``keys`` as in ``TextTower.forward``."""
         return unit(self.text_projection(self.text_tower(tokens, mask, keys)))
+
+    def encode_places(self, images: Tensor) -> Tensor | None:
+        """Embeddings of every place of the last feature map: uint8 [B, S, S] -> unit-norm [B, h, w, dim].
+
+        The image projection is linear, so it commutes with the global average pool: the mean of the projected places is
+        the image's embedding before it gets unit norm. Hence a place's cosine with a text says what it contributes.
+        None for an encoder that is not pooled by an average over a map.
+        """
+        places = self.image_tower.places(images)
+        return None if places is None else unit(self.image_projection(places))
 
     def forward(
         self,

@@ -49,6 +49,13 @@ class ImageTower(nn.Module):
         self.rows.are(keys)
         return self.model(self.normalise(images))
 
+    def places(self, images: Tensor) -> Tensor | None:
+        """Grey uint8 [B, S, S] -> the last feature map [B, h, w, width]; None where the model has no map."""
+        found = self.model.forward_features(self.normalise(images))
+        if found.dim() != 4:
+            return None
+        return found.permute(0, 2, 3, 1) if getattr(self.model, "output_fmt", "NCHW") == "NCHW" else found
+
     def normalise(self, images: Tensor) -> Tensor:
         """Grey uint8 [B, S, S] -> the model's input [B, 3, S, S]: grey in [0, 1], less mean, over deviation."""
         factor, offset = 1 / (255 * self.std), -self.mean / self.std
@@ -58,12 +65,13 @@ class ImageTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """A BERT, pooled at the last non-padding token ([SEP] stands for the paper's [EOS])."""
+    """A BERT, pooled at the last non-padding token ([SEP] is the paper's [EOS])."""
 
     def __init__(self, options: TextEncoder, vocabulary: int, load_weights: bool) -> None:
         super().__init__()
         from transformers import AutoConfig, AutoModel, BertModel
 
+        self.named = bool(options.name)  # else its architecture is in the run's parameters
         if options.name and load_weights:
             self.model = from_hub(BertModel.from_pretrained, options.name, add_pooling_layer=False)
         elif options.name:

@@ -38,7 +38,8 @@ def row_keys(keys: Tensor, kind: int, samples: int) -> Tensor:
 
     Args:
         keys: int64 [B], one a study and epoch.
-        kind: 0 for images, 1 for texts, 2 for the words that are masked.
+        kind: 0 for images, 1 for texts, 2 for the words that are masked, 3 for hidden cells, 4 for what is masked
+            together.
         samples: images (texts) a study, 1 or 2.
     """
     return torch.cat([mix_bits(mix_bits(keys) + 2 * kind + sample) for sample in range(samples)])
@@ -46,7 +47,7 @@ def row_keys(keys: Tensor, kind: int, samples: int) -> Tensor:
 
 def keyed_mask(seeds: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
     """Which values to drop: bool [B, *shape], True with probability ``rate``, a number in (0, 1) met to within 2**-32;
-    see ``drawn``."""
+    see ``keyed_numbers``."""
     return keyed_numbers(seeds, shape) < round(rate * 2**32) - 2**31
 
 
@@ -69,5 +70,5 @@ def keyed_numbers(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def stream_seeds(keys: Tensor) -> Tensor:
-    """Keys int64 [...] -> seeds of ``drawn``, int32 [..., 2]."""
+    """Keys int64 [...] -> seeds of ``keyed_numbers``, int32 [..., 2]."""
     return mix_bits(keys).unsqueeze(-1).view(torch.int32)

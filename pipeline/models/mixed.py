@@ -5,7 +5,7 @@ What a study does not have is absent from the sequence, so images alone, texts a
     the image's tokens from the finest scale to the coarsest, then [CLS], words, [SEP]
 
 Scale k is the picture averaged over 2**k x 2**k pixels, in patches of ``patch`` x ``patch`` of *its* pixels. Regions
-are hidden by cells of the coarsest scale's grid, and with a cell every token of every scale that lies in it: no patch
+are hidden by cells of the coarsest scale's grid, and with a cell every token of every scale that is in it: no patch
 and no average reaches over a cell's edge, so no scale says anything of what another one has to guess.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +21,19 @@ from torch import Tensor, nn
 
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig
-from pipeline.models.keyed_random import keyed_numbers, stream_seeds
 from pipeline.models.masked_tokens import MaskedWords
+from pipeline.models.temperature import WithTemperature
 from pipeline.models.vectors import at_least_float32, unit
 from pipeline.text.tokenizer import Tokenizer
 
 MEAN, STD = 0.5, 0.25  # of grey in [0, 1], for what goes in and what is regenerated
 
 
-class MixedNet(nn.Module):
+class MixedNet(WithTemperature):
     """The transformer, its heads for hidden regions and words, and two projections into the shared space.
 
-    ``grid``: cells a side of the coarsest scale. Embeddings, ``scale`` and ``encode_*`` are as in ``CxrClip``.
+    ``grid``: cells a side of the coarsest scale; ``mask_ratio``: the share of them that training hides (see
+    ``pipeline.models.hidden_cells``). Embeddings and ``encode_*`` are as in ``CxrClip``.
     """
 
     cell_of: Tensor
@@ -45,10 +47,10 @@ class MixedNet(nn.Module):
         Raises:
             ParamsError: the run is no mixed one.
         """
-        super().__init__()
         shape = config.mixed
         if shape is None:
             raise ParamsError(f"runs.{config.name}: no mixed run")
+        super().__init__(config.temperature, config.loss.scale_limits)
         self.patch, self.scales, self.width = shape.patch, shape.scales, shape.width
         self.mask_ratio = shape.mask_ratio
         self.grids = [config.image_size // (shape.patch * 2**k) for k in range(shape.scales)]
@@ -76,8 +78,6 @@ class MixedNet(nn.Module):
         self.words = MaskedWords(wide, self.word_embeddings, special, mask_id, config.loss.mlm_rate)
         self.image_projection = nn.Linear(wide, config.dim)
         self.text_projection = nn.Linear(wide, config.dim)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
-        self.log_limits = [math.log(limit) if limit else -math.inf for limit in config.loss.scale_limits]
 
         def keep(name: str, value: Tensor) -> None:
             self.register_buffer(name, value, persistent=False)
@@ -93,11 +93,6 @@ class MixedNet(nn.Module):
         keep("text_positions", _waves(words, wide, 2 * math.pi, 2 * math.pi * 10000))
 
     @property
-    def scale(self) -> Tensor:
-        """The factor on the cosines."""
-        return self.log_scale.exp()
-
-    @property
     def image_tower(self) -> ImagePart:
         """What a linear probe or fine-tuning takes for the image encoder."""
         return ImagePart(self)
@@ -106,22 +101,8 @@ class MixedNet(nn.Module):
         """Let torch compile the transformer on its first pass; names of parameters stay."""
         self.encoder.compile(dynamic=True)
 
-    @torch.no_grad()
-    def clamp_scale(self) -> None:
-        """Hold the scale within ``loss.scale_limits``; called after every step."""
-        self.log_scale.clamp_(*self.log_limits)
-
-    def hide(self, keys: Tensor, ratio: float | None = None) -> Tensor:
-        """Cells to hide of images with these keys: int64 [B] -> bool [B, G, G], G = ``grid``.
-
-        Of all cells the share ``ratio`` (``mask_ratio`` unless given), rounded, but at least one and not all; which
-        ones depends on the key alone.
-        """
-        cells = self.grid**2
-        count = min(max(round((self.mask_ratio if ratio is None else ratio) * cells), 1), cells - 1)
-        order = keyed_numbers(stream_seeds(keys), (cells,)).argsort(dim=1, stable=True)
-        hidden = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, :count], True)
-        return hidden.unflatten(1, (self.grid, self.grid))
+    def save_configs(self, folder: Path) -> None:
+        """Write nothing: the run's parameters describe the whole model."""
 
     def pieces(self, images: Tensor) -> list[Tensor]:
         """Grey uint8 [B, S, S] -> of each scale its patches, row by row, float [B, g * g, patch * patch]: grey in
@@ -192,6 +173,10 @@ class MixedNet(nn.Module):
         """Token ids and mask, int64 [B, L] -> unit-norm [B, dim], from the text alone; ``keys`` change nothing."""
         states, seen = self(tokens=tokens, mask=mask)[1], mask.unsqueeze(2)
         return unit(self.text_projection((states * seen).sum(dim=1) / seen.sum(dim=1)))
+
+    def encode_places(self, images: Tensor) -> Tensor | None:
+        """None: no place of a map adds up to the embedding, as it does in ``CxrClip``."""
+        return None
 
     def regenerate_scales(
         self, images: Tensor, mask: Tensor, tokens: Tensor | None = None, text_mask: Tensor | None = None

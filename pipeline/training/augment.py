@@ -37,32 +37,23 @@ class Crop(NamedTuple):
 def augment_view(
     view: View, size: int, options: Augment, rng: Generator, load: Callable[[View, int], Grey] = load_view
 ) -> np.ndarray:
-    """One training draw of a view in its shard: uint8 [size, size], as ``augment_image`` gives it.
-
-    The crop is drawn from the size that the index states, so the picture is decoded no larger than the crop needs. The
-    random numbers are those of ``augment_image``, and grey values differ from its by less than one level on average,
-    before CLAHE, which steepens every difference.
-    """
-    crop = draw_crop(view.height, view.width, size, options.crop_scale if options.image else PLAIN_CROP, rng)
-    return _jitter(cut_and_resize(load(view, crop.reduce), crop, size, crop.reduce), options, rng)
-
-
-def augment_image(image: np.ndarray, size: int, options: Augment, rng: Generator) -> np.ndarray:
-    """One training draw: random resized crop, then CLAHE and brightness/contrast jitter (paper section 4.2).
+    """One training draw of a view in its shard: random resized crop, then CLAHE and brightness/contrast jitter (paper
+    section 4.2).
 
     Hue and saturation leave a grey image as it is, so they are not computed; there is no flip, which would contradict
-    left and right in the text.
+    left and right in the text. The crop is drawn from the size that the index states, so the picture is decoded no
+    larger than the crop needs: before CLAHE, which steepens every difference, grey values differ by less than one level
+    on average from those of the full picture.
 
     Args:
-        image: uint8 [H, W].
         size: side of the square output in pixels.
+        load: view and reduction (1, 2, 4) to the picture, uint8, at that part of its size.
 
     Returns:
         uint8 [size, size].
     """
-    height, width = image.shape
-    crop = draw_crop(height, width, size, options.crop_scale if options.image else PLAIN_CROP, rng)
-    return _jitter(cut_and_resize(image, crop, size), options, rng)
+    crop = draw_crop(view.height, view.width, size, options.crop_scale if options.image else PLAIN_CROP, rng)
+    return _jitter(cut_and_resize(load(view, crop.reduce), crop, size, crop.reduce), options, rng)
 
 
 def _jitter(crop: np.ndarray, options: Augment, rng: Generator) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""BatchNorm over the batch of all processes, so that their number changes nothing (the paper's SyncBatchNorm)."""
+"""BatchNorm over the batch of all processes, so that their number changes nothing (the paper's SyncBatchNorm).
+
+``GlobalBatchNorm`` is here because torch's SyncBatchNorm is for CUDA only, and tests and the demo train on CPUs.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,7 @@ from pipeline.training.distributed import summed
 
 
 class GlobalBatchNorm(_BatchNorm):
-    """``nn.BatchNorm1d`` or ``2d`` with the statistics of all processes' rows, on any device; each has as many rows.
-
-    torch's SyncBatchNorm is the same for CUDA alone.
-    """
+    """``nn.BatchNorm1d`` or ``2d`` with the statistics of all processes' rows, on any device; each has as many rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, C, ...] -> [b, C, ...]."""

@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,19 +23,23 @@ from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.memory import keep_memory
 from pipeline.storage.shards import load_view
 from pipeline.study import Study
+from pipeline.study_keys import study_key
 from pipeline.text.prompts import PromptSentences
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.translations import Translations
 from pipeline.training.augment import augment_view
 from pipeline.training.losses import samples_needed
-from pipeline.training.sampling import draw_key, draw_texts, draw_views, generator, label_key, speaks, validation_texts
+from pipeline.training.sampling import draw_texts, draw_views, generator, label_key, speaks, validation_texts
+
+B = TypeVar("B")  # a batch of some method
+Collate = Callable[[Sequence["StudyDraw"]], B]  # draws to a batch; unlike a lambda a partial reaches spawned workers
 
 
 class StudyDraw(NamedTuple):
     """One draw of one study: its n images (uint8 [S, S]) and m texts, n and m 1 or 2 (0 of what a mixed run's study has
     not); its place in its set; the key
-    from which all that is random about it is drawn, dropout included (see ``draw_key``); and that of its labels (see
-    ``label_key``), 0 where no term of the loss asks."""
+    from which all that is random about it is drawn, dropout included (see ``study_key``); and that of its labels
+    (see ``label_key``), 0 where no term of the loss asks."""
 
     images: list[np.ndarray]
     texts: list[str]
@@ -117,7 +121,7 @@ class TrainingSet(Dataset[StudyDraw]):
         epoch, index = map(int, draw)
         study, partner = self.studies[index], int(self.texts_of[index])
         other = study if partner == index else self.studies[partner]
-        key = draw_key(self.config.seed, epoch, study)
+        key = study_key(study, self.config.seed, epoch)
         rng = generator(key)
         if not study.views:
             views = []
@@ -150,8 +154,8 @@ class ValidationSet(Dataset[StudyDraw]):
 
     def __getitem__(self, index: int) -> StudyDraw:
         """The first frontal view and another position's first view, the findings and the impression, as they exist
-        (with ``sampling.unit: image`` one view and the whole report, twice); nothing is dropped out in validation, so
-        the key is 0; in a mixed run it says what is hidden, the same every time."""
+        (with ``sampling.unit: image`` one view and the whole report, twice). The key is the same every time: nothing is
+        dropped out in validation, but a method may hide something."""
         study, other = self.studies[index], self.studies[self.texts_of[index]]
         views = []
         if study.views:
@@ -164,7 +168,7 @@ class ValidationSet(Dataset[StudyDraw]):
         texts = []
         if speaks(other):
             texts = validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
-        key = draw_key(0, 0, study) if self.config.mixed else 0
+        key = study_key(study, 0, 0)
         return StudyDraw(images, texts, index, key, label_key(study) if self.config.loss.label_positives else 0)
 
 
@@ -214,7 +218,7 @@ def collate(samples: Sequence[StudyDraw], tokenizer: Tokenizer, groups: int) -> 
 
     Args:
         groups: how many length groups the texts are cut in, as even in number as can be; fewer where there are fewer
-            texts. Which studies stand together never depends on length.
+            texts. Which studies are in a batch never depends on length.
     """
     images = [image for k in range(len(samples[0].images)) for image in (s.images[k] for s in samples)]
     texts = [text for k in range(len(samples[0].texts)) for text in (s.texts[k] for s in samples)]
@@ -244,37 +248,25 @@ def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(tokens), torch.from_numpy(there.astype(np.int64))
 
 
-Pack = Callable[[Sequence[StudyDraw]], Any]  # draws to a batch; unlike a lambda a partial reaches spawned workers
-
-
-def packed(data: TrainingSet | ValidationSet, tokenizer: Tokenizer) -> Pack:
-    """``collate`` as the run has it."""
-    return partial(collate, tokenizer=tokenizer, groups=data.config.train.length_groups)
+def collator(tokenizer: Tokenizer, config: RunConfig) -> Collate[Batch]:
+    """``collate`` as a run has it."""
+    return partial(collate, tokenizer=tokenizer, groups=config.train.length_groups)
 
 
 def training_batches(
-    data: TrainingSet,
-    tokenizer: Tokenizer,
-    epoch: int,
-    rank: int,
-    world: int,
-    workers: int,
-    start: int = 0,
-    pack: Pack | None = None,
-) -> Iterator[Any]:
+    data: TrainingSet, collate: Collate[B], epoch: int, rank: int, world: int, workers: int, start: int = 0
+) -> Iterator[B]:
     """This rank's share of every step of an epoch from ``start`` on: rank r of w takes studies r, r + w, ... of the
     global batch. From now on this process keeps the memory it frees (see ``keep_memory``), and so do its workers.
-
-    A batch is a ``Batch``, or what ``pack`` makes of the draws.
     """
     keep_memory()
     steps = epoch_draws(len(data), data.config.train.batch_size, data.config.seed, epoch)[start:]
     mine = [step[rank::world] for step in steps]
-    loader: DataLoader[Any] = DataLoader(
-        data,
+    loader: DataLoader[B] = DataLoader(
+        data,  # type: ignore[arg-type]  # of draws, which ``collate`` makes batches of
         batch_sampler=mine,
         num_workers=workers,
-        collate_fn=pack or packed(data, tokenizer),
+        collate_fn=collate,
         prefetch_factor=4 if workers else None,
         pin_memory=data.config.train.device != "cpu" and torch.cuda.is_available(),
         worker_init_fn=_serve_to_the_end,
@@ -289,12 +281,10 @@ def _serve_to_the_end(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def validation_batches(data: ValidationSet, tokenizer: Tokenizer, pack: Pack | None = None) -> Iterator[Any]:
-    """Fixed batches in a fixed order, mixed over studies by one permutation; a last one of a single study is left out,
-    since it has nothing to be told apart from."""
-    order = np.random.default_rng(0).permutation(len(data))
-    size = data.config.train.batch_size
-    for start in range(0, len(order), size):
-        part = order[start : start + size]
-        if len(part) > 1:
-            yield (pack or packed(data, tokenizer))([data[int(i)] for i in part])
+def validation_parts(count: int, size: int) -> list[np.ndarray]:
+    """Places of the studies of each validation batch: fixed batches in a fixed order, mixed over ``count`` studies by
+    one permutation, ``size`` in each; a last one of a single study is left out, since it has nothing to be told apart
+    from."""
+    order = np.random.default_rng(0).permutation(count)
+    parts = [order[start : start + size] for start in range(0, count, size)]
+    return [part for part in parts if len(part) > 1]

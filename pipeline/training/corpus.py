@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
 
 from pipeline.config.run_config import Roles, RunConfig, write_run_config
 from pipeline.datasets import facts
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.study import SPLITS, Study
+from pipeline.study_keys import study_key
 from pipeline.text.prompts import PromptSentences, read_pools
 from pipeline.text.translations import TRANSLATIONS_FILE, read_translations, report_sections
 
@@ -29,7 +29,7 @@ def write_corpus(
     """Write ``out``/run.json, studies.parquet (train and valid, in the run's order of data sets) and prompts/.
 
     Of a mixed run a pair is a study with views and texts; a lone image has no text and no label, a lone text no view,
-    and a broken pair is one of each. They stand in the order of the run's sources.
+    and a broken pair is one of each. They are in the order of the run's sources.
 
     Beside them goes translations.parquet, the back-translations of the run's training reports, where the run augments
     texts and there are any; a run that does not draw from them is the same with and without.
@@ -89,9 +89,7 @@ def write_corpus(
 
 def whole(study: Study, roles: Roles, seed: int) -> bool:
     """Whether a pair stays one. Those of a fraction are among those of every larger one."""
-    name = f"{seed}/pair/{study.dataset}/{study.patient}\0{study.study}".encode()
-    drawn = int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 11
-    return drawn < roles.paired_fraction * 2**53
+    return study_key(study, seed, "pair") >> 10 < roles.paired_fraction * 2**53
 
 
 def _mixed(config: RunConfig, roles: Roles, index: Path, counts: dict[str, int]) -> Iterator[Study]:

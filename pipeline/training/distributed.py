@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,15 @@ from torch import Tensor
 
 from pipeline.config.params import Train
 from pipeline.config.records import ParamsError
+
+
+@dataclass(frozen=True)
+class Process:
+    """One of the ``world`` processes that train together, and the device it trains on."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
 
 
 def device_of(options: Train) -> torch.device:
@@ -32,8 +42,8 @@ def device_of(options: Train) -> torch.device:
     return torch.device("cuda", local)
 
 
-def join(device: torch.device, options: Train) -> tuple[int, int]:
-    """(rank, world size) as torchrun set them; (0, 1) outside it. A process that is waited for longer than
+def join(device: torch.device, options: Train) -> Process:
+    """Rank and number of processes as torchrun set them; outside it 0 and 1. A process that is waited for longer than
     ``train.timeout_minutes`` is an error of those who wait."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
@@ -44,7 +54,7 @@ def join(device: torch.device, options: Train) -> tuple[int, int]:
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         timeout = timedelta(minutes=options.timeout_minutes)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
-    return int(os.environ.get("RANK", "0")), world
+    return Process(device, int(os.environ.get("RANK", "0")), world)
 
 
 def any_of(flags: list[bool], device: torch.device) -> list[bool]:
@@ -54,15 +64,6 @@ def any_of(flags: list[bool], device: torch.device) -> list[bool]:
     said = torch.tensor(flags, dtype=torch.int32, device=device)
     dist.all_reduce(said, dist.ReduceOp.MAX)
     return said.bool().tolist()
-
-
-def of_first(value: float, device: torch.device) -> float:
-    """The value that rank 0 has: a decision that follows from it is the same everywhere."""
-    if not dist.is_initialized():
-        return value
-    said = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.broadcast(said, 0)
-    return said.item()
 
 
 def gather_rows(row: Tensor, device: torch.device) -> Tensor:

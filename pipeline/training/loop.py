@@ -1,7 +1,7 @@
 """Pre-training of one run (paper section 4.2): AdamW, warm-up, cosine, AMP, DDP, best by validation.
 
 Whatever ends a training, a later one of the same parameters goes on from its saved state
-(``pipeline.training.resume``).
+(``pipeline.training.resume``). What is particular to a method is in ``pipeline.training.methods``.
 """
 
 from __future__ import annotations
@@ -14,21 +14,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig, read_run_config
-from pipeline.models.checkpoint import Net, build_model, save_model
-from pipeline.models.cxr_clip import CxrClip
+from pipeline.models.checkpoint import save_model
 from pipeline.storage.atomic import replacing
 from pipeline.storage.index import read_studies
 from pipeline.study import Study
@@ -36,34 +32,24 @@ from pipeline.text.prompts import PromptSentences, read_pools
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.translations import read_translations
 from pipeline.training import resume
-from pipeline.training.batch_norm import synchronise_batch_norm
-from pipeline.training.batches import (
-    Batch,
-    Pack,
-    TrainingSet,
-    ValidationSet,
-    epoch_draws,
-    steps_before,
-    training_batches,
-    validation_batches,
-)
-from pipeline.training.declip import Learner, learner
-from pipeline.training.distributed import any_of, device_of, gather_rows, join, of_first
-from pipeline.training.mixed_batches import MixedBatch, collate_mixed
+from pipeline.training.batches import TrainingSet, ValidationSet, epoch_draws, steps_before, training_batches
+from pipeline.training.distributed import Process, any_of, device_of, gather_rows, join
+from pipeline.training.identity import identity
+from pipeline.training.method import Method, Stateful
+from pipeline.training.methods import method_of
 from pipeline.training.schedule import warmup_cosine
-from pipeline.training.step import compute_gradients, finite, training_loss
-from pipeline.training.throughput import Waiting, Work, epoch_line, peak
+from pipeline.training.step import compute_gradients
+from pipeline.training.throughput import Waiting, epoch_line, peak
+from pipeline.training.validation import validation_loss
 
-HISTORY = (
-    *("epoch", "step", "lr", "train_loss", "valid_loss", "mvs", "icl", "tcl"),
-    *("scale", "studies_per_second", "seconds", "waiting", "mfu"),
-)
-# Columns after these, where a run has such terms: DeCLIP's and those of mixed runs.
-FURTHER = ("nn", "simsiam", "mlm", "regeneration", "alignment")
+# Columns of the history; the terms of the run's method are between them.
+BEFORE_TERMS = ("epoch", "step", "lr", "train_loss", "valid_loss")
+AFTER_TERMS = ("scale", "studies_per_second", "seconds", "waiting", "mfu")
 CURVE = 50  # steps between two points of the training curve
 NAMED = 8  # studies that an error names at most
 
 Tell = Callable[[dict[str, float], int], None]
+Meter = Callable[[Any], float]
 
 
 @dataclass
@@ -74,14 +60,11 @@ class _Training:
     tokenizer: Tokenizer
     data: TrainingSet
     valid: list[ValidationSet]
-    net: Net
-    module: nn.Module  # the net, the learner around it, or the DDP of either (of a mixed run the net itself)
+    method: Method[Any]
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
-    device: torch.device
-    rank: int
-    world: int
+    process: Process
     saved: resume.Saved
     tell: Tell
 
@@ -98,6 +81,7 @@ def train_run(
     tell: Tell,
     seed: int = 0,
     speed: Mapping[str, Any] | None = None,
+    resume_anyway: bool = False,
 ) -> float:
     """Train the run that ``corpus`` (see ``pipeline.training.corpus``) describes and keep its best model.
 
@@ -106,47 +90,52 @@ def train_run(
 
     Args:
         out: folder for model.safetensors, run.json and the tokenizer; it appears whole, at the end.
-        history: csv file of ``HISTORY``, a row an epoch; ``waiting`` is the share of the time spent waiting for data,
-            ``mfu`` the model's FLOPs over the peak of the device ("" where we do not know it).
-        work: folder of the training state, on a file system that all processes see; removed at the end. A training
-            whose state it holds goes on from there, on a CPU to the same bits as if it had never been interrupted.
+        history: csv file with a row an epoch: ``BEFORE_TERMS``, the method's terms, ``AFTER_TERMS``; ``waiting`` is
+            the share of the time spent waiting for data, ``mfu`` the model's FLOPs over the peak of the device ("" if
+            we do not know it).
+        work: folder of the training state, on a file system that all processes see. A training whose state it holds
+            goes on from there, on a CPU to the same bits as if it had never been interrupted. At the end the state
+            shrinks to what can write the outputs again, until ``resume.forget``.
         tell: called by rank 0 with each row and its epoch, and every ``CURVE`` steps with the loss (``step_loss``) and
             the number of steps done. A training that goes on tells all of it again.
         seed: added to the run's.
-        speed: keys of ``train`` in the stead of the run's own, such that change no result.
+        speed: keys of ``train`` instead of the run's own, such that change no result.
+        resume_anyway: go on also from a state of other code or libraries.
 
     Returns:
         The best validation loss.
 
     Raises:
         ParamsError: settings that do not go together. FloatingPointError: a loss that is not finite (where several
-        processes train, rank 0 says which studies). resume.Stopped: SIGTERM or SIGUSR1 came, and the state is saved.
-        resume.StateError: it could not be saved.
+        processes train, rank 0 says which studies). resume.Stopped: SIGTERM or SIGUSR1 came.
+        resume.StateError: the state could not be saved.
     """
     config = read_run_config(corpus / "run.json")
     config = replace(config, seed=config.seed + seed, train=replace(config.train, **(speed or {})))
     device = device_of(config.train)
     with resume.StopSignals() as signals:
-        rank, world = join(device, config.train)
-        with resume.alone(work) if rank == 0 else nullcontext():
-            t = _build(config, corpus, work, device, rank, world, tell)
+        process = join(device, config.train)
+        with resume.alone(work) if process.rank == 0 else nullcontext():
+            t = _build(config, corpus, work, process, tell, resume_anyway)
             progress = t.saved.load()
             try:
                 _run(t, progress, signals)
                 if not math.isfinite(progress.best):
                     raise FloatingPointError(f"{config.name}: no epoch had a finite validation loss")
-                if rank == 0:
-                    _finish(t, progress, out, history)
+                if process.rank == 0:
+                    _write_outputs(t, progress, out, history)
+                    t.saved.finish(progress)
             finally:
-                if world > 1 and sys.exc_info()[0] in (None, resume.Stopped):  # else the others may be gone
+                if process.world > 1 and sys.exc_info()[0] in (None, resume.Stopped):  # else the others may be gone
                     dist.destroy_process_group()
     return progress.best
 
 
 def _build(
-    config: RunConfig, corpus: Path, work: Path, device: torch.device, rank: int, world: int, tell: Tell
+    config: RunConfig, corpus: Path, work: Path, process: Process, tell: Tell, resume_anyway: bool = False
 ) -> _Training:
     """Everything as it is before the first step."""
+    device, world = process.device, process.world
     if config.train.batch_size % world:
         raise ParamsError(f"train.batch_size: {config.train.batch_size} studies do not divide among {world} processes")
     _seed(config, device)
@@ -154,48 +143,36 @@ def _build(
     training = read_studies(corpus / "studies.parquet", ("train",))
     validation = read_studies(corpus / "studies.parquet", ("valid",))
     tokenizer = Tokenizer.build(config.text_encoder, _texts(training, prompts))
-    net = build_model(config, tokenizer)
-    whole = (learner(net, config, tokenizer) if isinstance(net, CxrClip) else net).to(device)
-    if world > 1:
-        synchronise_batch_norm(whole, device)
-    if config.train.compile:
-        net.compile_towers()
+    method = method_of(config, tokenizer, process)
     data = TrainingSet(training, prompts, config, read_translations(corpus / "translations.parquet"))
-    epoch_draws(len(data), config.train.batch_size, config.seed, 0)  # raises where there are too few studies
+    epoch_draws(len(data), config.train.batch_size, config.seed, 0)  # raises if there are too few studies
     optimizer = torch.optim.AdamW(
-        whole.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
+        method.learner.parameters(), lr=config.train.lr, weight_decay=config.train.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(config, step, len(data)))
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-    if rank == 0:
-        size = sum(p.numel() for p in net.parameters()) / 1e6
+    if process.rank == 0:
+        size = sum(p.numel() for p in method.net.parameters()) / 1e6
         print(
             f"{config.name}: {len(training)} studies, {size:.1f} M parameters, {world} x {device.type}, "
             f"{config.train.precision}, {config.train.epochs} epochs of {len(data) / config.train.batch_size:.4g} steps"
         )
-    parts: dict[str, resume.Stateful] = {"model": net, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    if isinstance(whole, Learner):
-        parts["heads"] = whole.heads
-    if world > 1 and config.mixed is None:
-        # A learner's buffers are alike everywhere, and its queue is large: they need not be sent round every step.
-        module: nn.Module = DistributedDataParallel(whole, broadcast_buffers=whole is net)
-    else:
-        module = whole
+    parts: dict[str, Stateful] = {
+        **{"model": method.net, "optimizer": optimizer, "schedule": schedule, "scaler": scaler},
+        **method.state,
+    }
     return _Training(
         config=config,
         tokenizer=tokenizer,
         data=data,
         valid=[ValidationSet(validation.select(dataset=d), prompts, config) for d in config.datasets],
-        net=net,
-        module=module,
+        method=method,
         optimizer=optimizer,
         schedule=schedule,
         scaler=scaler,
-        device=device,
-        rank=rank,
-        world=world,
-        saved=resume.Saved(work, resume.identity(config, corpus, tokenizer, device), parts, device, rank),
-        tell=tell if rank == 0 else lambda values, step: None,
+        process=process,
+        saved=resume.Saved(work, identity(config, corpus, tokenizer, device), parts, process, resume_anyway),
+        tell=tell if process.rank == 0 else lambda values, step: None,
     )
 
 
@@ -207,22 +184,20 @@ def _rate(config: RunConfig, step: int, studies: int) -> float:
 
 
 def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -> None:
-    """Epoch after epoch, from where the training stands to its end."""
+    """Epoch after epoch, from where the training is to its end."""
     options = t.config.train
     for row in progress.rows:
         t.tell(row, int(row["epoch"]))
     for step, loss in progress.curve:
         t.tell({"step_loss": loss}, step)
-    flops = peak(t.device, options.precision)
-    meter = None  # of a mixed run we do not count what a step costs
-    if flops and isinstance(t.net, CxrClip):
-        meter = Work(t.net, t.config.image_size, t.config.text_encoder.max_tokens, t.device)
+    flops = peak(t.process.device, options.precision)
+    meter = t.method.meter() if flops else None
     bar = tqdm(
         total=t.steps_before(options.epochs) * options.batch_size,
         initial=(t.steps_before(progress.epoch) + progress.step) * options.batch_size,
         desc=t.config.name,
         unit=" studies",
-        disable=t.rank != 0,
+        disable=t.process.rank != 0,
         mininterval=1 if sys.stderr.isatty() else 60,  # a log keeps every line of it
     )
     while not progress.finished(options.epochs, options.patience):
@@ -233,17 +208,17 @@ def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -
             "epoch": progress.epoch,
             "step": done,
             "lr": options.lr * _rate(t.config, done - 1, len(t.data)),
-            "valid_loss": of_first(validation_loss(t.net, t.valid, t.tokenizer, t.config, t.device), t.device),
-            "scale": t.net.scale.item(),
+            "valid_loss": validation_loss(t.method, t.valid, t.config),
+            "scale": t.method.net.scale.item(),
             "studies_per_second": progress.step * options.batch_size / progress.seconds,
             "seconds": progress.seconds,
             "waiting": progress.waited / progress.seconds,
         }
         if flops and meter:
             row["mfu"] = progress.flops / progress.seconds / flops
-        if t.rank == 0:
+        if t.process.rank == 0:
             bar.write(f"{t.config.name}: {epoch_line(row)}")
-        if row["valid_loss"] < progress.best:
+        if row["valid_loss"] < progress.best and resume.finite(t.method.net.state_dict()):
             progress.best, progress.best_epoch = row["valid_loss"], progress.epoch
         progress.end_epoch(row)
         t.saved.save(progress)
@@ -251,34 +226,34 @@ def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -
     bar.close()
 
 
-def _epoch(t: _Training, progress: resume.Progress, signals: resume.StopSignals, bar: tqdm, meter: Work | None) -> None:
+def _epoch(
+    t: _Training, progress: resume.Progress, signals: resume.StopSignals, bar: tqdm, meter: Meter | None
+) -> None:
     """The steps of an epoch that are still to do."""
-    options = t.config.train
-    t.module.train()
+    options, process = t.config.train, t.process
+    t.method.learner.train()
     with torch.random.fork_rng(devices=[]):  # a new loader draws a number that nothing needs
-        at = progress.epoch, t.rank, t.world, options.workers, progress.step
-        batches: Waiting[Batch | MixedBatch] = Waiting(
-            training_batches(t.data, t.tokenizer, *at, pack=pack_of(t.config, t.tokenizer)), progress.waited
-        )
+        at = progress.epoch, process.rank, process.world, options.workers, progress.step
+        batches = Waiting(training_batches(t.data, t.method.collate, *at), progress.waited)
     begun = time.perf_counter() - progress.seconds
     saved_at = time.perf_counter()
     for batch in batches:
         t.optimizer.zero_grad(set_to_none=True)
-        loss, parts = compute_gradients(t.module, batch, t.config, t.device, t.world, t.scaler)
+        loss, parts = compute_gradients(t.method, batch, t.scaler)
         values = dict(zip(("train_loss", *parts), torch.stack([loss, *parts.values()]).tolist(), strict=True))
-        due = t.rank == 0 and time.perf_counter() - saved_at >= 60 * options.save_minutes
-        broken, stop, save = any_of([not math.isfinite(values["train_loss"]), signals.seen, due], t.device)
+        due = process.rank == 0 and time.perf_counter() - saved_at >= 60 * options.save_minutes
+        broken, stop, save = any_of([not math.isfinite(values["train_loss"]), signals.seen, due], process.device)
         if broken:
             said = _not_finite(t, batch, progress, values["train_loss"])
-            raise FloatingPointError(said if t.rank == 0 else "")
+            raise FloatingPointError(said if process.rank == 0 else "")
         t.scaler.step(t.optimizer)
         t.scaler.update()
-        t.net.clamp_scale()
+        t.method.net.clamp_scale()
         t.schedule.step()
         progress.end_step(values)
         progress.seconds, progress.waited = time.perf_counter() - begun, batches.seconds
         if meter:
-            progress.flops += meter.of(len(batch.images), torch.cat([m.sum(dim=1) for m in batch.mask]))
+            progress.flops += meter(batch)
         done = t.steps_before(progress.epoch) + progress.step
         if done % CURVE == 0:
             progress.curve.append((done, values["train_loss"]))
@@ -286,22 +261,22 @@ def _epoch(t: _Training, progress: resume.Progress, signals: resume.StopSignals,
         bar.set_postfix(loss=f"{values['train_loss']:.3f}", refresh=False)
         bar.update(options.batch_size)
         if stop or save:
-            t.saved.save(progress)
+            refused = t.saved.save(progress)
             saved_at = time.perf_counter()
         if stop:
             bar.close()
             raise resume.Stopped(
-                f"stopped by a signal in epoch {progress.epoch} after step {progress.step}; the state is saved, and "
-                "the next start goes on from there"
+                f"stopped by a signal in epoch {progress.epoch} after step {progress.step}; "
+                f"{refused or 'the state is saved, and the next start goes on from there'}"
             )
 
 
 @torch.no_grad()
-def _not_finite(t: _Training, batch: Batch | MixedBatch, progress: resume.Progress, loss: float) -> str:
+def _not_finite(t: _Training, batch: Any, progress: resume.Progress, loss: float) -> str:
     """What to say of a loss that is not finite: the studies whose embeddings are not, on whatever rank, or all of the
-    step where none stands out. Their ids, never their text."""
-    bad = gather_rows((~finite(t.net, batch, t.config, t.device)).to(torch.uint8), t.device).bool()
-    places = gather_rows(batch.places, t.device)
+    step if none is. Their ids, never their text."""
+    bad = gather_rows((~t.method.finite(batch)).to(torch.uint8), t.process.device).bool()
+    places = gather_rows(batch.places, t.process.device)
     places = places[bad] if bad.any() else places.flatten()
     studies = [t.data.studies[i] for i in sorted(places.tolist())]
     named = ", ".join(f"{s.dataset}/{s.patient}/{s.study}" for s in studies[:NAMED])
@@ -312,43 +287,17 @@ def _not_finite(t: _Training, batch: Batch | MixedBatch, progress: resume.Progre
     )
 
 
-def _finish(t: _Training, progress: resume.Progress, out: Path, history: Path) -> None:
-    """The outputs, each whole, from the best epoch; then the state has done its work."""
-    t.saved.restore_best(t.net, progress.best_epoch)
+def _write_outputs(t: _Training, progress: resume.Progress, out: Path, history: Path) -> None:
+    """The outputs, each whole, from the best epoch."""
+    t.saved.restore_best(t.method.net, progress.best_epoch)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with resume.one_line(out.parent, "the model could not be written, and the training state is kept"):
-        save_model(t.net, t.tokenizer, t.config, partial)
+        save_model(t.method.net, t.tokenizer, t.config, partial)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
-        _write_history(history, progress.rows)
-    shutil.rmtree(t.saved.work)
-
-
-@torch.no_grad()
-def validation_loss(
-    net: Net, sets: list[ValidationSet], tokenizer: Tokenizer, config: RunConfig, device: torch.device
-) -> float:
-    """The training objective's contrastive terms, or all terms of a mixed run, on the fixed validation draws: mean over
-    batches, then over the data sets that have any. Every rank computes all of it, so that all agree on the best epoch.
-    """
-    net.eval()
-    means = []
-    for data in sets:
-        losses = []
-        for batch in validation_batches(data, tokenizer, pack_of(config, tokenizer)):
-            losses.append(training_loss(net, batch, config, device, world=1)[0].item())
-        if losses:
-            means.append(sum(losses) / len(losses))
-    if not means:
-        raise ParamsError(f"runs.{config.name}.datasets: none has a validation split of two studies or more")
-    return sum(means) / len(means)
-
-
-def pack_of(config: RunConfig, tokenizer: Tokenizer) -> Pack | None:
-    """What makes batches of draws in a mixed run; None: what any other run has."""
-    return partial(collate_mixed, tokenizer=tokenizer, size=config.image_size) if config.mixed else None
+        _write_history(history, (*BEFORE_TERMS, *t.method.terms, *AFTER_TERMS), progress.rows)
 
 
 def _texts(studies: Sequence[Study], prompts: dict[str, PromptSentences]) -> list[str]:
@@ -369,10 +318,9 @@ def _seed(config: RunConfig, device: torch.device) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _write_history(path: Path, rows: list[dict[str, float]]) -> None:
+def _write_history(path: Path, columns: Sequence[str], rows: list[dict[str, float]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
-        columns = (*HISTORY, *(name for name in FURTHER if any(name in row for row in rows)))
         writer = csv.DictWriter(handle, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -4,8 +4,8 @@
     icl   the two images of a study (section 3.3)
     tcl   the two texts of a study
 
-DeCLIP's further terms, which need networks or a memory of their own, are in ``pipeline.training.declip``. What is
-compared, two images of a study or one image twice, is the sampling rule's to say (``pipeline.training.batches``).
+DeCLIP's further terms, which need networks or a memory of their own, are in ``pipeline.training.methods.declip``. What
+is compared, two images of a study or one image twice, is the sampling rule's to say (``pipeline.training.batches``).
 
 A process computes the rows of its own studies against the candidates of all processes: the mean over processes of what
 it returns is the loss of the whole batch, and no process holds more than b x B logits of its b and all B studies.

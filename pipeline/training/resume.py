@@ -2,24 +2,27 @@
 
 The work folder of a run holds ``state.pt`` (written whole or not at all) and ``best-<epoch>.safetensors``, the weights
 of the best epoch that the state knows of. Neither holds code: they are read as tensors, numbers and text alone.
+
+When a training has written its outputs, its state shrinks to what can write them again: its progress, whose rows are
+the history, and the weights of the best epoch. The stage then calls ``forget``, if whoever started it is still there to
+see it end. If not (DVC was killed, and the training went on and ended well), DVC knows nothing of the outputs and
+removes them before it trains again; the next start with the same identity writes them from here and trains nothing. A
+training whose end was seen leaves nothing behind, so ``dvc repro --force`` trains it anew.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import json
 import math
 import os
 import shutil
 import signal
-import tempfile
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -27,28 +30,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.config.records import ParamsError
-from pipeline.config.run_config import SPEED, RunConfig
 from pipeline.storage.atomic import replacing
-from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.distributed import gather_rows
+from pipeline.training.distributed import Process, gather_rows
+from pipeline.training.identity import PROGRAM
+from pipeline.training.method import Stateful
 
 EXIT_STOPPED = 75  # of a training that a signal stopped: sysexits.h's "try again later"
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)  # pre-emption; and what SLURM can be told to send ahead of it
-# All modules that compute the training: those of the stage's dependencies in dvc.yaml.
-CODE = (
-    "study.py",
-    *(f"models/{m}.py" for m in ("checkpoint", "cxr_clip", "encoders", "keyed_dropout", "keyed_random")),
-    *(f"models/{m}.py" for m in ("masked_tokens", "mixed", "vectors")),
-    *(f"storage/{m}.py" for m in ("evaluation_crop", "files", "index", "memory", "pictures", "shards")),
-    *(f"text/{m}.py" for m in ("eda", "prompts", "sentences", "tokenizer", "translations")),
-    *(f"training/{m}.py" for m in ("augment", "batch_norm", "batches", "declip", "distributed", "losses", "loop")),
-    *(f"training/{m}.py" for m in ("mixed_batches", "mixed_losses", "resume", "sampling", "schedule", "step")),
-    "training/throughput.py",
-    "text/synonyms.yaml",
-)
-LIBRARIES = ("torch", "transformers", "tokenizers", "timm", "numpy", "opencv-python-headless")
-# Keys of train that change no result; what ``device`` comes to is told apart by itself.
-INDIFFERENT = (*SPEED, "device")
 
 
 class StateError(OSError):
@@ -56,22 +44,12 @@ class StateError(OSError):
 
 
 class Stopped(Exception):
-    """A signal asked the training to stop, and its state is saved."""
-
-
-class Stateful(Protocol):
-    """Model, optimizer, schedule, scaler."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers and text alone."""
-
-    def load_state_dict(self, state: dict[str, Any], /) -> Any:
-        """Take over such a state."""
+    """A signal asked the training to stop; the message says whether its state is saved."""
 
 
 @dataclass
 class Progress:
-    """Where a training stands. ``epoch`` epochs are done, and ``step`` steps of the next one.
+    """How far a training has come. ``epoch`` epochs are done, and ``step`` steps of the next one.
 
     ``sums`` to ``flops`` are of the epoch that runs: its loss terms added up, the seconds it took so far, those of them
     it waited for data, and this process's FLOPs. ``curve`` holds (step from the start, loss) every so many steps.
@@ -105,51 +83,25 @@ class Progress:
         return self.epoch >= epochs or 0 < patience < self.epoch - self.best_epoch
 
 
-def identity(config: RunConfig, corpus: Path, tokenizer: Tokenizer, device: torch.device) -> dict[str, str]:
-    """Digests of all that decides a training's result, by name; a state is used only where all of them agree.
-
-    The number of processes is none of them: the studies of a step, their draws and the negatives do not depend on it.
-    """
-    settings = asdict(config)
-    for key in INDIFFERENT:
-        del settings["train"][key]
-    own = Path(config.text_encoder.name)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(Path(folder))
-        words = _digest(sorted(Path(folder).iterdir()))
-    return {
-        "parameters": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        "studies": _digest([corpus / "studies.parquet"]),
-        "translations": _digest(sorted(corpus.glob("translations.parquet"))),
-        "prompts": _digest(sorted((corpus / "prompts").glob("*.json"))),
-        "tokenizer": words,
-        "text encoder": _digest(sorted(p for p in own.iterdir() if p.is_file())) if own.name and own.is_dir() else "",
-        "code": _digest([Path(__file__).parents[1] / name for name in CODE]),
-        "libraries": ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
-        "device": device.type,
-    }
-
-
-def _digest(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        digest.update(f"{file.name} {content}\n".encode())
-    return digest.hexdigest()
-
-
 class Saved:
-    """The state of one training in its work folder. Rank 0 writes; all ranks of the process group call each method."""
+    """The state of one training in its work folder. Rank 0 writes; all ranks of the process group call ``load`` and
+    ``save``."""
 
     def __init__(
-        self, work: Path, identity: dict[str, str], parts: Mapping[str, Stateful], device: torch.device, rank: int
+        self,
+        work: Path,
+        identity: dict[str, str],
+        parts: Mapping[str, Stateful],
+        process: Process,
+        anyway: bool = False,
     ) -> None:
-        """``parts``: what has a state of its own, by name, one of them ``model``."""
+        """``parts``: what has a state of its own, by name, one of them ``model``. ``anyway``: a state of other code or
+        libraries (``pipeline.training.identity.PROGRAM``) is this training's, too."""
         self.work = work
         self.identity = identity
         self.parts = parts
-        self.device = device
-        self.rank = rank
+        self.process = process
+        self.anyway = anyway
 
     @property
     def state(self) -> Path:
@@ -161,33 +113,38 @@ class Saved:
         return self.work / f"best-{epoch}.safetensors"
 
     def load(self) -> Progress:
-        """Bring all parts to where the saved training stood, and say so; a state that is not of this training is
-        left aside, and that is said, too.
+        """Bring all parts to where the saved training was, and say so; a state that is not of this training is
+        left aside, and that is said, too. Of a training that was finished the progress alone comes back.
 
         Raises:
             StateError: the file cannot be read now, or not all ranks see the same one.
         """
-        saved, reason = self._read()
+        saved, said = self._read()
         place = [saved["progress"]["epoch"], saved["progress"]["step"]] if saved else [-1, -1]
-        if any(other != place for other in gather_rows(torch.tensor(place), self.device).tolist()):
+        if any(other != place for other in gather_rows(torch.tensor(place), self.process.device).tolist()):
             raise StateError(f"{self.work}: not all processes see the same training state; it must be on a file system "
                              "that all nodes share")  # fmt: skip
-        if reason and self.rank == 0:
-            print(f"{self.work}: {reason}; training starts anew")
         progress = Progress()
         if saved:
-            for name, part in self.parts.items():
-                part.load_state_dict(saved[name])
-            self._set_random(saved["random"][self.rank % len(saved["random"])])
             progress = Progress(**saved["progress"])
-            if self.rank == 0:
-                print(f"{self.work}: training goes on in epoch {progress.epoch} at step {progress.step}")
-        if self.rank == 0:
+            goes_on = f"training goes on in epoch {progress.epoch} at step {progress.step}"
+            if saved["finished"]:
+                goes_on = "training had finished, and whoever started it was gone; its outputs are written from here"
+            else:
+                for name, part in self.parts.items():
+                    part.load_state_dict(saved[name])
+                self._set_random(saved["random"][self.process.rank % len(saved["random"])])
+            said = f"{said}{goes_on}"
+        elif said:
+            said = f"{said}; training starts anew"
+        if self.process.rank == 0:
+            if said:
+                print(f"{self.work}: {said}")
             self._tidy(progress if saved else None)
         return progress
 
     def _read(self) -> tuple[dict[str, Any] | None, str]:
-        """The saved state where it can be used, else why not ("" where there is none)."""
+        """The saved state if it can be used, and what to say before that; else None and why not ("": there is none)."""
         try:
             saved = torch.load(self.state, map_location="cpu", weights_only=True)
         except FileNotFoundError:
@@ -196,43 +153,60 @@ class Saved:
             raise StateError(f"{self.state}: cannot be read ({error.strerror}); see to it, or remove it") from None
         except Exception as error:  # damaged on the disk: torch has a dozen types for it
             return None, f"the saved state is damaged ({type(error).__name__})"
-        was = saved["identity"]
-        if was != self.identity:
-            changed = [name for name in sorted({*was, *self.identity}) if was.get(name) != self.identity.get(name)]
+        was, now = saved["identity"], self.identity
+        changed = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+        forgiven = [name for name in changed if self.anyway and name in PROGRAM]
+        if changed != forgiven:
             return None, f"the saved state is of another training ({', '.join(changed)} changed)"
         if saved["progress"]["best_epoch"] >= 0 and not self.best(saved["progress"]["best_epoch"]).is_file():
             return None, "the weights of the best epoch are gone"
-        return saved, ""
+        return saved, f"{' and '.join(forgiven)} changed, and the state is used as asked; " if forgiven else ""
 
-    def save(self, progress: Progress) -> None:
-        """Replace the saved state by the present one. Where ``progress.best_epoch`` has just ended, its weights are
-        kept first; those that no state names any more are removed last. A model that is no longer finite is not saved:
-        nothing good can come of it, and the next step will say so.
+    def save(self, progress: Progress) -> str:
+        """Replace the saved state by the present one. If ``progress.best_epoch`` has just ended, its weights are kept
+        first; those that no state names any more are removed last. A model that is no longer finite is not saved:
+        nothing good can come of it.
+
+        Returns:
+            "", or why the state is not saved and what is in its place, alike on all ranks.
 
         Raises:
             StateError: it could not be written; the state before it is whole. All ranks raise it, and rank 0 says why.
         """
         weights = self.parts["model"].state_dict()
-        if not all(bool(v.isfinite().all()) for v in weights.values()):
-            return
-        random = list(gather_rows(_random(self.device), self.device))
+        if not finite(weights):
+            kept = "the one saved before is kept" if self.state.exists() else "no earlier one is there"
+            return f"the state is not saved, since weights of the model are not finite; {kept}"
+        random = list(gather_rows(_random(self.process.device), self.process.device))
         failure = ""
-        if self.rank == 0:
+        if self.process.rank == 0:
             try:
-                with one_line(self.work, "the training state could not be saved, and the one before it is kept"):
-                    best = self.best(progress.best_epoch)
-                    if progress.best_epoch >= 0 and not best.exists():
-                        with replacing(best) as partial:
-                            save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial)
-                    states = {name: part.state_dict() for name, part in self.parts.items()}
-                    with replacing(self.state) as partial:
-                        told = {"identity": self.identity, "progress": asdict(progress), "random": random}
-                        torch.save({**told, **states}, partial)
-                    self._tidy(progress)
+                states = {name: part.state_dict() for name, part in self.parts.items()}
+                self._write(progress, {"finished": False, "random": random, **states}, weights)
             except StateError as error:
                 failure = str(error)
-        if gather_rows(torch.tensor([int(bool(failure))]), self.device).any():
+        if gather_rows(torch.tensor([int(bool(failure))]), self.process.device).any():
             raise StateError(failure)
+        return ""
+
+    def finish(self, progress: Progress) -> None:
+        """On rank 0, which has written the outputs: shrink the state to what can write them again.
+
+        Raises:
+            StateError: it could not be written.
+        """
+        self._write(progress, {"finished": True}, {})
+
+    def _write(self, progress: Progress, more: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """A state whole or not at all; ``weights``: of the best epoch if no file holds them yet."""
+        with one_line(self.work, "the training state could not be saved, and the one before it is kept"):
+            best = self.best(progress.best_epoch)
+            if progress.best_epoch >= 0 and not best.exists():
+                with replacing(best) as partial:
+                    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial)
+            with replacing(self.state) as partial:
+                torch.save({"identity": self.identity, "progress": asdict(progress), **more}, partial)
+            self._tidy(progress)
 
     def restore_best(self, net: nn.Module, epoch: int) -> None:
         """Give a model the weights it had after the best epoch."""
@@ -248,8 +222,23 @@ class Saved:
     def _set_random(self, state: Tensor) -> None:
         size = len(torch.get_rng_state())
         torch.set_rng_state(state[:size].clone())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state[size:].clone(), self.device)
+        if self.process.device.type == "cuda":
+            torch.cuda.set_rng_state(state[size:].clone(), self.process.device)
+
+
+def finite(weights: Mapping[str, Tensor]) -> bool:
+    """Whether every number of a model is finite."""
+    return all(bool(value.isfinite().all()) for value in weights.values())
+
+
+def forget(work: Path) -> None:
+    """Remove what a finished training has left: whoever started it has its outputs.
+
+    Raises:
+        ParamsError: another process trains the run already.
+    """
+    with alone(work):
+        shutil.rmtree(work)
 
 
 def _random(device: torch.device) -> Tensor:
@@ -279,19 +268,22 @@ def alone(work: Path) -> Iterator[None]:
     """Hold the work folder: no second process may train the same run. The hold ends with the process, however it ends.
 
     Raises:
-        ParamsError: another process holds it.
+        ParamsError: another process holds it, on this host or, over a shared file system, on another one.
     """
     work.mkdir(parents=True, exist_ok=True)
+    own = socket.gethostname()
     with (work / "lock").open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
+            host, _, pid = handle.read().strip().rpartition(" ")
+            where = "this host" if host == own else f"host {host or '?'}, which shares this file system,"
             raise ParamsError(
-                f"{work}: process {handle.read().strip() or '?'} is training this run; end it, or let it end"
+                f"{work}: process {pid or '?'} of {where} is training this run; end it, or let it end"
             ) from None
         handle.truncate(0)
-        handle.write(str(os.getpid()))
+        handle.write(f"{own} {os.getpid()}")
         handle.flush()
         yield
 

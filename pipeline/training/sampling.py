@@ -1,4 +1,4 @@
-"""What one draw of a study is (paper section 3.1): its views, its texts, and the key that all chance follows from."""
+"""What one draw of a study is (paper section 3.1): its views, its texts, and the random numbers that decide them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.random.bit_generator import ISeedSequence
 from pipeline.config.run_config import RunConfig
 from pipeline.datasets import facts
 from pipeline.study import Study, View
+from pipeline.study_keys import hashed, study_key
 from pipeline.text import eda
 from pipeline.text.prompts import PromptSentences, caption, validation_caption
 from pipeline.text.sentences import swap_sentences
@@ -109,12 +110,6 @@ def _said(text: str | None, study: Study) -> str:
     return text
 
 
-def draw_key(seed: int, epoch: int, study: Study) -> int:
-    """A number from 0 to 2**63 - 1 for the draw of a study in an epoch, the same wherever and whenever it is drawn."""
-    name = f"{seed}/{epoch}/{study.dataset}/{study.patient}\0{study.study}".encode()
-    return int.from_bytes(blake2b(name, digest_size=8).digest(), "little") >> 1
-
-
 class _Hashed(ISeedSequence):
     """NumPy's own way from a seed to a state takes longer than all that is drawn from it; a hash is as good."""
 
@@ -127,7 +122,7 @@ class _Hashed(ISeedSequence):
 
 
 def generator(key: int) -> Generator:
-    """The random numbers of a draw, by its key (see ``draw_key``)."""
+    """The random numbers of a draw, by its key (see ``study_key``)."""
     return Generator(PCG64(_Hashed(key)))  # type: ignore[arg-type]
 
 
@@ -135,5 +130,4 @@ def label_key(study: Study) -> int:
     """A number that is equal for two studies if, and only if, the same classes are positive in both and the same ones
     uncertain. A study where none is, as of a report, has a number of its own. From 0 to 2**63 - 1."""
     found = sorted((name, value) for name, value in study.labels.items() if value)
-    name = repr(found) if found else f"{study.dataset}/{study.patient}\0{study.study}"
-    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+    return hashed(repr(found)) if found else study_key(study)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models.cxr_clip import CxrClip
+from pipeline.models.checkpoint import Net
 
 T = TypeVar("T")
 # Dense peak of 16-bit matrix products, FLOP/s, as the makers' data sheets give it; the first name that fits counts.
@@ -38,7 +38,7 @@ def peak(device: torch.device, precision: str) -> float | None:
 class Work:
     """FLOPs of a model's training step, forward and backward, padding not counted."""
 
-    def __init__(self, net: CxrClip, image_size: int, max_tokens: int, device: torch.device) -> None:
+    def __init__(self, net: Net, image_size: int, max_tokens: int, device: torch.device) -> None:
         """Counts one forward pass of an image and of two texts. A text of n tokens costs a * n + b * n²."""
         training = net.training
         net.eval()

@@ -1,4 +1,4 @@
-"""The terms that DeCLIP (Li et al., ICLR 2022) adds to contrastive ones, each with what it needs beside the two towers:
+"""DeCLIP (Li et al., ICLR 2022): CXR-CLIP's step, and terms of its own with what each needs beside the two towers:
 
     nn        image -> the remembered text nearest to its own: a queue of texts
     simsiam   two images of a study (DeCLIP: two augmentations of one) predict one another: a projector and a predictor
@@ -9,21 +9,38 @@ All of it is training's alone: the model that evaluation reads is the ``CxrClip`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.params import Loss
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig
 from pipeline.models.cxr_clip import CxrClip
+from pipeline.models.keyed_random import row_keys
 from pipeline.models.masked_tokens import MaskedWords
 from pipeline.models.vectors import at_least_float32, unit
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.distributed import gathered
+from pipeline.training.batches import Batch, Collate, collator
+from pipeline.training.distributed import Process, gathered
 from pipeline.training.losses import Embeddings, image_text_pairs, info_nce
+from pipeline.training.method import Scaled, Stateful, Terms
+from pipeline.training.methods.cxr_clip import (
+    TERMS,
+    contrast,
+    contrast_alone,
+    dropout_keys,
+    finite_studies,
+    gradients_in_pieces,
+    meter_of,
+    text_groups,
+)
+from pipeline.training.step import autocast, average_gradients, made_ready
 
 WIDTH, BOTTLENECK = 1024, 512  # of the projector, and within the predictor
 
@@ -98,6 +115,10 @@ class Heads(nn.Module):
         if loss.mlm_weight:
             embedding = text.model.get_input_embeddings()
             self.words = MaskedWords(text.width, embedding, special, mask_id, loss.mlm_rate)
+
+    def parts(self) -> dict[str, nn.Module | None]:
+        """What each term of the history needs, by the term's name."""
+        return {"nn": self.queue, "simsiam": self.simsiam, "mlm": self.words}
 
     def take_out(self, tokens: Tensor, mask: Tensor, keys: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """``MaskedWords.take_out`` of those rows that are first texts, bool [g]; no word of the others is asked for."""
@@ -192,16 +213,99 @@ class Learner(nn.Module):
         return self.encode_image(images, image_keys), torch.cat(texts), self.net.scale
 
 
-def learner(net: CxrClip, config: RunConfig, tokenizer: Tokenizer) -> nn.Module:
-    """What is trained: the model itself, or with terms of DeCLIP a ``Learner`` around it.
+def has_declip_terms(loss: Loss) -> bool:
+    """Whether a run has any of these terms."""
+    return bool(loss.nn_weight or loss.simsiam_weight or loss.mlm_weight)
 
-    Raises:
-        ParamsError: the tokenizer has no [MASK].
-    """
-    loss = config.loss
-    if not (loss.nn_weight or loss.simsiam_weight or loss.mlm_weight):
-        return net
-    mask_id = tokenizer.tokenizer.mask_token_id
-    if loss.mlm_weight and mask_id is None:
-        raise ParamsError("loss.mlm_weight: the tokenizer of model.text_encoder has no [MASK]; set 0")
-    return Learner(net, Heads(net, config, tokenizer.tokenizer.all_special_ids, mask_id))
+
+class DeclipMethod:
+    """See ``pipeline.training.method.Method``; a batch is a ``Batch``. Validation is by contrastive terms alone."""
+
+    def __init__(self, learner: Learner, tokenizer: Tokenizer, config: RunConfig, process: Process) -> None:
+        """``learner``: untrained, on any device."""
+        self.config = config
+        self.process = process
+        self.net = learner.net
+        self.learner = made_ready(learner, learner.net, config.train, process)
+        # The buffers are alike everywhere, and the queue is large: they need not be sent round every step.
+        several = process.world > 1
+        self.module: nn.Module = DistributedDataParallel(learner, broadcast_buffers=False) if several else learner
+        self.state: Mapping[str, Stateful] = {"heads": learner.heads}
+        self.terms = (*TERMS, *(name for name, part in learner.heads.parts().items() if part is not None))
+        self.collate: Collate[Batch] = collator(tokenizer, config)
+
+    @classmethod
+    def build(cls, config: RunConfig, tokenizer: Tokenizer, process: Process) -> DeclipMethod:
+        """With the untrained model that a run's parameters describe.
+
+        Raises:
+            ParamsError: the tokenizer has no [MASK].
+        """
+        net = CxrClip(config, len(tokenizer))
+        mask_id = tokenizer.tokenizer.mask_token_id
+        if config.loss.mlm_weight and mask_id is None:
+            raise ParamsError("loss.mlm_weight: the tokenizer of model.text_encoder has no [MASK]; set 0")
+        heads = Heads(net, config, tokenizer.tokenizer.all_special_ids, mask_id)
+        return cls(Learner(net, heads), tokenizer, config, process)
+
+    def loss(self, batch: Batch) -> Terms:
+        """Embed a batch in one pass and compare it with the batches of all processes; see ``Method.gradients``."""
+        batch, words = self._words_out(batch.to(self.process.device))
+        with autocast(self.config.train, self.process.device):
+            images, texts, scale = self.module(batch.images, batch.tokens, batch.mask, *dropout_keys(batch), words)
+        return self._compare(images, texts, scale, batch, words)
+
+    def gradients(self, batch: Batch, scaled: Scaled) -> Terms:
+        """As ``CxrClipMethod.gradients``; the heads see the embeddings of the whole batch, once."""
+        if not 0 < self.config.train.micro_batch < batch.studies:
+            loss, parts = self.loss(batch)
+            scaled(loss).backward()
+            return loss, parts
+        on, words = self._words_out(batch.to(self.process.device))
+        groups = [(*group, asked) for group, asked in zip(text_groups(on), words, strict=True)]
+
+        def compare(images: Tensor, texts: Tensor) -> Terms:
+            return self._compare(images, texts, self.net.scale, on, words)
+
+        encoders = self.learner.encode_image, self.learner.encode_text
+        terms = gradients_in_pieces(self.net, on, groups, *encoders, compare, scaled, self.config.train)
+        average_gradients(self.learner, self.process.world)
+        return terms
+
+    def validation_loss(self, batch: Batch) -> Tensor:
+        """See ``Method``."""
+        return contrast_alone(self.net, batch, self.config, self.process)
+
+    def finite(self, batch: Batch) -> Tensor:
+        """See ``Method``."""
+        return finite_studies(self.net, batch, self.config, self.process)
+
+    def meter(self) -> Callable[[Batch], float]:
+        """See ``Method``; the heads are not counted."""
+        return meter_of(self.net, self.config, self.process)
+
+    def _words_out(self, batch: Batch) -> tuple[Batch, tuple[Tensor, ...]]:
+        """The batch without some words of its first texts, and what they were, int64 [g, L_g] for each group."""
+        text_of = torch.argsort(batch.order)
+        keys = row_keys(batch.keys, kind=2, samples=1)[text_of % batch.studies]
+        sizes = [len(t) for t in batch.tokens]
+        groups = zip(batch.tokens, batch.mask, keys.split(sizes), (text_of < batch.studies).split(sizes), strict=True)
+        tokens, words = zip(*(self.learner.heads.take_out(*group) for group in groups), strict=True)
+        return replace(batch, tokens=tokens), words
+
+    def _compare(self, images: Tensor, texts: Tensor, scale: Tensor, batch: Batch, words: tuple[Tensor, ...]) -> Terms:
+        """All terms of this process's studies, from what ``Learner`` encodes: [n * b, D] and [m * b, D + 1], texts in
+        the order of the groups."""
+        rank, world, heads = self.process.rank, self.process.world, self.learner.heads
+        texts, missed = texts[:, :-1], texts[:, -1].sum()
+        asked = torch.stack([(w >= 0).sum() for w in words]).sum()
+        if world > 1:
+            dist.all_reduce(asked)
+        loss, parts, mine, everyone = contrast(unit(images), texts, scale, batch, self.config, self.process)
+        views = images.unflatten(0, (-1, batch.studies)).unbind()
+        missed = missed / asked.clamp(min=1)
+        for name, weight, value in heads.terms(views, missed, mine, scale, self.config.loss, rank, world):
+            parts[name] = value
+            loss = loss + weight * value
+        heads.remember(everyone, world)
+        return loss, parts

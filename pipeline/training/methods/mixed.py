@@ -1,4 +1,6 @@
-"""The objective of mixed runs, each term over the items of the whole batch that have a part in it:
+"""Mixed runs (after arXiv 2103.16022): pairs, lone images and lone texts side by side, each study with what it has.
+
+Each term is over the items of the whole batch that have a part in it:
 
     regeneration  an image's hidden regions at every scale; from the image alone, or beside the words of its pair
     mlm           words taken out of a text; from the text alone, or beside the visible regions of its pair
@@ -10,25 +12,145 @@ follow from the study's draw alone, so they are the same in any batch and on any
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.config.params import Loss
+from pipeline.config.run_config import RunConfig
+from pipeline.models.hidden_cells import hidden_cells
 from pipeline.models.keyed_random import keyed_mask, row_keys, stream_seeds
-from pipeline.models.mixed import MixedNet
+from pipeline.models.mixed import MixedNet, build_mixed
 from pipeline.models.vectors import at_least_float32
-from pipeline.training.distributed import gathered
+from pipeline.text.tokenizer import Tokenizer
+from pipeline.training.batches import Collate, StudyDraw, padded
+from pipeline.training.distributed import Process, gathered
 from pipeline.training.losses import clip_loss
-from pipeline.training.mixed_batches import MixedBatch
+from pipeline.training.method import Scaled, Stateful, Terms
+from pipeline.training.step import autocast, average_gradients, made_ready
 
 
-def mixed_objective(
-    net: MixedNet, batch: MixedBatch, weights: Loss, device: torch.device, world: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+@dataclass(frozen=True)
+class MixedBatch:
+    """B draws of studies with I images and T texts, each study with one of each at most; both in order of the studies.
+
+    Attributes:
+        images: grey uint8 [I, S, S]; ``image_of``: int64 [I], the study of each, by its number in the batch.
+        tokens, mask: int64 [T, L]; ``text_of``: int64 [T], the study of each.
+        places: int64 [B], index of each study in its set.
+        keys: int64 [B], of each draw.
+    """
+
+    images: Tensor
+    image_of: Tensor
+    tokens: Tensor
+    mask: Tensor
+    text_of: Tensor
+    places: Tensor
+    keys: Tensor
+
+    @property
+    def studies(self) -> int:
+        """B."""
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> MixedBatch:
+        """A copy on a device; from pinned memory it is made while the device computes."""
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> MixedBatch:
+        """A copy in pinned memory; torch's loader calls this where it was told to pin."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MixedBatch:
+        return MixedBatch(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+
+def collate_mixed(samples: Sequence[StudyDraw], tokenizer: Tokenizer, size: int) -> MixedBatch:
+    """Stack the draws of B studies; ``size``: S, which a batch without images cannot tell."""
+    images = [s.images[0] for s in samples if s.images]
+    ids = tokenizer.encode([s.texts[0] for s in samples if s.texts])
+    tokens, mask = padded(ids) if ids else (torch.zeros(0, 1, dtype=torch.int64),) * 2
+    return MixedBatch(
+        images=torch.from_numpy(np.stack(images) if images else np.empty((0, size, size), dtype=np.uint8)),
+        image_of=torch.tensor([i for i, s in enumerate(samples) if s.images], dtype=torch.int64),
+        tokens=tokens,
+        mask=mask,
+        text_of=torch.tensor([i for i, s in enumerate(samples) if s.texts], dtype=torch.int64),
+        places=torch.tensor([s.place for s in samples]),
+        keys=torch.tensor([s.key for s in samples]),
+    )
+
+
+class MixedMethod:
+    """See ``pipeline.training.method.Method``; a batch is a ``MixedBatch``. It is trained in one pass, and without DDP:
+    a process may hold no image, or no text, and then has no gradient for a part of the model."""
+
+    def __init__(self, net: MixedNet, tokenizer: Tokenizer, config: RunConfig, process: Process) -> None:
+        """``net``: untrained, on any device."""
+        self.config = config
+        self.process = process
+        self.net = self.learner = made_ready(net, net, config.train, process)
+        self.state: Mapping[str, Stateful] = {}
+        names = ("mlm", "regeneration", "alignment")
+        self.terms = tuple(name for name in names if getattr(config.loss, f"{name}_weight"))
+        self.collate: Collate[MixedBatch] = partial(collate_mixed, tokenizer=tokenizer, size=config.image_size)
+
+    @classmethod
+    def build(cls, config: RunConfig, tokenizer: Tokenizer, process: Process) -> MixedMethod:
+        """With the untrained model that a run's parameters describe.
+
+        Raises:
+            ParamsError: the tokenizer has no [MASK].
+        """
+        return cls(build_mixed(config, tokenizer), tokenizer, config, process)
+
+    def gradients(self, batch: MixedBatch, scaled: Scaled) -> Terms:
+        """See ``Method``."""
+        loss, parts = self.loss(batch)
+        if loss.requires_grad:
+            scaled(loss).backward()
+        for p in self.net.parameters():  # without a part in this step; the optimizer's moments decay all the same
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        average_gradients(self.net, self.process.world)
+        return loss, parts
+
+    def loss(self, batch: MixedBatch) -> Terms:
+        """All terms of this process's share of a batch; see ``mixed_objective``."""
+        return self._objective(batch, self.process.world)
+
+    def validation_loss(self, batch: MixedBatch) -> Tensor:
+        """See ``Method``."""
+        return self._objective(batch, world=1)[0]
+
+    def _objective(self, batch: MixedBatch, world: int) -> Terms:
+        with autocast(self.config.train, self.process.device):
+            return mixed_objective(self.net, batch, self.config.loss, self.process.device, world)
+
+    @torch.no_grad()
+    def finite(self, batch: MixedBatch) -> Tensor:
+        """See ``Method``."""
+        on = batch.to(self.process.device)
+        found = torch.ones_like(on.keys, dtype=torch.bool)
+        with autocast(self.config.train, self.process.device):
+            if len(on.images):
+                found[on.image_of] &= self.net.encode_image(on.images).isfinite().all(1)
+            if len(on.tokens):
+                found[on.text_of] &= self.net.encode_text(on.tokens, on.mask).isfinite().all(1)
+        return found
+
+    def meter(self) -> Callable[[MixedBatch], float] | None:
+        """None: what a step costs is not counted."""
+        return None
+
+
+def mixed_objective(net: MixedNet, batch: MixedBatch, weights: Loss, device: torch.device, world: int) -> Terms:
     """All terms of this process's share of a batch.
 
     Args:
@@ -47,7 +169,10 @@ def mixed_objective(
     if weights.mlm_weight and len(tokens):
         tokens, words = net.words.take_out(tokens, on.mask, row_keys(on.keys, kind=2, samples=1)[on.text_of])
         asked = (words >= 0).sum()
-    hidden = net.hide(row_keys(on.keys, kind=3, samples=1)[on.image_of]) if weights.regeneration_weight else None
+    hidden = None
+    if weights.regeneration_weight:
+        keys = row_keys(on.keys, kind=3, samples=1)[on.image_of]
+        hidden = hidden_cells(keys, net.grid, net.mask_ratio)
     # Images alone, texts alone, both together: rows of the batch's images and of its texts.
     for i, t in ((image_rows[0], None), (None, text_rows[0]), (image_rows[1], text_rows[1])):
         i = None if i is None or not len(i) else i.to(device)
@@ -127,8 +252,8 @@ def alignment(
 ) -> Tensor:
     """CLIP's loss over the pairs of all processes: this one's rows, over the number of all rows, times the processes.
 
-    Processes hold different numbers of pairs: each sends as many rows as the one that has most, and those that stand
-    for nothing are left out again.
+    Processes hold different numbers of pairs: each sends as many rows as the one that has most, and those that are
+    filled up are left out again.
 
     Args:
         images: uint8 [p, S, S]; ``tokens``, ``mask``: int64 [p, L], row by row the same studies.

@@ -17,7 +17,7 @@ def main() -> None:
     with mlflow_runs.stage_run("back_translate", "all", settings.options, machine.tracking) as record:
         indexes = [Path("data/index") / f"{dataset}.parquet" for dataset in settings.sources]
         out, work = Path("data/back_translation"), Path("data/work/back_translation")
-        summary = back_translate(options, settings.seed, indexes, out, work)
+        summary = back_translate(options, settings.seed, indexes, out, work, settings.captioned)
         note = summary.pop("note", "")
         record.metrics({key: float(value) for key, value in summary.items()})
     print("back_translate: " + (note or ", ".join(f"{key} {value}" for key, value in summary.items())))

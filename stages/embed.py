@@ -22,8 +22,7 @@ CODE = [Path("pipeline") / room for room in ("study.py", "storage", "text", "mod
 
 
 def main(rows: str, name: str = "") -> None:
-    machine = load_machine()
-    device = evaluation_device(machine.threads)
+    machine, device = (found := load_machine()), evaluation_device(found.threads)
     if rows == "other":
         settings = read_settings(EmbedOtherSettings, f"embed/other/{name}")
         with mlflow_runs.stage_run("embed_other", name, settings.other, machine.tracking) as record:
@@ -38,7 +37,8 @@ def main(rows: str, name: str = "") -> None:
     store.forget_other_runs(ours.runs)
     for row in ours.runs:
         model, out = Path("data/models") / row, store.embeddings_of(row)
-        digest = inputs_digest([model, *(INDEX / f"{d}.parquet" for d in ours.sources), *CODE], repr(ours.protocols))
+        inputs = [model, *(INDEX / f"{d}.parquet" for d in ours.test_sets), *CODE]
+        digest = inputs_digest(inputs, repr((ours.test_sets, ours.map_sets, ours.protocols)))
         if is_current(out, digest):
             print(f"embed {row}: as it was")
             continue

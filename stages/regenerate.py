@@ -23,7 +23,7 @@ def main(run_name: str, seed: str) -> None:
     index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"
     how = settings.ratios, settings.images
     first = protocols.load_protocol(settings.protocols[0])
-    sets = regenerate.rules(protocols.retrieval_sets(first, settings.sources), settings.sources)
+    sets = regenerate.rules(protocols.retrieval_sets(first, settings.sources), settings.test_sets)
     with mlflow_runs.stage_run("regenerate", name, settings, machine.tracking) as record:
         net, tokenizer, config = load_model(Path("data/models") / name, device := evaluation_device(machine.threads))
         filler, size = regenerate.of_network(net, tokenizer, device), config.image_size

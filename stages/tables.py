@@ -23,20 +23,19 @@ def main() -> None:
     params = load_params()
     with mlflow_runs.stage_run("tables", "all", params=params, enabled=params.tracking.enabled, send=True) as record:
         summaries = load_summaries(INDEX, params.sources)
-        evaluate = params.evaluate
         results, missing = load_results(
-            *(RESULTS, params.runs, params.main, params.others, params.seeds, evaluate.bootstrap.confidence),
-            official=evaluate.official.runs,
-            regeneration=evaluate.regeneration.runs,
+            *(RESULTS, params.runs, params.main, params.others, params.seeds),
+            confidence=params.evaluate.bootstrap.confidence,
+            official=params.evaluate.official.runs,
+            regeneration=params.evaluate.regeneration.runs,
         )
         for path in missing:
-            print(f"tables: {path}: not found, its figures are missing from the tables", file=sys.stderr)
+            print(f"tables: {path}: not found, so its figures are missing", file=sys.stderr)
         built, phantom = tables.build_tables(params, summaries, results), tables.phantoms(summaries)
         metrics = headline_metrics(results)
         written = formats.write_tables(OUT, built, metrics, phantom)
         written += charts.write_plots(OUT / "plots", params, results)
-        for name in ("leakage.md", "leakage.csv"):
-            shutil.copy(AUDIT / name, OUT / name)
+        written += [Path(shutil.copy(AUDIT / f"leakage.{suffix}", OUT)) for suffix in ("md", "csv")]
         pages = [(replace(params, report=Report(show_patient_data=False)), OUT / "index.html")]
         if params.report.show_patient_data and len(phantom) < len(summaries):
             pages.append((params, PRIVATE))
@@ -45,8 +44,7 @@ def main() -> None:
             html = page.render_page(shown, built, summaries, results, missing, INDEX, shards.load_view)
             place.write_text(html, encoding="utf-8", newline="\n")
         record.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
-        for file in (*written, OUT / "index.html"):
-            record.artifact(file)
+        record.artifacts([*written, OUT / "index.html"])
 
 
 if __name__ == "__main__":

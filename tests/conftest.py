@@ -50,6 +50,8 @@ PLAIN = {  # of a RunConfig
     "sampling": Sampling(),
     "augment": Augment(),
     "loss": Loss(),
+    "captioned": ("chexpert", "chestxray14"),
+    "random_negatives": ("chestxray14",),
     "train": Train(epochs=2, batch_size=8, lr=1e-3, precision="fp32", device="cpu", threads=1),
 }
 

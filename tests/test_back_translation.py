@@ -26,6 +26,7 @@ from pipeline.text.marian import ENDLESS, WORDLESS, RoundTrip, TranslationError,
 from pipeline.text.translations import TRANSLATIONS_FILE, Translations, read_translations, report_sections, text_hash
 
 ROOT = Path(__file__).parents[1]
+CAPTIONED = ("chexpert", "chestxray14")
 SENTENCES = [
     "There is a small opacity at the left base.",
     "The heart is normal in size.",
@@ -107,7 +108,7 @@ def write_index(path: Path, studies) -> Path:
 
 
 def texts(studies):
-    return [text for s in studies for text in report_sections(s)]
+    return [text for s in studies for text in report_sections(s, CAPTIONED)]
 
 
 # one text
@@ -204,7 +205,9 @@ def test_nothing_is_lost_in_cutting():
 
 def run(options, folder, index, seed=0):
     out = folder / "out"
-    summary = back_translate(options, seed, index if isinstance(index, list) else [index], out, folder / "work")
+    summary = back_translate(
+        options, seed, index if isinstance(index, list) else [index], out, folder / "work", CAPTIONED
+    )
     return summary, (out / TRANSLATIONS_FILE).read_bytes()
 
 
@@ -215,7 +218,7 @@ def test_each_distinct_training_section_is_translated_once(options, trip, tmp_pa
     labelled = [replace(s, labels={"Edema": 1}) for s in reports([9, 10], "chexpert")]
     theirs = write_index(tmp_path / "chexpert.parquet", labelled)  # captions are made of its labels
     wanted = list(dict.fromkeys(texts(reports(range(4)))))
-    assert [text for _, text in distinct_texts([ours, theirs])] == wanted
+    assert [text for _, text in distinct_texts([ours, theirs], CAPTIONED)] == wanted
     summary, _ = run(options, tmp_path, [ours, theirs])
     known = read_translations(tmp_path / "out" / TRANSLATIONS_FILE)
     expected = {text: trip(text)[0] for text in wanted}
@@ -369,6 +372,7 @@ def test_the_stage_says_it_in_one_line(tmp_path):
                 folder / "data" / "index" / f"{dataset}.parquet", reports([0]) if dataset == "mimic_cxr" else []
             )
         env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+        subprocess.run([sys.executable, "-m", "stages.settings"], cwd=folder, env=env, check=True)
         command = [sys.executable, "-m", "stages.back_translate"]
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
         if models is None:

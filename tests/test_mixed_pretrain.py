@@ -189,7 +189,8 @@ def test_a_model_that_saw_no_pair_has_no_zero_shot_and_no_retrieval(corpus, tmp_
     raw = (ROOT / "params.yaml").read_text().replace("enabled: true", "enabled: false")
     (tmp_path / "params.yaml").write_text(raw)
     monkeypatch.chdir(tmp_path)
-    settings = {"runs": ["some/0"], "sources": ["mimic_cxr"], "protocols": ["paper"]}
+    settings = {"runs": ["some/0"], "map_sets": [], "protocols": ["paper"]}
+    settings |= dict.fromkeys(("sources", "test_sets"), ["mimic_cxr"])
     (tmp_path / "data" / "settings" / "embed").mkdir(parents=True)
     (tmp_path / "data" / "settings" / "embed" / "runs.json").write_text(json.dumps(settings))
     monkeypatch.setattr(sys, "argv", ["embed", "runs"])

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -31,8 +30,7 @@ def place(tmp_path, monkeypatch):
 
 
 def written(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["slurm", *arguments])
-    slurm.main()
+    slurm.main(*arguments)
     return capsys.readouterr().out
 
 

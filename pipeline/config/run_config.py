@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config.params import Augment, ImageEncoder, Loss, MixedModel, Params, Sampling, TextEncoder, Train
 from pipeline.config.records import RECORD, Number, ParamsError, Share, Whole, read_record
+from pipeline.datasets import facts
 
 SPEED = ("launcher", "workers", "save_minutes", "timeout_minutes")  # of Train: they change no result
 
@@ -35,7 +36,8 @@ class Roles:
 class RunConfig:
     """A run with every override applied: all that its training depends on, and nothing else.
 
-    A mixed run has ``roles`` and ``mixed``, any other one an ``image_encoder``.
+    A mixed run has ``roles`` and ``mixed``, any other one an ``image_encoder``. ``captioned``: those of its data sets
+    whose labels become captions; ``random_negatives``: those that name ``sampling.negatives`` negative classes only.
     """
 
     name: str
@@ -52,6 +54,8 @@ class RunConfig:
     train: Train
     roles: Roles | None = None
     mixed: MixedModel | None = None
+    captioned: tuple[str, ...] = ()
+    random_negatives: tuple[str, ...] = ()
 
     @property
     def aligned(self) -> bool:
@@ -91,6 +95,8 @@ def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
         image_size=params.model.image_size,
         roles=Roles(run.paired, run.images, run.texts, run.paired_fraction) if run.mixed else None,
         mixed=params.model.mixed if run.mixed else None,
+        captioned=tuple(d for d in run.datasets if facts(d).captioned),
+        random_negatives=tuple(d for d in run.datasets if facts(d).random_negatives),
         **overlaid,
     )
 

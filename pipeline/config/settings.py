@@ -29,7 +29,7 @@ from pipeline.config.params import (
 )
 from pipeline.config.records import RECORD, Flag, Number, ParamsError, Whole, read_record
 from pipeline.config.run_config import RunConfig, run_config, without_speed
-from pipeline.datasets import captioned, used_for
+from pipeline.datasets import captioned, facts, paired_tests, tested, used_for
 
 FOLDER = Path("data/settings")
 GROUPS = ("corpus",)  # folders that a stage depends on as a whole
@@ -47,11 +47,12 @@ class PhantomSettings:
 
 @dataclass(frozen=True, config=RECORD)
 class IngestSettings:
-    """Of one data set."""
+    """Of one data set; its ``classes`` are those that ``datasets.yaml`` gives and its reader knows."""
 
     seed: Whole
     source: Source
     options: Ingest
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -77,6 +78,7 @@ class BackTranslationSettings:
 
     seed: Whole
     sources: tuple[str, ...]
+    captioned: tuple[str, ...]
     options: BackTranslation
 
 
@@ -90,10 +92,13 @@ class CorpusSettings:
 
 @dataclass(frozen=True, config=RECORD)
 class EmbedSettings:
-    """``runs``: ``<run>/<seed>`` of all trainings; ``sources``: names of the data sets."""
+    """``runs``: ``<run>/<seed>`` of all trainings; ``test_sets``: the data sets whose test images are embedded, and
+    ``map_sets`` those of them with similarity maps; ``sources``: names of all data sets."""
 
     runs: tuple[str, ...]
     sources: tuple[str, ...]
+    test_sets: tuple[str, ...]
+    map_sets: tuple[str, ...]
     protocols: tuple[str, ...]
 
 
@@ -103,6 +108,7 @@ class EmbedOtherSettings:
 
     other: Other
     sources: tuple[str, ...]
+    test_sets: tuple[str, ...]
     protocols: tuple[str, ...]
 
 
@@ -147,12 +153,14 @@ class FewShotSettings:
 
 @dataclass(frozen=True, config=RECORD)
 class RegenerateSettings:
-    """``images``: of a test set at most (0 = all); ``ratios``: shares of hidden cells."""
+    """``test_sets``: data sets with a report for every test image; ``images``: of a test set at most (0 = all);
+    ``ratios``: shares of hidden cells."""
 
     seed: Whole
     sources: tuple[str, ...]
     protocols: tuple[str, ...]
     bootstrap: Bootstrap
+    test_sets: tuple[str, ...]
     images: Whole
     ratios: tuple[Number, ...]
     show_patient_data: Flag
@@ -213,28 +221,31 @@ def settings_of(params: Params) -> dict[str, Any]:
         "bootstrap": evaluate.bootstrap,
     }
     rows = evaluated_rows(params)
+    tests = tuple(d for d in tested() if d in sources)
+    maps = tuple(d for d in used_for("binary_classification") if d in sources)
     found: dict[str, Any] = {}
     for archive, studies in params.phantom.archives.items():
         found[f"phantom/{archive}"] = PhantomSettings(seed, params.phantom.size, studies)
     ingest = replace(params.ingest, workers=Ingest().workers, scheduler=Ingest().scheduler)
     for name, source in params.sources.items():
-        found[f"ingest/{name}"] = IngestSettings(seed, source, ingest)
+        found[f"ingest/{name}"] = IngestSettings(seed, source, ingest, facts(name).classes)
     found["audit"] = AuditSettings(sources, params.audit.min_correlation)
     labelled = tuple(name for name in captioned() if name in params.sources)
     found["prompts"] = PromptSettings(params.prompts.file, params.prompts.ablation, labelled)
     plain = BackTranslation()
     translation = replace(params.back_translation, workers=plain.workers, device=plain.device)
-    found["back_translate"] = BackTranslationSettings(seed, sources, translation)
+    found["back_translate"] = BackTranslationSettings(seed, sources, labelled, translation)
     for name, run in params.runs.items():
         found[f"corpus/{name}"] = CorpusSettings(run.prompts, without_speed(run_config(params, name)))
     trainings = tuple(f"{name}/{s}" for name in params.runs for s in params.seeds)
-    found["embed/runs"] = EmbedSettings(trainings, sources, evaluate.protocols)
+    found["embed/runs"] = EmbedSettings(trainings, sources, tests, maps, evaluate.protocols)
     for name, other in params.others.items():
-        found[f"embed/other/{name}"] = EmbedOtherSettings(_unnamed(other), sources, evaluate.protocols)
+        found[f"embed/other/{name}"] = EmbedOtherSettings(_unnamed(other), sources, tests, evaluate.protocols)
     found["zero_shot"] = ZeroShotSettings(**common, rows=rows)
     found["retrieval"] = RetrievalSettings(**common, rows=rows, k=evaluate.retrieval.k)
     found |= _few_shot(params, common)
     regeneration: dict[str, Any] = {
+        "test_sets": tuple(d for d in paired_tests() if d in sources),
         "images": evaluate.regeneration.images,
         "ratios": evaluate.regeneration.ratios,
         "show_patient_data": params.report.show_patient_data,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pipeline.config.settings import EmbedOtherSettings, EmbedSettings
-from pipeline.datasets import tested, used_for
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.protocols import RetrievalSet, load_protocol, prompt_texts, retrieval_sets
@@ -72,27 +71,28 @@ def embed_run(
     embedder = embedder_of(net, tokenizer, run.image_size, batch_size)
     first = load_protocol(settings.protocols[0])
     sets = retrieval_sets(first, settings.sources).values()
-    counts = write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.sources, index, out)
+    counts = write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.test_sets, index, out)
     classes = {t.rule.dataset: {c: texts[0] for c, texts in t.positive.items()} for t in first.tasks.values()}
-    write_maps(net, embedder, run.image_size, classes, settings.sources, index, out)
+    shown = {d: classes[d] for d in settings.map_sets if d in classes}
+    write_maps(net, embedder, run.image_size, shown, settings.test_sets, index, out)
     return counts
 
 
 def embed_other(embedder: Embedder, settings: EmbedOtherSettings, index: Path, out: Path) -> dict[str, int]:
     """Write the embeddings of somebody else's model; the counts of ``write_embeddings``."""
     sets = retrieval_sets(load_protocol(settings.protocols[0]), settings.sources).values()
-    return write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.sources, index, out)
+    return write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.test_sets, index, out)
 
 
 def write_embeddings(
     embedder: Embedder,
     prompts: Sequence[str],
     sets: Iterable[RetrievalSet],
-    sources: Iterable[str],
+    datasets: Collection[str],
     index: Path,
     out: Path,
 ) -> dict[str, int]:
-    """Write ``out``/<dataset>.npz of every test set among ``sources``, and ``out``/prompts.npz.
+    """Write ``out``/<dataset>.npz of every test set of ``datasets``, and ``out``/prompts.npz.
 
     A data set's file holds ``images`` float32 [N, D] (one evaluation view a test study, in index order); where it is a
     retrieval set ``texts`` [M, D] (the distinct candidate texts, in the order of ``candidates.candidates``); and where
@@ -111,7 +111,7 @@ def write_embeddings(
     out.mkdir(parents=True)
     counts: dict[str, int] = {}
     rules = {rule.dataset: rule for rule in sets}
-    for dataset in (d for d in tested() if d in set(sources)):
+    for dataset in datasets:
         studies = read_studies(index / f"{dataset}.parquet", ("test",))  # CheXpert's test split is CheXpert5x200
         if not studies:
             continue
@@ -134,7 +134,7 @@ def write_maps(
     embedder: Embedder,
     image_size: int,
     classes: Mapping[str, Mapping[str, str]],
-    sources: Iterable[str],
+    datasets: Collection[str],
     index: Path,
     out: Path,
 ) -> int:
@@ -150,7 +150,7 @@ def write_maps(
     Returns:
         n; 0 where the image encoder has no map.
     """
-    chosen = _examples(classes, sources, index)
+    chosen = _examples(classes, datasets, index)
     maps = []
     if chosen:
         inputs = np.stack([evaluation_crop(load_view(view), image_size) for _, _, view, _ in chosen])
@@ -173,12 +173,10 @@ def write_maps(
 
 
 def _examples(
-    classes: Mapping[str, Mapping[str, str]], sources: Iterable[str], index: Path
+    classes: Mapping[str, Mapping[str, str]], datasets: Collection[str], index: Path
 ) -> list[tuple[str, int, View, str]]:
     """Data set, position among its test studies, view and prompt of up to ``MAPS`` examples."""
-    wanted = {
-        d: list(classes[d].items()) for d in used_for("binary_classification") if d in classes and d in set(sources)
-    }
+    wanted = {d: list(prompts.items()) for d, prompts in classes.items() if d in datasets}
     studies = {d: read_studies(index / f"{d}.parquet", ("test",)) for d in wanted}
     taken: dict[str, set[int]] = {d: set() for d in wanted}
     found: list[tuple[str, int, View, str]] = []

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from pipeline.config.params import Bootstrap
-from pipeline.datasets import paired_tests
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.image_quality import averaged, psnr, ssim, without_model
 from pipeline.evaluation.metric_key import WITH_TEXT, MetricKey, of_clean
@@ -159,9 +158,9 @@ class RegenerationSample:
         return {"matching": self.texts[part], "none": None, "shuffled": self.others[part]}[way]
 
 
-def rules(sets: Mapping[str, RetrievalSet], sources: Collection[str]) -> list[RetrievalSet]:
-    """The retrieval sets of a protocol that say which of its reports goes with an image: MIMIC-CXR's and Open-I's."""
-    return [rule for rule in sets.values() if rule.dataset in paired_tests() and rule.dataset in sources]
+def rules(sets: Mapping[str, RetrievalSet], datasets: Collection[str]) -> list[RetrievalSet]:
+    """The retrieval sets of a protocol whose data sets are among ``datasets``: it says which report an image has."""
+    return [rule for rule in sets.values() if rule.dataset in datasets]
 
 
 def read_sample(index: Path, rule: RetrievalSet, most: int, seed: int) -> RegenerationSample | None:

@@ -15,7 +15,7 @@ class WithTemperature(nn.Module):
     """
 
     def __init__(self, temperature: float, limits: tuple[float, float]) -> None:
-        """``temperature``: to begin with; ``limits``: least and largest scale, 0 for no bound (``loss.scale_limits``)."""
+        """``temperature``: the first one; ``limits``: of the scale, 0 for no bound (``loss.scale_limits``)."""
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
         self.log_limits = [math.log(limit) if limit else -math.inf for limit in limits]

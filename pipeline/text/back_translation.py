@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from functools import partial
 from itertools import islice
@@ -44,7 +44,12 @@ Text = tuple[int, str]
 
 
 def back_translate(
-    options: BackTranslation, seed: int, indexes: Sequence[Path], out: Path, work: Path
+    options: BackTranslation,
+    seed: int,
+    indexes: Sequence[Path],
+    out: Path,
+    work: Path,
+    captioned: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write ``out``/translations.parquet (hash of a section, its translation) and ``out``/summary.json.
 
@@ -53,6 +58,7 @@ def back_translate(
         indexes: <dataset>.parquet files; the report sections of their training studies are translated, each distinct
             text once.
         work: folder that keeps what was translated from one run to the next.
+        captioned: data sets whose labels become captions, so that the reports of labelled studies are not drawn.
 
     Returns:
         The summary: ``texts`` (distinct), ``translated``, the number of texts without a translation by reason, and
@@ -61,14 +67,14 @@ def back_translate(
     Raises:
         ParamsError: models that cannot be loaded. ValueError: a text, part or worker that failed, in one line.
     """
-    count = sum(1 for _ in distinct_texts(indexes))
+    count = sum(1 for _ in distinct_texts(indexes, captioned))
     summary: dict[str, Any] = {"texts": count, "translated": 0}
     parts = TRANSLATION_SCHEMA.empty_table()
     if not options.forward:
         summary["note"] = NEEDS
     elif count:
-        folder = _translate_all(options, seed, indexes, count, work)
-        wanted = pa.array([number for number, _ in distinct_texts(indexes)], pa.uint64())
+        folder = _translate_all(options, seed, indexes, captioned, count, work)
+        wanted = pa.array([number for number, _ in distinct_texts(indexes, captioned)], pa.uint64())
         rows = _read_parts(folder)
         rows = rows.filter(pc.is_in(rows["hash"], wanted))
         reasons = Counter(rows["reason"].to_pylist())
@@ -80,20 +86,27 @@ def back_translate(
     return summary
 
 
-def distinct_texts(indexes: Iterable[Path]) -> Iterator[Text]:
+def distinct_texts(indexes: Iterable[Path], captioned: Collection[str]) -> Iterator[Text]:
     """(hash, text) of the report sections of all training studies with a picture, in the order of the indexes, each
     once."""
     seen: set[int] = set()
     for index in indexes:
         for study in read_studies(index, ("train",)):
-            for text in report_sections(study) if study.views else ():
+            for text in report_sections(study, captioned) if study.views else ():
                 number = text_hash(text)
                 if number not in seen:
                     seen.add(number)
                     yield number, text
 
 
-def _translate_all(options: BackTranslation, seed: int, indexes: Sequence[Path], count: int, work: Path) -> Path:
+def _translate_all(
+    options: BackTranslation,
+    seed: int,
+    indexes: Sequence[Path],
+    captioned: Collection[str],
+    count: int,
+    work: Path,
+) -> Path:
     """Translate what no part holds; the folder of the parts."""
     first = _load(options, seed)
     folder = work / first.fingerprint
@@ -101,7 +114,7 @@ def _translate_all(options: BackTranslation, seed: int, indexes: Sequence[Path],
     for left in folder.glob("*.partial"):  # by a process that was killed
         left.unlink()
     known = set(_read_parts(folder)["hash"].to_pylist())
-    missing = (text for text in distinct_texts(indexes) if text[0] not in known)
+    missing = (text for text in distinct_texts(indexes, captioned) if text[0] not in known)
     groups = iter(lambda: list(islice(missing, PART)), [])
     with tqdm(total=count, initial=len(known), desc="back_translate", unit="text", mininterval=1) as bar:
         if options.workers == 1:

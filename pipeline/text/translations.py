@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.datasets import facts
 from pipeline.storage.atomic import replacing
 from pipeline.study import Study
 
@@ -23,9 +22,10 @@ def text_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def report_sections(study: Study) -> list[str]:
-    """The sections that training may draw of a study: none where captions are made from its labels instead."""
-    if study.labels and facts(study.dataset).captioned:
+def report_sections(study: Study, captioned: Collection[str]) -> list[str]:
+    """The sections that training may draw of a study: none if captions are made from its labels instead, as they are of
+    the data sets ``captioned``."""
+    if study.labels and study.dataset in captioned:
         return []
     return [text for text in (study.findings, study.impression) if text]
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -76,6 +76,11 @@ class StageRun:
         if self.folder:
             (self.folder / "artifacts").mkdir(exist_ok=True)
             shutil.copy(path, self.folder / "artifacts" / path.name)
+
+    def artifacts(self, paths: Iterable[Path]) -> None:
+        """``artifact`` of each."""
+        for path in paths:
+            self.artifact(path)
 
     def save(self) -> None:
         """Write the record whole or not at all, keeping what a sender noted in it."""

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config.run_config import Roles, RunConfig, write_run_config
-from pipeline.datasets import facts
 from pipeline.storage.index import read_studies, write_studies
 from pipeline.study import SPLITS, Study
 from pipeline.study_keys import study_key
@@ -53,7 +52,7 @@ def write_corpus(
     def kept() -> Iterator[Study]:
         for dataset in config.datasets:
             sentences = None
-            if facts(dataset).captioned:
+            if dataset in config.captioned:
                 sentences = read_pools(prompts / f"{dataset}.json")
                 sentences.write_pools(out / "prompts" / f"{dataset}.json")
             counts.update({f"{dataset}.{part}": 0 for part in ("silent", "train", "valid")})
@@ -80,7 +79,7 @@ def write_corpus(
         and len(known := read_translations(translations / TRANSLATIONS_FILE))
     ):
         training = read_studies(out / "studies.parquet", ("train",))
-        own = known.of(text for study in training for text in report_sections(study))
+        own = known.of(text for study in training for text in report_sections(study, config.captioned))
         counts["translations"] = len(own)
         if len(own):
             own.write(out / TRANSLATIONS_FILE)

@@ -10,7 +10,6 @@ from numpy.random import PCG64, Generator
 from numpy.random.bit_generator import ISeedSequence
 
 from pipeline.config.run_config import RunConfig
-from pipeline.datasets import facts
 from pipeline.study import Study, View
 from pipeline.study_keys import hashed, study_key
 from pipeline.text import eda
@@ -51,7 +50,7 @@ def draw_texts(
     """
     method, alone = config.augment.text and config.augment.text_method, config.sampling.unit == "image"
     if study.labels and prompts is not None:
-        negatives = config.sampling.negatives if facts(study.dataset).random_negatives else None
+        negatives = config.sampling.negatives if study.dataset in config.random_negatives else None
         drawn = [_said(caption(study.labels, prompts, rng, negatives), study) for _ in range(1 if alone else count)]
         if len(drawn) < count:
             drawn.append(swap_sentences(drawn[0], rng) if method == "swap" else drawn[0])

@@ -1,7 +1,6 @@
 """Stages ``embed`` and ``embed_other``: models, test images -> data/embeddings/{runs/<run>/<seed>,others/<name>}.
 
-One process embeds with all of our models, since it takes longer to start than to embed. A model whose inputs are as
-they were is passed over, so a changed run is embedded alone.
+One process embeds with all of our models that are new, since it takes longer to start than to embed.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def main(rows: str, name: str = "") -> None:
         with mlflow_runs.stage_run("embed", row, {"protocols": ours.protocols}, machine.tracking) as record:
             record.metrics(embed.embed_run(model, ours, INDEX, out, device, machine.batch_size))
             mark_current(out, digest)
-        print(f"embed {row}: {'skipped: ' + why if (why := store.why_missing(out)) else 'done'}")
+        print(f"embed {row}: " + (f"skipped: {why}" if (why := store.why_missing(out)) else "done"))
 
 
 if __name__ == "__main__":

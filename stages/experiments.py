@@ -1,4 +1,4 @@
-"""``python -m stages.experiments [NAME ...]``: experiments -> data/experiments/index.{html,md,csv}, with their baseline.
+"""``python -m stages.experiments [NAME ...]``: experiments -> data/experiments/index.{html,md,csv}, with baseline.
 
 Not a stage of the graph: it reads what ``dvc exp run`` made, from git and DVC's cache, and changes none of it.
 """

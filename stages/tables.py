@@ -11,7 +11,7 @@ from pipeline.config.load import load_params
 from pipeline.config.params import Report
 from pipeline.reporting import charts, formats, page, tables
 from pipeline.reporting.results import headline_metrics, load_results, load_summaries
-from pipeline.storage import shards
+from pipeline.storage.shards import load_view
 from pipeline.tracking import mlflow_runs
 from stages import run
 
@@ -32,8 +32,7 @@ def main() -> None:
         for path in missing:
             print(f"tables: {path}: not found, so its figures are missing", file=sys.stderr)
         built, phantom = tables.build_tables(params, summaries, results), tables.phantoms(summaries)
-        metrics = headline_metrics(results)
-        written = formats.write_tables(OUT, built, metrics, phantom)
+        written = formats.write_tables(OUT, built, metrics := headline_metrics(results), phantom)
         written += charts.write_plots(OUT / "plots", params, results)
         written += [Path(shutil.copy(AUDIT / f"leakage.{suffix}", OUT)) for suffix in ("md", "csv")]
         pages = [(replace(params, report=Report(show_patient_data=False)), OUT / "index.html")]
@@ -41,7 +40,7 @@ def main() -> None:
             pages.append((params, PRIVATE))
             print(f"tables: {PRIVATE} shows patients: not for git", file=sys.stderr)
         for shown, place in pages:
-            html = page.render_page(shown, built, summaries, results, missing, INDEX, shards.load_view)
+            html = page.render_page(shown, built, summaries, results, missing, INDEX, load_view)
             place.write_text(html, encoding="utf-8", newline="\n")
         record.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
         record.artifacts([*written, OUT / "index.html"])

@@ -190,7 +190,7 @@ def test_a_model_that_saw_no_pair_has_no_zero_shot_and_no_retrieval(corpus, tmp_
     (tmp_path / "params.yaml").write_text(raw)
     monkeypatch.chdir(tmp_path)
     settings = {"runs": ["some/0"], "map_sets": [], "protocols": ["paper"]}
-    settings |= dict.fromkeys(("sources", "test_sets"), ["mimic_cxr"])
+    settings |= {key: ["mimic_cxr"] for key in ("sources", "test_sets")}
     (tmp_path / "data" / "settings" / "embed").mkdir(parents=True)
     (tmp_path / "data" / "settings" / "embed" / "runs.json").write_text(json.dumps(settings))
     monkeypatch.setattr(sys, "argv", ["embed", "runs"])

@@ -155,7 +155,7 @@ def test_a_killed_worker_loses_no_experiment(clone):
     assert [(name, status) for name, status, _ in rows if status != "FINISHED"] == [(lost, "FAILED")]
 
     run(clone, sys.executable, "-m", "stages.experiments")
-    report = (clone / "reports" / "experiments.md").read_text()
+    report = (clone / "data" / "experiments" / "index.md").read_text()
     assert all(f"| {name} | loss.tcl_weight: 0.5 → " in report for name in names) and "cpu" in report
     assert workspace(clone)["git"] == ""
     print(f"four experiments, one killed: {time.monotonic() - began:.0f} s")

@@ -1,4 +1,4 @@
-"""Which commits ``dvc exp run`` made from a baseline, and what they changed: read from git and DVC, changing neither."""
+"""Which commits ``dvc exp run`` made from a baseline, and what each changed, from git and DVC's cache."""
 
 from __future__ import annotations
 

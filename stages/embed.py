@@ -16,8 +16,7 @@ from pipeline.storage.unchanged import inputs_digest, is_current, mark_current
 from pipeline.tracking import mlflow_runs
 from stages import run
 
-INDEX = Path("data/index")
-CODE = [Path("pipeline") / room for room in ("study.py", "storage", "text", "models", "evaluation")]
+INDEX, CODE = Path("data/index"), [Path("pipeline") / p for p in ("study.py", "storage", "text", "models", "evaluation")]
 
 
 def main(rows: str, name: str = "") -> None:

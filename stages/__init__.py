@@ -20,4 +20,5 @@ def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
     except (ValueError, OSError, RuntimeError) as error:
         if type(error) is RuntimeError:  # of a library, and no error of input
             raise
-        sys.exit(f"{' '.join([stage, *words])}: {error}" if str(error) else 1)  # of several processes one says why
+        said = f"{stage} {'/'.join(words)}".rstrip() + f": {error}"
+        sys.exit(said if str(error) else 1)  # of several processes one says why

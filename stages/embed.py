@@ -16,7 +16,8 @@ from pipeline.storage.unchanged import inputs_digest, is_current, mark_current
 from pipeline.tracking import mlflow_runs
 from stages import run
 
-INDEX, CODE = Path("data/index"), [Path("pipeline") / p for p in ("study.py", "storage", "text", "models", "evaluation")]
+INDEX = Path("data/index")
+CODE = [Path("pipeline") / name for name in ("study.py", "storage", "text", "models", "evaluation")]
 
 
 def main(rows: str, name: str = "") -> None:
@@ -25,8 +26,8 @@ def main(rows: str, name: str = "") -> None:
         settings = read_settings(EmbedOtherSettings, f"embed/other/{name}")
         with mlflow_runs.stage_run("embed_other", name, settings.other, machine.tracking) as record:
             try:
-                embedder = load_other(settings.other, device, machine.batch_size)
-                record.metrics(embed.embed_other(embedder, settings, INDEX, store.embeddings_of(name)))
+                other = load_other(settings.other, device, machine.batch_size)
+                record.metrics(embed.embed_other(other, settings, INDEX, store.embeddings_of(name)))
             except MissingWeights as error:  # no failure: its cells show —
                 store.write_missing(store.embeddings_of(name), str(error))
                 print(f"embed_other {name}: skipped: {error}")
@@ -36,8 +37,7 @@ def main(rows: str, name: str = "") -> None:
     for row in ours.runs:
         model, out = Path("data/models") / row, store.embeddings_of(row)
         inputs = [model, *(INDEX / f"{d}.parquet" for d in ours.test_sets), *CODE]
-        digest = inputs_digest(inputs, repr((ours.test_sets, ours.map_sets, ours.protocols)))
-        if is_current(out, digest):
+        if is_current(out, digest := inputs_digest(inputs, repr((ours.test_sets, ours.map_sets, ours.protocols)))):
             print(f"embed {row}: as it was")
             continue
         with mlflow_runs.stage_run("embed", row, {"protocols": ours.protocols}, machine.tracking) as record:

@@ -44,7 +44,7 @@ if __name__ == "__main__":
         run("pretrain", main, "RUN SEED [--resume-anyway]")
     except resume.Stopped as stopped:
         if FIRST:
-            print(f"pretrain {' '.join(sys.argv[1:3])}: {stopped}", file=sys.stderr)
+            print(f"pretrain {'/'.join(sys.argv[1:3])}: {stopped}", file=sys.stderr)
         sys.exit(resume.EXIT_STOPPED)
     except FloatingPointError as error:
-        sys.exit(f"pretrain {' '.join(sys.argv[1:3])}: {error}" if str(error) else 1)  # one rank says it for all
+        sys.exit(f"pretrain {'/'.join(sys.argv[1:3])}: {error}" if str(error) else 1)  # one rank says it for all

@@ -29,21 +29,21 @@ def main() -> None:
             official=params.evaluate.official.runs,
             regeneration=params.evaluate.regeneration.runs,
         )
-        for path in missing:
-            print(f"tables: {path}: not found, so its figures are missing", file=sys.stderr)
+        sys.stderr.writelines(f"tables: {path}: not found, so its figures are missing\n" for path in missing)
         built, phantom = tables.build_tables(params, summaries, results), tables.phantoms(summaries)
         written = formats.write_tables(OUT, built, metrics := headline_metrics(results), phantom)
         written += charts.write_plots(OUT / "plots", params, results)
         written += [Path(shutil.copy(AUDIT / f"leakage.{suffix}", OUT)) for suffix in ("md", "csv")]
-        pages = [(replace(params, report=Report(show_patient_data=False)), OUT / "index.html")]
+        pages = {OUT / "index.html": replace(params, report=Report(show_patient_data=False))}
         if params.report.show_patient_data and len(phantom) < len(summaries):
-            pages.append((params, PRIVATE))
+            pages[PRIVATE] = params
             print(f"tables: {PRIVATE} shows patients: not for git", file=sys.stderr)
-        for shown, place in pages:
+        for place, shown in pages.items():
             html = page.render_page(shown, built, summaries, results, missing, INDEX, load_view)
             place.write_text(html, encoding="utf-8", newline="\n")
         record.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
         record.artifacts([*written, OUT / "index.html"])
+    print("\n".join(formats.table_markdown(table, phantom) for table in built if not table.number.startswith("S")))
 
 
 if __name__ == "__main__":

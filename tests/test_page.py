@@ -253,7 +253,7 @@ def test_stage_writes_everything_and_prints_the_tables(tmp_path, monkeypatch, ca
     out = capsys.readouterr()
     assert [out.out.count(f"## Table {n}.") for n in range(1, 5)] == [1, 1, 1, 1] and not out.err
     written = sorted(path.name for path in Path("reports").iterdir())
-    assert len(written) == 33 and "index.html" in written and "metrics.json" in written
+    assert len(written) == 35 and "index.html" in written and "metrics.json" in written
 
 
 def test_a_page_with_patients_lies_where_git_does_not_look(tmp_path, monkeypatch, capsys):

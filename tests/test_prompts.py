@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
@@ -8,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.config import params as config
+from pipeline.config.settings import PromptSettings
+from pipeline.datasets import captioned
 from pipeline.evaluation import protocols
 from pipeline.ingest.sources.chestxray14 import CHESTXRAY14_CLASSES as CHESTXRAY14
 from pipeline.ingest.sources.chexpert import CHEXPERT_CLASSES as CHEXPERT
@@ -16,9 +16,10 @@ from pipeline.storage.index import write_studies
 from pipeline.study import Study, View
 from pipeline.text import prompts
 from pipeline.text.prompts import PromptError, PromptSentences, expand
+from stages import prompts as prompts_stage
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING = ROOT / "pipeline" / "prompts.yaml"
+TRAINING = ROOT / "pipeline" / "text" / "prompts.yaml"
 GLORIA = TRAINING.with_name("prompts_gloria.yaml")
 SMALL = """
 default: {positive: ["{}."], negative: ["no {}.", "[there is, ] no [visible, ] {}."], uncertain: ["possible {}."]}
@@ -228,24 +229,17 @@ def test_a_bad_file_is_one_clear_line(tmp_path: Path, old: str, new: str, words:
 @pytest.fixture
 def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, dict[str, int]]], Path]]:
     """Run the stage's main() in an empty folder, on an index with these labels by data set."""
-    spec = importlib.util.spec_from_file_location("prompts_stage", ROOT / "stages" / "prompts.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
 
     def run(labels: dict[str, dict[str, int]]) -> Path:
         for name, values in labels.items():
             studies = [Study(name, "1", str(i), "train", (View("1"),), labels=v) for i, v in enumerate(({}, values))]
             write_studies(tmp_path / "data" / "index" / f"{name}.parquet", studies)
-        sources = dict.fromkeys(labels)
-        params = SimpleNamespace(
-            prompts=config.PromptFiles(str(TRAINING), str(GLORIA)),
-            sources=sources,
-            tracking=config.Tracking(enabled=False),
-        )
-        monkeypatch.setattr(config, "load", lambda: params)
-        module.main()
+        datasets = tuple(name for name in captioned() if name in labels)
+        settings = PromptSettings(str(TRAINING), str(GLORIA), datasets)
+        monkeypatch.setattr(prompts_stage, "read_settings", lambda cls, name: settings)
+        monkeypatch.setattr(prompts_stage, "load_machine", lambda: SimpleNamespace(tracking=False))
+        prompts_stage.main()
         return tmp_path / "data" / "prompts"
 
     yield run

@@ -287,6 +287,7 @@ def test_what_a_state_is_compared_by_is_all_that_decides_the_result(corpus, tmp_
         return [key for key in first if now[key] != first[key]]
 
     other = {"epochs": 3, "lr": 2e-3, "batch_size": 10, "patience": 1, "threads": 2, "shuffle_pairs": True}
+    other |= {"micro_batch": 2, "length_groups": 3, "compile": True}
     for key in set(asdict(Train())) - set(same):
         now = other.get(key, {"weight_decay": 0.0, "warmup_epochs": 0.5, "precision": "bf16"}.get(key))
         assert changed(config=replace(run, train=replace(run.train, **{key: now}))) == ["parameters"], key
@@ -346,7 +347,7 @@ def test_the_state_is_of_all_modules_that_train():
     compared = ("pipeline.study", "pipeline.storage", "pipeline.text", "pipeline.models", "pipeline.training")
     assert {m for m in said.split() if not m.startswith(compared)} <= {
         *("pipeline.config", "pipeline.config.checks", "pipeline.config.load", "pipeline.config.params"),
-        *("pipeline.config.records", "pipeline.config.run_config"),
+        *("pipeline.config.records", "pipeline.config.run_config", "pipeline.datasets"),
     }
 
 

@@ -99,9 +99,19 @@ def test_real_label_files_give_the_papers_counts(dataset, counts, positives):
     assert tuple(positive[name] for name in ("train", "valid", "test")) == positives
 
 
+def test_the_list_nearest_to_the_root_is_the_archives_own(tmp_path):
+    """A folder of other pictures below the archive may have a list of the same name, packed otherwise."""
+    put(tmp_path, "nih/Data_Entry_2017.csv", "Image Index,Finding Labels,Patient ID,View Position\n")
+    (tmp_path / "Data_Entry_2017.csv.gz").write_bytes(gzip.compress(b"x"))
+    files = archive.open_archive("chestxray14", str(tmp_path), tmp_path / "cache")
+    assert archive.find_table(files, ["Data_Entry_2017.csv"]) == "Data_Entry_2017.csv.gz"
+
+
 @real
-def test_real_chestxray14():
-    studies, rejects = read_all("chestxray14", REAL)
+def test_real_chestxray14(tmp_path):
+    for name in ("Data_Entry_2017_v2020.csv.gz", "00000001_000.png", "00027426_000.png"):
+        (tmp_path / name).symlink_to(REAL / name)
+    studies, rejects = read_all("chestxray14", tmp_path)
     assert rejects == [] and splits(studies) == {"train": 89696, "valid": 22424}
     patients = {name: {s.patient for s in studies if s.split == name} for name in ("train", "valid")}
     assert (len(patients["valid"]), len(patients["valid"] & patients["train"])) == (11619, 7977)

@@ -14,7 +14,8 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from pipeline.audit import neighbours
-from pipeline.config.params import Audit, Bootstrap, Evaluate, FewShot, Ingest, Run, Source, Tracking
+from pipeline.config.params import Bootstrap, Ingest, Source
+from pipeline.config.settings import AuditSettings, ZeroShotSettings
 from pipeline.evaluation import protocols, store, zero_shot
 from pipeline.evaluation.metric_key import MetricKey, of_clean
 from pipeline.evaluation.metrics import resamples
@@ -332,27 +333,27 @@ def leaky(tmp_path_factory):
         sides = protocols.load_protocol("paper").tasks["rsna"]
         texts = [*sides.positive["Pneumonia"], *sides.negative["Pneumonia"]]
         for row in ("memory/0", "elsewhere/0"):
-            (folder / "data/embeddings" / row).mkdir(parents=True)
+            (folder / "data/embeddings/runs" / row).mkdir(parents=True)
             images = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype("f4")
-            np.savez(folder / f"data/embeddings/{row}/rsna.npz", images=images)
+            np.savez(folder / f"data/embeddings/runs/{row}/rsna.npz", images=images)
             prompts = {"texts": np.array(texts), "embeddings": np.eye(2, dtype="f4"), "scale": np.array(14.0)}
-            np.savez(folder / f"data/embeddings/{row}/prompts.npz", **prompts)
-        params = SimpleNamespace(
-            seed=0,
-            seeds=(0,),
-            sources={name: replace(source, reader=name) for name in ("chestxray14", "rsna")},
-            audit=Audit(workers=1),
-            others={},
-            runs={"memory": Run("resnet", ("chestxray14",)), "elsewhere": Run("resnet", ())},
-            evaluate=Evaluate(FewShot({}, {}), ("paper",), Bootstrap(200)),
-            tracking=Tracking(enabled=False),
-        )
-        for name in ("audit", "zero_shot"):
+            np.savez(folder / f"data/embeddings/runs/{row}/prompts.npz", **prompts)
+        rows = {"memory/0": ("chestxray14",), "elsewhere/0": ()}
+        sources = ("chestxray14", "rsna")
+        settings = {
+            "audit": AuditSettings(sources, 0.8),
+            "zero_shot": ZeroShotSettings(0, sources, ("paper",), Bootstrap(200), rows),
+        }
+        for name in settings:
             stage = importlib.import_module(f"stages.{name}")
-            patch.setattr(stage, "load_params", lambda: params)
+            patch.setattr(stage, "read_settings", lambda cls, name: settings[name])
+            patch.setattr(stage, "load_machine", lambda: SimpleNamespace(audit_workers=1, tracking=False))
             stage.main()
     truth = np.array([s.labels["Pneumonia"] == 1 for s in test])
-    found = {row: json.loads((folder / f"data/results/zero_shot/{row}/0.json").read_text()) for row in params.runs}
+    found = {
+        row: json.loads((folder / f"data/results/zero_shot/{row}/0.json").read_text())
+        for row in ("memory", "elsewhere")
+    }
     return folder, fresh, truth, np.cos(angle) - np.sin(angle), found
 
 

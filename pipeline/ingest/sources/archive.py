@@ -72,15 +72,15 @@ def open_archive(dataset: str, path: str, cache: Path) -> Archive:
 
 def find_table(archive: Archive, names: Iterable[str]) -> str | None:
     """The first of the named csv files that the archive has, plain or ``.gz``, loose or packed, also with a
-    ``kaggle_`` prefix; of several of one name the one nearest to the root."""
+    ``kaggle_`` prefix; of several, the one nearest to the root."""
     by_base: dict[str, str] = {}
     for name in sorted(archive.names, key=lambda n: (n.count("/"), n)):
         if name.lower().endswith((".csv", ".csv.gz")):
             by_base.setdefault(base_name(name), name)
     for name in names:
-        for variant in (f"{prefix}{name}{suffix}" for prefix in ("", "kaggle_") for suffix in ("", ".gz")):
-            if variant in by_base:
-                return by_base[variant]
+        variants = [f"{prefix}{name}{suffix}" for prefix in ("", "kaggle_") for suffix in ("", ".gz")]
+        if found := [by_base[variant] for variant in variants if variant in by_base]:
+            return min(found, key=lambda path: path.count("/"))  # the first of equally near ones
     return None
 
 

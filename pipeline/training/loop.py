@@ -313,7 +313,7 @@ def _seed(config: RunConfig, device: torch.device) -> None:
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if device.type == "cpu":
-        torch.use_deterministic_algorithms(True)
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms, without its 2 s of torch.compile
         # Filling memory costs time, and nothing here reads it before it is written.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -3,7 +3,7 @@
 Three ways to do a step on the same studies with the same architecture and optimizer, measured in turns:
 
 - ours: the loader hands over a batch, texts are padded to their length group, one pass an encoder, dropout by study;
-- ideal: the same pass on tensors that lie ready on the device, with nothing around it but the optimizer;
+- ideal: the same pass on tensors that are ready on the device, with nothing around it but the optimizer;
 - release: every text padded to the tokenizer's maximum, a pass for each view and each text, torch's own dropout.
 
 Studies are made up: two views in JPEG shards with the short side of the profile (512, demo 96), which the loader's

@@ -1,4 +1,4 @@
-"""``python -m stages.fingerprint [DATASET ...]``: archives -> the stamps that DVC watches in their stead.
+"""``python -m stages.fingerprint [DATASET ...]``: archives -> the stamps that DVC watches instead of them.
 
 Not a stage of the graph: looking through millions of files on every ``dvc repro`` would take longer than what it saves.
 Run it once before the first ``dvc repro`` and again after an archive has changed. Stamps outside data/fingerprints are

@@ -131,7 +131,7 @@ def studies(tmp_path_factory):
 
 
 def make_corpus(folder, run: RunConfig, studies, prompts):
-    """What the corpus stage gives to training, made below ``folder``; where it lies."""
+    """What the corpus stage gives to training, made below ``folder``; where it is."""
     for dataset in run.datasets:
         write_studies(folder / "index" / f"{dataset}.parquet", [s for s in studies if s.dataset == dataset])
     for dataset, pools in prompts.items():

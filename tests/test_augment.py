@@ -80,7 +80,7 @@ def waves(height, width, period):
 @pytest.mark.parametrize(("height", "width"), [(240, 256), (241, 255), (243, 353)])
 @pytest.mark.parametrize(("size", "reduce"), [(200, 1), (72, 2), (36, 4)])
 def test_a_crop_is_cut_where_it_was_drawn_at_every_scale(height, width, size, reduce):
-    """Against the formula: output pixel u lies at x + (u + 0.5) * w / S, in pixels of the full picture."""
+    """Against the formula: output pixel u is at x + (u + 0.5) * w / S, in pixels of the full picture."""
     data = encode(np.rint(waves(np.arange(height), np.arange(width), 60)).astype(np.uint8), 100)
     seen = 0
     for seed in range(60):
@@ -161,7 +161,7 @@ def test_same_generator_same_image_and_input_untouched():
 
 
 def test_jitter_is_a_gain_about_black_and_a_gain_about_the_mean():
-    """out = b * (m + c * (x - m)): b and c are found by regression and must lie in their ranges and fill them."""
+    """out = b * (m + c * (x - m)): b and c are found by regression and must be in their ranges and fill them."""
     image = texture(40, 40, 70, 160)
     mean, x = image.mean(), image.ravel().astype(float)
     found = []

@@ -117,7 +117,7 @@ def test_flat_and_equal_pictures_cost_little_and_are_counted(tmp_path, coarse):
     studies = place(tmp_path / "a.tar", [*flat, *[noise(1)] * 30, noise(2)])
     counts = find_pairs(images_of(studies), tmp_path / "pairs.parquet", MIN)
     assert (counts["flat"], counts["identical"], counts["pairs"]) == (30, 29, 29)
-    assert counts["candidates"] < 40 and counts["full"] == 1  # the first of the equal ones stands for all
+    assert counts["candidates"] < 40 and counts["full"] == 1  # the first of the equal ones represents all
     rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
     assert {r["study_a"] for r in rows} | {r["study_b"] for r in rows} == {f"s{n}" for n in range(30, 60)}
 

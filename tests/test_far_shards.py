@@ -1,4 +1,4 @@
-"""Training from shards that lie in an object store, not on this machine."""
+"""Training from shards that are in an object store, not on this machine."""
 
 import csv
 from dataclasses import replace

@@ -36,7 +36,7 @@ def phantoms(tmp_path_factory):
 
 
 def ingested(dataset, source, folder):
-    """The studies an ingest writes, less where their shards lie, and its rejects by reason."""
+    """The studies an ingest writes, less where their shards are, and its rejects by reason."""
     options = Ingest(short_side=32, shard_size=50, workers=1)
     summary = ingest_archive(dataset, source, options, folder / "shards", folder / "index.parquet", folder / "work", 0)
     studies = read_studies(folder / "index.parquet")

@@ -73,7 +73,7 @@ def test_image_features_are_the_mean_over_places(images, encoder):
 
 
 def test_text_is_pooled_at_its_last_token(tokenizer):
-    """[SEP] ends each text; what stands beside a text in the batch does not change it."""
+    """[SEP] ends each text; what else is in the batch does not change it."""
     tower = TextTower(BERT, len(tokenizer), True).eval()
     texts = [TEXTS[0], "Nodule.", f"{TEXTS[1]} {TEXTS[2]}"]
     tokens, mask = tokenizer(texts)

@@ -181,7 +181,7 @@ def test_a_sample_depends_on_its_seed_and_keeps_the_lists_order(tmp_path):
         (own(prompts={"positive": ["{}"]}), "test_sets.mine.prompts.classes: missing"),
         (own(prompts={"lists": LISTS, "classes": ["A"]}), "test_sets.mine.prompts.classes: not to be given beside l"),
         (own(prompts={"lists": LISTS, "negative": ["a"]}), "test_sets.mine.prompts.negative: not to be given beside"),
-        (own(prompts={"positive": ["{}"], "classes": ["A", "A"]}), "test_sets.mine.prompts.classes: a class stands"),
+        (own(prompts={"positive": ["{}"], "classes": ["A", "A"]}), "test_sets.mine.prompts.classes: a class is named"),
         (own(prompts={"positive": ["{x}"], "classes": ["A"]}), "test_sets.mine.prompts.positive: '{x}': a brace is no"),
         (own(prompts={"positive": [" "], "classes": ["A"]}), "test_sets.mine.prompts.positive: a blank prompt"),
         (own(prompts={"positive": ["a"], "classes": ["A", "B"]}), "test_sets.mine.prompts.positive: 'a' is the same"),

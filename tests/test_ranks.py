@@ -151,7 +151,7 @@ def test_a_lost_rank_ends_the_others_with_an_error(two, whole, tmp_path, event):
 
 
 def test_ranks_that_see_different_states_do_not_start(two, tmp_path):
-    """The state lies on a disk of one node alone."""
+    """The state is on a disk of one node alone."""
     import torch
 
     from pipeline.training import resume

@@ -105,7 +105,7 @@ def test_stage_runs_become_children_of_one_repro(client, tmp_path, monkeypatch):
     assert history(client, pretrain, "valid_loss") == [(0, 4.0), (1, 3.0), (2, 2.0)]
     assert 0 <= pretrain.data.metrics["seconds"] < 60
     assert pretrain.info.start_time <= pretrain.info.end_time
-    # what experiments are compared by stands on the parent
+    # what experiments are compared by is on the parent
     assert parent.data.params == {"loss.tcl_weight": "0.25"} and parent.data.metrics["table2.auc"] == 0.9
     artifacts = client.list_artifacts(pretrain.info.run_id)
     assert [a.path for a in artifacts] == ["history.csv"]

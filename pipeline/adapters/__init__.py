@@ -1,4 +1,4 @@
-"""Other people's models as ``Embedder``s, one module a project; weights lie in a local folder and no hub is asked.
+"""Other people's models as ``Embedder``s, one module a project; weights are in a local folder and no hub is asked.
 
 docs/models.md says what each module expects, and where its facts come from.
 """

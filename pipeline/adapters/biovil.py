@@ -81,7 +81,7 @@ def _projector(tensors: dict[str, Tensor], where: str) -> nn.Module:
 
 
 class _Head(nn.Module):
-    """What stands on the [CLS] of CXR-BERT."""
+    """The head on the [CLS] of CXR-BERT."""
 
     def __init__(self, tensors: dict[str, Tensor], where: str) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ class _Member(nn.Module):
         self.clip: Any = CLIP(dim, vision, text, quick_gelu=True)
         fill(self.clip, tensors, f"{path}: ")
         self.projection = self.clip.visual.proj
-        self.clip.visual.proj = None  # so that what it stands on can be had, too
+        self.clip.visual.proj = None  # so that its input is available, too
         self.eval()
 
     def pooled(self, inputs: Tensor) -> Tensor:

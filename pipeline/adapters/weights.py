@@ -20,7 +20,7 @@ class MissingWeights(ValueError):
 
 
 class _Inert:
-    """Stands for a class of settings in a training checkpoint; takes anything, does nothing, and is thrown away."""
+    """Replaces a class of settings in a training checkpoint; takes anything, does nothing, and is thrown away."""
 
     def __init__(self, *args: Any, **values: Any) -> None:
         pass
@@ -30,7 +30,7 @@ class _Inert:
 
 
 def _table(*args: Any) -> dict[Any, Any]:
-    """Stands for ``collections.defaultdict``, whose factory would be called on a missing key."""
+    """Replaces ``collections.defaultdict``, whose factory would be called on a missing key."""
     return {}
 
 
@@ -145,7 +145,7 @@ class Weights:
         return cls(found[key], path)
 
     def take(self, prefix: str) -> dict[str, Tensor]:
-        """Remove and give what stands below a prefix, without it.
+        """Remove and return what is below a prefix, without it.
 
         Raises:
             ValueError: nothing does.
@@ -166,7 +166,7 @@ class Weights:
         return self.left.pop(key)
 
     def has(self, prefix: str) -> bool:
-        """Whether anything stands below a prefix."""
+        """Whether anything is below a prefix."""
         return any(key.startswith(prefix) for key in self.left)
 
     def ignore(self, prefix: str) -> None:

@@ -172,7 +172,7 @@ def register(outer: Floats, inner: Floats, frame: Floats, rounds: int) -> tuple[
         frame: left, top, width and height of the first guess, as shares of the outer's sides.
 
     Returns:
-        The frame, ``outer`` seen through it float32 [S, S], and where the frame lies within it, bool [S, S]. A copy is
+        The frame, ``outer`` seen through it float32 [S, S], and where the frame is within it, bool [S, S]. A copy is
         a rectangle of the other picture: that it may not be turned tells copies from other exposures of a patient.
     """
     side = len(inner)
@@ -216,7 +216,7 @@ def look_closely(outer: Grey, inner: Grey, frame: Floats, sign: int) -> tuple[fl
     """The correlation of the finest detail that two pictures can show, where neither is black or white.
 
     Args:
-        outer, inner: uint8 [H, W] of any sizes; ``frame`` a guess to about 1 % where ``inner`` lies in ``outer``.
+        outer, inner: uint8 [H, W] of any sizes; ``frame`` a guess to about 1 % where ``inner`` is in ``outer``.
         sign: -1 where one of them is inverted.
 
     Returns:

@@ -1,6 +1,6 @@
 """Which of many thumbnails may be copies of one another, without comparing all with all.
 
-Vectors of the thumbnails lie in a space fitted on them. An inverted file (k-means lists, of which a question searches
+Vectors of the thumbnails are in a space fitted on them. An inverted file (k-means lists, of which a question searches
 the nearest few; Sivic and Zisserman 2003) finds the neighbours of each, and of each of 16 crops of each. Nothing knows
 a vector from its negative, so that inverted pictures are found with the same questions.
 """
@@ -32,7 +32,7 @@ BLOCK = 4096  # pictures whose questions are asked at once
 
 class CandidatePairs(NamedTuple):
     """Pairs to look at: ``outer`` and ``inner`` int64 [m], positions of two images; ``frame`` float32 [m, 4], where the
-    inner one lies in the outer one (left, top, width, height as shares of the outer's sides); ``sign`` int8 [m], -1
+    inner one is in the outer one (left, top, width, height as shares of the outer's sides); ``sign`` int8 [m], -1
     where one is inverted."""
 
     outer: Ints
@@ -134,7 +134,7 @@ def nearest(vectors: Floats, centres: Floats, count: int) -> tuple[Ints, Floats]
 def candidate_pairs(thumbs: NDArray[np.int8]) -> tuple[CandidatePairs, int]:
     """Pairs of thumbnails int8 [n, SIDE, SIDE] that may be copies, at most ``NEIGHBOURS`` a picture that asks.
 
-    Returns also how many pictures lie in lists so long that they were split, so that some were not compared.
+    Returns also how many pictures are in lists so long that they were split, so that some were not compared.
     """
     n, whole = len(thumbs), frames()[0]
     space = fit_space(thumbs)

@@ -256,7 +256,7 @@ class Other:
     """Somebody else's trained model, evaluated beside the runs (docs/models.md)."""
 
     adapter: str  # a module of pipeline/adapters
-    weights: str  # the folder its files lie in; it must exist, and may hold none of them
+    weights: str  # the folder of its files; it must exist, and may hold none of them
     model: str  # its name in the tables, and so its backbone and data
     backbone: str = ""
     data: str = ""

@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 MOST = 20  # lines of an error that are shown
-MANY = 1 << 20  # upper bound of a number that has no other
+MANY = 1 << 20  # upper bound of a number without a tighter one
 
 # Of every record: ``@dataclass(frozen=True, config=RECORD)``, the decorator being pydantic's.
 RECORD = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)

@@ -15,7 +15,7 @@ from pipeline.datasets import facts
 
 SPEED = ("launcher", "workers", "save_minutes", "timeout_minutes")  # of Train: they change no result
 
-# What of ``Loss`` a mixed run has no use for, as it then stands in its run.json.
+# What of ``Loss`` a mixed run has no use for, as it is then written to its run.json.
 NOT_MIXED: dict[str, Any] = {
     **{"mvs": False, "mvs_weight": 0.0, "icl_weight": 0.0, "tcl_weight": 0.0, "nn_weight": 0.0},
     **{"simsiam_weight": 0.0, "label_positives": False},

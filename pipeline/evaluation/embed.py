@@ -28,7 +28,7 @@ NOT_ALIGNED = "not aligned: no pair in training"  # of a mixed run, which then h
 
 def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:
     """One of our own checkpoints (``pipeline.models.checkpoint.save_model``): the evaluation crop as uint8 [S, S];
-    a linear probe stands on the pooled features before the projection.
+    a linear probe is trained on the pooled features before the projection.
 
     Raises:
         ValueError: the folder holds no checkpoint of this version.

@@ -28,7 +28,7 @@ class Embedder:
         prepare: decoded grey picture, uint8 [H, W] -> one input of the image encoder, any fixed shape and dtype.
         encode_images: stacked inputs on ``device`` -> [B, D] in the shared space (any length; made unit-norm here).
         encode_texts: sentences -> [B, D]; tokenises, pads and truncates as its project does.
-        features: stacked inputs on ``device`` -> [B, W], what a linear probe stands on.
+        features: stacked inputs on ``device`` -> [B, W], the input of a linear probe.
         size: side in pixels to which ``prepare`` first resizes a square picture. Augmented crops are made at this size,
             so that they are not resized twice.
         scale: factor on the cosines that the model was trained with, for probabilities.

@@ -64,8 +64,8 @@ def at_least(queries: np.ndarray, items: np.ndarray, own: np.ndarray) -> np.ndar
     Items are centred, which changes no order, and both sides rounded to ``_rough_dtype``. With x = x' + e and
     y = y' + f (x', y' rounded), x.y = x'.y' + e.y' + x.f, so by Cauchy and Schwarz the product of the rounded is off by
     at most |e||y'| + |x||f|, and by D 2^-23 |x'||y'| where sums are kept in single precision, in any order. Rounding
-    both the product and the bounds to the same format keeps their order. What lies between the bounds is computed in
-    single precision, whose bound is the last of these, and what still lies between goes to ``pair_products``, which
+    both the product and the bounds to the same format keeps their order. What is between the bounds is computed in
+    single precision, whose bound is the last of these, and what is still between goes to ``pair_products``, which
     also gives the own product: equal rows give equal products to the last bit.
 
     Args:
@@ -127,7 +127,7 @@ def _count(
     single: np.ndarray,
     weight: np.ndarray | None,
 ) -> np.ndarray:
-    """``at_least`` of one block, int64 [n]: what is above ``high`` counts, what lies between is looked at again."""
+    """``at_least`` of one block, int64 [n]: what is above ``high`` counts, what is between is looked at again."""
     x = torch.from_numpy(queries)
     product = x.to(rough.dtype) @ rough.T
     least, most = _sortable(low.clone()), _sortable(high.clone())

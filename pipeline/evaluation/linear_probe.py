@@ -19,7 +19,7 @@ from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches, subset
 from pipeline.training.schedule import warmup_cosine
 
-IN_MEMORY = 1 << 30  # bytes of cached features; more of them lie in a file
+IN_MEMORY = 1 << 30  # bytes of cached features; more of them are kept in a file
 
 
 class CachedFeatures:

@@ -53,7 +53,7 @@ def measure_from_record(
     removed: int | None = None,
     samples: np.ndarray | None = None,
 ) -> Measure:
-    """A measure from its ``record``, from whatever stands beside it.
+    """A measure from its ``record``, whatever else the record holds.
 
     Args:
         bounds: the smallest and largest value it may have.

@@ -25,11 +25,11 @@ from typing import Any, Literal
 
 Direction = Literal["", "i2t", "t2i"]
 TASKS = ("zero_shot", "linear_probe", "fine_tune", "retrieval", "regeneration")  # whose names have a form
-SHARES = {"linear_probe": "p", "fine_tune": "ft"}  # what stands before the percent in names
+SHARES = {"linear_probe": "p", "fine_tune": "ft"}  # what is before the percent in names
 WITH_TEXT = ("matching", "none", "shuffled")  # the model's ways to regenerate: with the image's report, none, another's
 BASELINES = ("mean", "inpainted")  # ways without a model
 WAYS = (*WITH_TEXT, *BASELINES, "gain_none", "gain_shuffled")  # a gain is what the matching report adds
-MEAN = "macro"  # stands for the test set in the name of a mean over several
+MEAN = "macro"  # replaces the test set in the name of a mean over several
 HEADLINE_PERCENTS = (10, 100)
 HEADLINE_K = 10
 
@@ -172,7 +172,7 @@ def read_key(name: str) -> MetricKey:
 
 
 def key_from_record(raw: Mapping[str, Any]) -> MetricKey:
-    """The metric of a ``record``, from whatever stands beside its fields.
+    """The metric of a ``record``, whatever else the record holdss fields.
 
     Raises:
         ValueError, TypeError: the fields are no metric's.

@@ -85,7 +85,7 @@ class TestSet:
 class RetrievalSet:
     """One retrieval set as a protocol's file writes it.
 
-    ``text``: sections of a report. The longest stands for its study, of equally long ones that which is named first; a
+    ``text``: sections of a report. The longest represents its study; of equally long ones the one named first does; a
     study without any takes no part. ``candidates``: the distinct texts of all studies that take part. ``studies``:
     those with a frontal view, which is the query.
     """
@@ -265,7 +265,7 @@ def _sides(spec: PromptRule, path: Path) -> tuple[dict[str, list[str]], dict[str
         what = "missing" if not spec.classes else f"not to be given beside {ways[0]}"
         raise ProtocolError(f"prompts.classes: {what}")
     if len(set(spec.classes)) != len(spec.classes):
-        raise ProtocolError("prompts.classes: a class stands there twice")
+        raise ProtocolError("prompts.classes: a class is named twice")
     if spec.negative and not spec.positive:
         raise ProtocolError(f"prompts.negative: not to be given beside {ways[0]}")
     if spec.negative and spec.sample.count:
@@ -315,7 +315,7 @@ def _filled(spec: PromptRule, side: Literal["positive", "negative"]) -> dict[str
 
 
 def _combined(name: str, lists: dict[str, tuple[str, ...]]) -> list[str]:
-    """Every combination of a class's lists, the last varying fastest; a repeated term counts as often as it stands."""
+    """Every combination of a class's lists, the last varying fastest; repeated terms count each time."""
     combinations = [" ".join(filter(None, terms)) for terms in product(*lists.values())] if lists else []
     if not combinations:
         raise ProtocolError(f"prompts.grid.{name}: expected lists of terms, none of them empty")

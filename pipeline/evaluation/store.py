@@ -1,4 +1,4 @@
-"""One row's evaluation as the evaluation stages write it, and what stands for embeddings of a model that is not there
+"""One row's evaluation as the evaluation stages write it, and what replaces embeddings of a model that is not there
 (form: docs/results.md)."""
 
 from __future__ import annotations

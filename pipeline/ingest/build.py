@@ -64,7 +64,7 @@ def ingest_archive(
     Raises:
         SourceError: the archive cannot be read at all.
         IngestError: more than ``options.max_rejected`` of the images were rejected (rejects.parquet is written by
-            then), the archive vanished or the disk is full (the next run goes on), or a study stands in two splits.
+            then), the archive vanished or the disk is full (the next run goes on), or a study is in two splits.
     """
     for old in (
         *out_shards.glob(f"{dataset}-*.tar*"),
@@ -133,7 +133,7 @@ def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> P
             before = split_of.get(name)
             if before not in (None, item.split):
                 raise IngestError(
-                    f"{archive.dataset}: study {name} stands in two splits, {before} and {item.split}; "
+                    f"{archive.dataset}: study {name} is in two splits, {before} and {item.split}; "
                     "mend the archive's lists"
                 )
             if before:

@@ -140,7 +140,7 @@ def _unheaded(parts: list[tuple[str, list[str]]]) -> str | None:
         if kind != "start":
             paragraphs = paragraphs[1:]  # the first one is what the heading announces
         elif n:
-            continue  # what stands before the first heading is the title of the examination
+            continue  # text before the first heading is the title of the examination
         while paragraphs and _title(paragraphs[0]):
             paragraphs = paragraphs[1:]
         if text := clean_text("\n".join(paragraphs)):

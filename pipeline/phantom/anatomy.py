@@ -67,7 +67,7 @@ class Chest:
     half: float = 0.38
     apex: float = 0.13
     dome: dict[str, float] = field(default_factory=dict)
-    dome_rise: float = 0.085  # how far the costophrenic angle lies below the dome
+    dome_rise: float = 0.085  # how far the costophrenic angle is below the dome
     heart: float = 0.33
     shift: float = 0.0  # of heart, trachea and great vessels; positive = to the patient's left
     mediastinum: float = 0.055

@@ -1,6 +1,6 @@
 """What can be wrong with a phantom: the findings, their laterality, zone and severity, and how each reshapes the chest.
 
-How a finding is painted stands in ``frontal`` and ``profile``; which labels it earns stands in ``labels``.
+How a finding is painted is in ``frontal`` and ``profile``; which labels it gets is in ``labels``.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pipeline.phantom.plate import Image, Patch, Plate, Points, curve
 
 
 def paint_lung(f: Finding, plate: Plate, chest: Chest) -> None:
-    """Paint what lies in the lung or the pleura: below heart, mediastinum and ribs."""
+    """Paint what is in the lung or the pleura: below heart, mediastinum and ribs."""
     rng, g = plate.rng, f.grade
     for side in f.sides:
         lung = plate.lung[side]
@@ -69,7 +69,7 @@ def paint_lung(f: Finding, plate: Plate, chest: Chest) -> None:
 
 
 def paint_heart(f: Finding, plate: Plate, chest: Chest) -> None:
-    """Paint what lies in or behind the heart and mediastinum."""
+    """Paint what is in or behind the heart and mediastinum."""
     if f.kind == "hiatal hernia":
         r = (0.085, 0.1, 0.115)[f.grade]
         x, y = chest.centre + chest.shift + 0.035, chest.dome["left"] - 0.05
@@ -82,7 +82,7 @@ def paint_heart(f: Finding, plate: Plate, chest: Chest) -> None:
 
 
 def paint_top(f: Finding, plate: Plate, chest: Chest) -> None:
-    """Paint what lies in front of everything: fractured ribs and devices."""
+    """Paint what is in front of everything: fractured ribs and devices."""
     if f.kind == "rib fracture":
         for side in f.sides:
             _fracture(plate, chest, f, side)

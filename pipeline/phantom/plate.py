@@ -20,7 +20,7 @@ _SHIFT = 4  # fractional bits of OpenCV's fixed-point coordinates
 
 
 class Patch:
-    """A mask, float32 in 0..1, stored only where it is not zero: ``values`` [h, w] lie at row ``top``, column ``left``.
+    """A mask, float32 in 0..1, stored only where not zero: ``values`` [h, w] start at row ``top``, column ``left``.
 
     Multiplying by a whole image or by another patch gives a patch.
     """

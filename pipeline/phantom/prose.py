@@ -101,7 +101,7 @@ def mimic_report(
 ) -> str:
     """A whole MIMIC-CXR report: indented, wrapped lines, ``___`` where something was removed.
 
-    About 12 % hold findings only, 14 % an impression only and 3 % neither (the text then stands under no header).
+    About 12 % hold findings only, 14 % an impression only and 3 % neither (the text is then under no header).
     """
     form = float(rng.random())
     frontal = "AP" in views

@@ -71,7 +71,7 @@ def regeneration_table(
     summaries: Mapping[str, Summary],
     results: Mapping[str, RunResult],
 ) -> Table:
-    """Table S6; its columns' metrics are a row's without test set (``each`` stands for it) and share."""
+    """Table S6; its columns' metrics are a row's without test set (``each`` replaces it) and share."""
     form, confidence = paper["tableS6"], params.evaluate.bootstrap.confidence
     columns = [Column(c["key"], c["group"], c["name"]) for c in form["columns"]]
     for k in range(1, params.model.mixed.scales):

@@ -161,7 +161,7 @@ def all_notes(table: Table) -> list[str]:
 
 
 def phantom_line(phantom: Sequence[str]) -> str:
-    """What stands over every table that rests on synthetic images."""
+    """The line above every table that uses synthetic images."""
     return f"Phantom data ({', '.join(phantom)}): drawn by a program. These figures say nothing about patients."
 
 

@@ -1,4 +1,4 @@
-"""The files of an archive where they lie: in a folder or below a URL, loose or packed in zip and tar files, in place.
+"""The files of an archive where they are: in a folder or below a URL, loose or packed in zip and tar files, in place.
 
 A file is named by its path below the archive's root, in posix form; one inside a pack, ``pack.zip!/path/inside``.
 Nothing is ever unpacked: zip files have a directory, plain tars are scanned once, and gzip-compressed tars are
@@ -65,7 +65,7 @@ class Files:
         return None if "://" in self.root else Path(self.root)
 
     def absolute(self) -> Files:
-        """The same archive for a process that stands in another folder."""
+        """The same archive for a process in another working directory."""
         return Files(self.root if self.local is None else str(self.local.absolute()), self.cache.absolute())
 
     def exists(self) -> bool:
@@ -76,7 +76,7 @@ class Files:
         return bool(system.exists(path))
 
     def has(self, name: str) -> bool:
-        """Whether a loose file is there, or the pack that a packed one lies in."""
+        """Whether a loose file is there, or the pack that holds it."""
         loose = name.partition(IN_PACK)[0]
         if self.local is not None:
             return (self.local / loose).exists()
@@ -170,7 +170,7 @@ class Files:
         return _state_of(system.info(f"{path}/{name}"))
 
     def loose(self, name: str) -> Path | None:
-        """The path of a file that lies loose in a local folder."""
+        """The path of a loose file in a local folder."""
         return self.local / name if self.local is not None and IN_PACK not in name else None
 
     def _entries(self) -> Iterator[tuple[str, int, str, str]]:
@@ -299,7 +299,7 @@ os.register_at_fork(after_in_child=file_system.cache_clear)
 
 
 def _state_of(info: dict[str, Any]) -> tuple[int, str]:
-    """Size and time of change (or whatever stands for it) as a remote file system states them."""
+    """Size and time of change (or its replacement) as a remote file system states them."""
     return int(info.get("size") or 0), str(info.get("ETag") or info.get("LastModified") or info.get("mtime") or "")
 
 

@@ -154,7 +154,7 @@ def _batches(path: Path, splits: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
 
 
 def _reader(batch: pa.RecordBatch) -> Callable[[int], Study]:
-    """A function that makes the study of a row. The numbers of a row, or of a view, lie packed side by side and are had
+    """A function that makes the study of a row. The numbers of a row, or of a view, are packed side by side and read
     by one call; Arrow's own scalars take 30 times as long."""
     datasets, dataset = _codes(batch.column("dataset"))
     splits, split = _codes(batch.column("split"))
@@ -239,7 +239,7 @@ def _strings(array: pa.Array) -> tuple[str, np.ndarray]:
     """A string column as one long text, and the place in it where each row begins, with the end of the last one; null
     and "" are the same. A piece of a str is made without decoding."""
     if array.null_count:
-        array = array.fill_null("")  # what lies behind a null is nobody's promise
+        array = array.fill_null("")  # the value behind a null is undefined
     ends = _offsets(array)
     buffer = array.buffers()[2]
     data = memoryview(buffer)[ends[0] : ends[-1]] if buffer is not None else b""

@@ -53,7 +53,7 @@ def key(study: Study) -> str:
 
 
 class ShardWriter:
-    """Writes studies into one tar, ``path``; the index will say that it lies at ``address`` (a path or URL).
+    """Writes studies into one tar, ``path``; the index will say that it is at ``address`` (a path or URL).
 
     The tar is written beside its place and renamed when complete; without any study there is none. The bytes depend on
     the studies and their order alone. Use as a context manager; leaving it through an exception discards the tar.

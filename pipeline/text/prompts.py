@@ -263,7 +263,7 @@ def _yaml(path: Path) -> Any:
 
 
 def _keys(raw: Any, known: tuple[str, ...], at: str) -> dict[str, Any]:
-    """``raw`` as a mapping that has no other keys than ``known``."""
+    """``raw`` as a mapping whose keys are all in ``known``."""
     if not isinstance(raw, dict):
         raise PromptError(f"{at}: expected the keys {', '.join(known)}")
     for key in raw:

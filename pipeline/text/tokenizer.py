@@ -139,7 +139,7 @@ class Tokenizer:
 
 
 def _cuts_at_spaces(tokenizer: Any) -> bool:
-    """Whether the ids of a text are certain to be those of its words in turn, a word being what lies between spaces."""
+    """Whether the ids of a text are certain to be those of its words in turn, a word being what is between spaces."""
     if not tokenizer.is_fast or tokenizer.truncation_side != "right":
         return False
     parts = json.loads(tokenizer.backend_tokenizer.to_str())

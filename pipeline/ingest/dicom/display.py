@@ -75,7 +75,7 @@ def _through_table(
         if ramp is not None:
             return _along(values, low, ramp, ramp[0] > 0 or ramp[1] < high - low, short_side)
     present = np.ones(len(stored), bool)
-    codes = stored & (0xFF if values.dtype.itemsize == 1 else 0xFFFF)  # the words as they lie in memory
+    codes = stored & (0xFF if values.dtype.itemsize == 1 else 0xFFFF)  # the words as they are in memory
     words = values.view(np.uint8 if values.dtype.itemsize == 1 else np.uint16)
     if padded or not one_way:  # else the extremes show at the ends of the table
         counts = cv2.calcHist([words], [0], None, [int(codes.max()) + 1], [0, int(codes.max()) + 1])

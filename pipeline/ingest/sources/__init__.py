@@ -67,7 +67,7 @@ def read_archive(archive: Archive, source: Source, seed: int) -> Iterator[Study 
 
 
 def _reports(archive: Archive, source: Source) -> Archive:
-    """Where MIMIC-CXR's reports lie: among the images, in another tree, or in one zip file."""
+    """Where MIMIC-CXR's reports are: among the images, in another tree, or in one zip file."""
     if not source.reports:
         return archive
     if not source.reports.lower().endswith(PACK_SUFFIXES):
@@ -83,7 +83,7 @@ def _reports(archive: Archive, source: Source) -> Archive:
 
 def archive_fingerprint(dataset: str, source: Source) -> dict[str, str]:
     """What changes whenever a file of an archive does: a digest of all names, sizes and times of change, of its images
-    and, where they lie elsewhere, of its reports and its CheXpert5x200 list. No file is opened.
+    and, if they are elsewhere, of its reports and its CheXpert5x200 list. No file is opened.
 
     Raises:
         SourceError: there is nothing where it should be.

@@ -45,12 +45,12 @@ def read_chexpert(files: Archive, list_5x200: str, seed: int) -> Iterator[Study 
     """Train studies without the patients of CheXpert5x200, the valid studies, and CheXpert5x200, one image a study.
 
     Labels are taken as they are: 1, 0, -1; blank is not mentioned. Test studies carry five labels. Findings and
-    impression come from CheXpert Plus (``df_chexpert_plus_*.csv``) where that lies in the archive; the impression of a
-    test study from the CheXpert5x200 list first. Images may lie in ``train``/``valid``, in the folders or zip files of
+    impression come from CheXpert Plus (``df_chexpert_plus_*.csv``) if that is in the archive; the impression of a
+    test study from the CheXpert5x200 list first. Images may be in ``train``/``valid``, in the folders or zip files of
     the batches ("CheXpert-v1.0 batch 2 (train 1)" ...) or in CheXpert-v1.0-small.
 
     Args:
-        list_5x200: a list that does not lie in the archive ("" = none).
+        list_5x200: a list that is not in the archive ("" = none).
 
     Raises:
         SourceError: a label file or a given CheXpert5x200 list is missing.

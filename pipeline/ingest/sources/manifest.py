@@ -35,7 +35,7 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
         name: of the manifest, below the archive's root.
 
     Raises:
-        SourceError: the manifest is missing, damaged or without a column ``image``; or a study stands in two splits.
+        SourceError: the manifest is missing, damaged or without a column ``image``; or a study is in two splits.
             (A patient may: public splits do that.)
     """
     present = set(files.names)
@@ -64,7 +64,7 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
         if known is not None:
             if known.split != split:
                 raise archive.SourceError(
-                    f"{files.dataset}: {files.files.root}/{name}: row {number}: its study stands in two splits"
+                    f"{files.dataset}: {files.files.root}/{name}: row {number}: its study is in two splits"
                 )
             studies[patient, study] = known.with_views([*known.views, view])
             continue

@@ -23,7 +23,7 @@ def read_mimic_cxr(files: Archive, reports: Archive) -> Iterator[Study | Reject]
     to be fetched from MIMIC-CXR-JPG, and without the metadata file the view is read from the DICOM).
 
     Args:
-        reports: where ``s50414267.txt`` lies, in a tree or in mimic-cxr-reports.zip; often ``files`` itself.
+        reports: where ``s50414267.txt`` is, in a tree or in mimic-cxr-reports.zip; often ``files`` itself.
 
     Raises:
         SourceError: a label file or all reports are missing.

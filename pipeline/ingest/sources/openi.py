@@ -50,7 +50,7 @@ def read_openi(files: Archive, split: str = "paper") -> Iterator[Study | Reject]
             f"{files.dataset}: no report (*.xml) below {files.files.root}, loose or in NLMCXR_reports.tgz"
             f"{' (it is damaged: download it again)' if damaged else ''}. To get them: {facts('openi').access}"
         )
-    units = list(dict.fromkeys(map(base_name, reports)))  # a report may lie there twice, loose and packed
+    units = list(dict.fromkeys(map(base_name, reports)))  # a report may be there twice, loose and packed
     sides = archive.train_valid_test(len(units), HELD) if split == "patient" else ["test"] * len(units)
     side = dict(zip(units, sides, strict=True))
     for name in reports:

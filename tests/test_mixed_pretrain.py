@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
+import stages.embed
 from pipeline.config.params import Bootstrap
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import Roles, read_run_config
@@ -199,6 +201,16 @@ def test_a_model_that_saw_no_pair_has_no_zero_shot_and_no_retrieval(corpus, tmp_
     out = tmp_path / "data" / "embeddings" / "runs" / "some" / "0"
     assert {p.name for p in out.iterdir()} == {"missing.json", NOTE}
     assert json.loads((out / "missing.json").read_text()) == {"missing": "not aligned: no pair in training"}
+    # what DVC runs the stage again for, it embeds again for: the code is that of dvc.yaml, the script included
+    deps = yaml.safe_load(stages.embed.GRAPH.read_text())["stages"]["embed"]["deps"]
+    assert "stages/embed.py" in deps and "pipeline/models" in deps
+    (tmp_path / "code.py").write_text("1")
+    (tmp_path / "dvc.yaml").write_text("stages: {embed: {deps: [data/models, code.py]}}")
+    monkeypatch.setattr(stages.embed, "GRAPH", tmp_path / "dvc.yaml")
+    for content, said in (("1", "skipped"), ("1", "as it was"), ("2", "skipped"), ("2", "as it was")):
+        (tmp_path / "code.py").write_text(content)
+        stages.embed.main("runs")
+        assert f"embed some/0: {said}" in capsys.readouterr().out
     few = Bootstrap(samples=2)
     for found in (
         zero_shot.evaluate_zero_shot(out, tmp_path, ["mimic_cxr"], [], few, 0, {}, []),

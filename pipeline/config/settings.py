@@ -244,13 +244,13 @@ def settings_of(params: Params) -> dict[str, Any]:
     found["zero_shot"] = ZeroShotSettings(**common, rows=rows)
     found["retrieval"] = RetrievalSettings(**common, rows=rows, k=evaluate.retrieval.k)
     found |= _few_shot(params, common)
-    regeneration: dict[str, Any] = {
-        "test_sets": tuple(d for d in paired_tests() if d in sources),
-        "images": evaluate.regeneration.images,
-        "ratios": evaluate.regeneration.ratios,
-        "show_patient_data": params.report.show_patient_data,
-    }
-    found["regenerate"] = RegenerateSettings(**common, **regeneration)
+    found["regenerate"] = RegenerateSettings(
+        **common,
+        test_sets=tuple(d for d in paired_tests() if d in sources),
+        images=evaluate.regeneration.images,
+        ratios=evaluate.regeneration.ratios,
+        show_patient_data=params.report.show_patient_data,
+    )
     return found
 
 
@@ -262,25 +262,28 @@ def _few_shot(params: Params, common: dict[str, Any]) -> dict[str, FewShotSettin
     tuned = replace(evaluate.few_shot, fine_tune=replace(evaluate.few_shot.fine_tune, runs=()))
     common = {**common, "augment": params.augment}
     for name in params.main:
-        options = tuned if name in evaluate.few_shot.fine_tune.runs else probe
-        what: dict[str, Any] = {
-            "options": options,
-            "test_sets": used_for("binary_classification"),
-            "trained_on": params.runs[name].datasets,
-        }
-        found[f"few_shot/main/{name}"] = FewShotSettings(**common, **what)
+        found[f"few_shot/main/{name}"] = FewShotSettings(
+            **common,
+            options=tuned if name in evaluate.few_shot.fine_tune.runs else probe,
+            test_sets=used_for("binary_classification"),
+            trained_on=params.runs[name].datasets,
+        )
     official = with_shares(tuned, evaluate.official.shares)
     for name in evaluate.official.runs:
-        what = {
-            "options": official,
-            "test_sets": used_for("official_classification"),
-            "trained_on": params.runs[name].datasets,
-        }
-        found[f"few_shot/official/{name}"] = FewShotSettings(**common, **what)
+        found[f"few_shot/official/{name}"] = FewShotSettings(
+            **common,
+            options=official,
+            test_sets=used_for("official_classification"),
+            trained_on=params.runs[name].datasets,
+        )
     for name, other in params.others.items():
-        what = {"options": probe, "test_sets": used_for("binary_classification"), "trained_on": other.trained_on}
-        what["other"] = _unnamed(other)
-        found[f"few_shot/other/{name}"] = FewShotSettings(**common, **what)
+        found[f"few_shot/other/{name}"] = FewShotSettings(
+            **common,
+            options=probe,
+            test_sets=used_for("binary_classification"),
+            trained_on=other.trained_on,
+            other=_unnamed(other),
+        )
     return found
 
 

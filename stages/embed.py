@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
 from pipeline.adapters import load_other
 from pipeline.adapters.weights import MissingWeights
 from pipeline.config.settings import EmbedOtherSettings, EmbedSettings, load_machine, read_settings
@@ -13,9 +11,9 @@ from pipeline.evaluation import embed, store
 from pipeline.evaluation.device import evaluation_device
 from pipeline.storage.unchanged import inputs_digest, is_current, mark_current
 from pipeline.tracking import mlflow_runs
-from stages import run
+from stages import code_of, run
 
-INDEX, GRAPH = Path("data/index"), Path(__file__).parents[1] / "dvc.yaml"
+INDEX = Path("data/index")
 
 
 def main(rows: str, name: str = "") -> None:
@@ -32,10 +30,9 @@ def main(rows: str, name: str = "") -> None:
         return
     ours = read_settings(EmbedSettings, "embed/runs")
     store.forget_other_runs(ours.runs)
-    code = [Path(p) for p in yaml.safe_load(GRAPH.read_text())["stages"]["embed"]["deps"] if not p.startswith("data/")]
     for row in ours.runs:
         model, out = Path("data/models") / row, store.embeddings_of(row)
-        inputs = [model, *(INDEX / f"{d}.parquet" for d in ours.test_sets), *code]
+        inputs = [model, *(INDEX / f"{d}.parquet" for d in ours.test_sets), *code_of("embed")]
         if is_current(out, digest := inputs_digest(inputs, repr((ours.test_sets, ours.map_sets, ours.protocols)))):
             print(f"embed {row}: as it was")
             continue

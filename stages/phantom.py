@@ -1,23 +1,36 @@
-"""Stage ``phantom@archive``: nothing -> data/phantom/<archive>, a synthetic archive in its public layout."""
+"""Stage ``phantom``: nothing -> data/phantom/<archive>, synthetic archives in public layouts, and their stamps."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from pipeline.config.settings import PhantomSettings, load_machine, read_settings
-from pipeline.phantom.archives import write_archive
+from pipeline.phantom.archives import MARK, write_archive
+from pipeline.storage.unchanged import inputs_digest, is_current, mark_current
 from pipeline.tracking import mlflow_runs
-from stages import run
+from stages import code_of, run
+
+ROOT = Path("data/phantom")
 
 
-def main(archive: str) -> None:
-    settings = read_settings(PhantomSettings, f"phantom/{archive}")
-    root = Path("data/phantom") / archive
-    with mlflow_runs.stage_run("phantom", archive, settings, load_machine().tracking) as record:
-        mark = write_archive(archive, root, settings.studies, settings.size, settings.seed)
-        record.metrics({"studies": mark["studies"], "files": mark["files"]})
-    print(f"phantom {archive}: {mark['studies']} studies, {mark['files']} files in {root}")
+def main() -> None:
+    settings, machine = read_settings(PhantomSettings, "phantom"), load_machine()
+    stamps = ROOT / "stamps"
+    shutil.rmtree(stamps, ignore_errors=True)
+    stamps.mkdir(parents=True)
+    for archive, studies in settings.archives.items():
+        root, how = ROOT / archive, (studies, settings.size, settings.seed)
+        if is_current(root, digest := inputs_digest(code_of("phantom"), repr(how))):
+            print(f"phantom {archive}: as it was")
+        else:
+            with mlflow_runs.stage_run("phantom", archive, settings, machine.tracking) as record:
+                mark = write_archive(archive, root, *how)
+                mark_current(root, digest)
+                record.metrics({"studies": mark["studies"], "files": mark["files"]})
+            print(f"phantom {archive}: {mark['studies']} studies, {mark['files']} files in {root}")
+        shutil.copyfile(root / MARK, stamps / f"{archive}.json")
 
 
 if __name__ == "__main__":
-    run("phantom", main, "ARCHIVE")
+    run("phantom", main)

@@ -174,10 +174,9 @@ def write_results(root: Path, p: Params, run: str, examples: dict) -> None:
     body = {"run": place, "metrics": found, "pools": pools, "examples": examples, "notes": []}
     (results / "retrieval" / f"{place}.json").write_text(json.dumps(body))
     epochs = [
-        f"{e},{10 * (e + 1)},0.001,{4 / (e + 1):.4f},{4.2 / (min(e, 5) + 1) + 0.1 * e:.4f},3,1,1,14,50,9"
-        for e in range(8)
+        f"{e},{10 * (e + 1)},0.001,{4 / (e + 1):.4f},{4.2 / (min(e, 5) + 1) + 0.1 * e:.4f},3,1,1,14" for e in range(8)
     ]
-    head = "epoch,step,lr,train_loss,valid_loss,mvs,icl,tcl,scale,studies_per_second,seconds"
+    head = "epoch,step,lr,train_loss,valid_loss,mvs,icl,tcl,scale"
     (results / "pretrain" / f"{place}.csv").write_text("\n".join([head, *epochs]) + "\n")
 
 

@@ -135,7 +135,7 @@ def test_the_stamp_changes_whenever_a_file_does(tmp_path, monkeypatch):
 
     profile = (Path(__file__).parents[1] / "profiles" / "micro.yaml").read_text()
     stamp = tmp_path / "data" / "fingerprints" / "siim.json"
-    profile = profile.replace("data/phantom/siim/PHANTOM.json", "data/fingerprints/siim.json")
+    profile = profile.replace("data/phantom/stamps/siim.json", "data/fingerprints/siim.json")
     (tmp_path / "params.yaml").write_text(profile.replace("data/phantom/siim,", f"{tmp_path}/siim,"))
     monkeypatch.chdir(tmp_path)
     put(tmp_path, "siim/a.dcm", "x")

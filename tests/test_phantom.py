@@ -6,11 +6,14 @@ import csv
 import gzip
 import json
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -22,7 +25,11 @@ from pipeline.phantom.findings import KINDS, Finding, draw_finding
 from pipeline.phantom.picture import render_picture
 from pipeline.phantom.with_labels import run_lengths, vindr_cxr_plan
 from pipeline.phantom.with_reports import chexpert_plan, mimic_cxr_plan
+from pipeline.storage.unchanged import NOTE
+from pipeline.tracking import mlflow_runs
+from stages import phantom as stage
 
+ROOT = Path(__file__).parents[1]
 STUDIES, SIZE = 24, 96
 VINDR18 = [
     "Aortic enlargement",
@@ -348,6 +355,52 @@ def test_what_cannot_be_written_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="no phantom"):
         archives.write_archive("siim", tmp_path / "real", 20, 64, 0)
     assert (tmp_path / "real/scan.dcm").is_file()
+
+
+def test_a_phantom_half_replaced_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while the earlier one is taken away, or between the two renames."""
+    remove, place = shutil.rmtree, tmp_path / "siim"
+    mark = archives.write_archive("siim", place, 20, 64, 0, 1)
+
+    def killed(path: Path, **how: bool) -> None:
+        if path.exists() and not path.name.endswith(".partial"):
+            (path / "PHANTOM.json").unlink()
+            raise KeyboardInterrupt
+        remove(path, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        archives.write_archive("siim", place, 20, 64, 1, 1)
+    monkeypatch.undo()
+    assert archives.write_archive("siim", place, 20, 64, 0, 1) == mark
+    place.rename(tmp_path / "siim.earlier")
+    assert archives.write_archive("siim", place, 20, 64, 0, 1) == mark
+    assert [p.name for p in tmp_path.iterdir()] == ["siim"]
+
+
+def test_the_stage_draws_what_changed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").symlink_to(ROOT / "params.yaml")
+    (tmp_path / "pipeline").symlink_to(ROOT / "pipeline")
+    (tmp_path / "stages").symlink_to(ROOT / "stages")
+    monkeypatch.setattr(mlflow_runs, "stage_run", lambda *_: nullcontext(Mock()))
+    (tmp_path / "data/settings").mkdir(parents=True)
+
+    def drawn(**studies: int) -> dict[str, tuple[str, float]]:
+        settings = {"seed": 0, "size": 64, "archives": studies}
+        (tmp_path / "data/settings/phantom.json").write_text(json.dumps(settings))
+        stage.main()
+        found = {p.stem: p for p in Path("data/phantom/stamps").iterdir()}
+        for name, stamp in found.items():
+            assert stamp.read_bytes() == Path(f"data/phantom/{name}/PHANTOM.json").read_bytes()
+        return {n: (p.read_text(), Path(f"data/phantom/{n}/PHANTOM.txt").stat().st_mtime_ns) for n, p in found.items()}
+
+    first, second = drawn(rsna=20, siim=20), drawn(rsna=20, siim=21)
+    assert first["rsna"] == second["rsna"] and first["siim"][0] != second["siim"][0]
+    assert drawn(siim=21) == {"siim": second["siim"]}  # the stamp of one that params.yaml does not name is gone
+    (Path("data/phantom/siim") / NOTE).unlink()
+    assert drawn(siim=21)["siim"][0] == second["siim"][0]
+    assert drawn() == {}
 
 
 FULL = """

@@ -38,11 +38,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, config=RECORD)
 class PhantomSettings:
-    """Of one archive: how many studies are drawn, at which short side in pixels."""
+    """``archives``: how many studies of each are drawn; ``size``: their short side in pixels."""
 
     seed: Whole
     size: Whole
-    studies: Whole
+    archives: dict[str, Whole]
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -224,8 +224,7 @@ def settings_of(params: Params) -> dict[str, Any]:
     tests = tuple(d for d in tested() if d in sources)
     maps = tuple(d for d in used_for("binary_classification") if d in sources)
     found: dict[str, Any] = {}
-    for archive, studies in params.phantom.archives.items():
-        found[f"phantom/{archive}"] = PhantomSettings(seed, params.phantom.size, studies)
+    found["phantom"] = PhantomSettings(seed, params.phantom.size, params.phantom.archives)
     ingest = replace(params.ingest, workers=Ingest().workers, scheduler=Ingest().scheduler)
     for name, source in params.sources.items():
         found[f"ingest/{name}"] = IngestSettings(seed, source, ingest, facts(name).classes)

@@ -6,9 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +56,8 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
     try:
         partial_root.mkdir(parents=True)
         rows: Rows = []
-        job = partial(_draw, write_case, partial_root, size)
-        for drawn in tqdm(
-            _run(job, cases, workers), total=len(cases), desc=f"phantom {archive}", unit="study", mininterval=1
-        ):
+        drawings = _draw_all(write_case, partial_root, size, cases, workers)
+        for drawn in tqdm(drawings, total=len(cases), desc=f"phantom {archive}", unit="study", mininterval=1):
             rows += drawn
         write_tables(partial_root, cases, rows)
         (partial_root / "PHANTOM.txt").write_text(
@@ -72,9 +67,11 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
         )
         mark = {"phantom": True, "archive": archive, "seed": seed, "studies": studies, **_digest(partial_root)}
         (partial_root / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8")
-        if root.exists():
-            shutil.rmtree(root)
+        if root.exists():  # moved away first: the rest of a phantom without its mark would be taken for other files
+            shutil.rmtree(earlier := root.with_name(root.name + ".earlier"), ignore_errors=True)
+            root.rename(earlier)
         partial_root.rename(root)
+        shutil.rmtree(root.with_name(root.name + ".earlier"), ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial_root, ignore_errors=True)
         raise OSError(
@@ -84,20 +81,15 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
     return mark
 
 
-def _draw(write_case: Write, root: Path, size: int, case: Case) -> Rows:
+def _draw_all(write_case: Write, root: Path, size: int, cases: Sequence[Case], workers: int) -> Iterator[Rows]:
+    """Draw every case, in order. The processes are kept for the next archive."""
+    pool = joblib.Parallel(n_jobs=workers or -1, return_as="generator", batch_size=8)
+    yield from pool(joblib.delayed(_draw)(write_case, case, root, size) for case in cases)
+
+
+def _draw(write_case: Write, case: Case, root: Path, size: int) -> Rows:
+    cv2.setNumThreads(1)  # a process a core draws
     return write_case(case, root, size)
-
-
-def _run(job: Callable[[Case], Rows], cases: Sequence[Case], workers: int) -> Iterator[Rows]:
-    """Do the job for every case, in order."""
-    workers = min(workers or joblib.cpu_count(), len(cases))
-    if workers == 1:
-        yield from map(job, cases)
-        return
-    # Spawned, not forked: a fork of a process whose OpenCV has started threads can hang.
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.map(job, cases, chunksize=8)
 
 
 def _digest(root: Path) -> dict[str, Any]:

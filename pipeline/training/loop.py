@@ -42,9 +42,9 @@ from pipeline.training.step import compute_gradients
 from pipeline.training.throughput import Waiting, epoch_line, peak
 from pipeline.training.validation import validation_loss
 
-# Columns of the history; the terms of the run's method are between them.
+# Columns of the history before the terms of the run's method and ``scale``. Times are told, not kept: the file is an
+# output that the same inputs make again.
 BEFORE_TERMS = ("epoch", "step", "lr", "train_loss", "valid_loss")
-AFTER_TERMS = ("scale", "studies_per_second", "seconds", "waiting", "mfu")
 CURVE = 50  # steps between two points of the training curve
 NAMED = 8  # studies that an error names at most
 
@@ -90,14 +90,14 @@ def train_run(
 
     Args:
         out: folder for model.safetensors, run.json and the tokenizer; it appears whole, at the end.
-        history: csv file with a row an epoch: ``BEFORE_TERMS``, the method's terms, ``AFTER_TERMS``; ``waiting`` is
-            the share of the time spent waiting for data, ``mfu`` the model's FLOPs over the peak of the device ("" if
-            we do not know it).
+        history: csv file with a row an epoch: ``BEFORE_TERMS``, the method's terms, ``scale``.
         work: folder of the training state, on a file system that all processes see. A training whose state it holds
             goes on from there, on a CPU to the same bits as if it had never been interrupted. At the end the state
             shrinks to what can write the outputs again, until ``resume.forget``.
         tell: called by rank 0 with each row and its epoch, and every ``CURVE`` steps with the loss (``step_loss``) and
-            the number of steps done. A training that goes on tells all of it again.
+            the number of steps done. A training that goes on tells all of it again. A row told has also
+            ``studies_per_second``, ``seconds``, ``waiting``, the share of them spent waiting for data, and, if the
+            device's peak is known, ``mfu``, the model's FLOPs over it.
         seed: added to the run's.
         speed: keys of ``train`` instead of the run's own, such that change no result.
         resume_anyway: go on also from a state of other code or libraries.
@@ -297,7 +297,7 @@ def _write_outputs(t: _Training, progress: resume.Progress, out: Path, history: 
         save_model(t.method.net, t.tokenizer, t.config, partial)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
-        _write_history(history, (*BEFORE_TERMS, *t.method.terms, *AFTER_TERMS), progress.rows)
+        _write_history(history, (*BEFORE_TERMS, *t.method.terms, "scale"), progress.rows)
 
 
 def _texts(studies: Sequence[Study], prompts: dict[str, PromptSentences]) -> list[str]:
@@ -321,6 +321,6 @@ def _seed(config: RunConfig, device: torch.device) -> None:
 def _write_history(path: Path, columns: Sequence[str], rows: list[dict[str, float]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, columns, restval="", lineterminator="\n")
+        writer = csv.DictWriter(handle, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -8,17 +8,20 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 .PHONY: repro test check drill clean
 
-# DVC does one stage after another. JOBS of it share the trainings, two a process, in an order that starts the demo's
-# long ones early, and then what is done with the models. One that fails leaves the others be (255, DVC's status then,
-# would end xargs). `dvc repro` alone makes the same files in one process.
+# DVC does one stage after another. JOBS of it share the data sets, then the trainings, two a process, in an order that
+# starts the demo's long ones early, then what is done with the models. One that fails leaves the others be (255, DVC's
+# status then, would end xargs). `dvc repro` alone makes the same files in one process.
 JOBS ?= 2
-SHARED := xargs -P $(JOBS) -L 1 sh -c 'dvc --wait-for-lock repro --keep-going --single-item "$$@" || exit 1' dvc
+SHARED := xargs -r -P $(JOBS) -L 1 sh -c 'dvc --wait-for-lock repro --keep-going --single-item "$$@" || exit 1' dvc
 repro: export CXR_REPRO := make-$(shell date +%s)
 repro: .venv/ready
-	dvc repro audit corpus
-	dvc stage list --name-only | grep '^pretrain@' | sort -r | paste -d ' ' - - | $(SHARED)
-	all=$$(dvc stage list --name-only); (echo "$$all" | grep -E '^(embed|zero_shot|retrieval)' | paste -sd ' '; \
-		echo "$$all" | grep -E '^(few_shot|regenerate)' | paste -d ' ' - -) | $(SHARED)
+	dvc repro phantom
+	dvc stage list --name-only > .venv/stages
+	grep '^ingest' .venv/stages | paste -d ' ' - - | $(SHARED)
+	dvc repro corpus
+	(grep '^pretrain' .venv/stages | sort -r | paste -d ' ' - -; echo audit) | $(SHARED)
+	(grep -E '^(embed|zero_shot|retrieval)' .venv/stages | paste -sd ' '; \
+		grep -E '^(few_shot|regenerate)' .venv/stages | paste -d ' ' - -) | $(SHARED)
 	dvc repro
 	python -m pipeline.tracking
 	@cat reports/table1.md reports/table2.md reports/table3.md reports/table4.md

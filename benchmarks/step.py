@@ -132,7 +132,7 @@ def measure(
 
     def loop(loader: Iterator[Batch]) -> None:
         optimizers[ours].zero_grad(set_to_none=True)
-        loss, parts = compute_gradients(method, next(loader), scaler)
+        loss, parts, _ = compute_gradients(method, next(loader), scaler)
         update(ours)
         for number in (loss, *parts.values()):
             number.item()

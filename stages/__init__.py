@@ -11,12 +11,21 @@ from typing import Any
 
 import yaml
 
+GRAPH = Path(__file__).parents[1] / "dvc.yaml"
+# Keys that decide how much memory of a GPU a stage takes; of the others it is evaluate.batch_size.
+MEMORY = {
+    "pretrain": "train.micro_batch (the result stays the same) or train.batch_size",
+    "few_shot": "evaluate.batch_size, or evaluate.few_shot.fine_tune.batch_size",
+    "back_translate": "back_translation.batch_size",
+}
+
 # The libraries make a million objects that stay; with Python's threshold of 700 a fifth of their import is collection.
 gc.set_threshold(10_000)
 
 
 def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
-    """Call ``main`` with the command's arguments. Wrong arguments and errors of input end the process with one line."""
+    """Call ``main`` with the command's arguments. Wrong arguments, errors of input and a GPU whose memory is full end
+    the process with one line."""
     words = sys.argv[1:]
     try:
         inspect.signature(main).bind(*words)
@@ -25,13 +34,16 @@ def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
     try:
         main(*words)
     except (ValueError, OSError, RuntimeError) as error:
+        name = f"{stage} {'/'.join(words)}".rstrip()
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every stage imports
+            first = ". ".join(str(error).split(". ")[:2])  # what was tried, without a page of advice
+            sys.exit(f"{name}: {first}; lower {MEMORY.get(stage, 'evaluate.batch_size')}")
         if type(error) is RuntimeError:  # of a library, and no error of input
             raise
-        said = f"{stage} {'/'.join(words)}".rstrip() + f": {error}"
-        sys.exit(said if str(error) else 1)  # of several processes one says why
+        sys.exit(f"{name}: {error}" if str(error) else 1)  # of several processes one says why
 
 
 def code_of(stage: str) -> list[Path]:
     """What a stage of dvc.yaml depends on beside data: its script and the rooms that compute it."""
-    graph = yaml.safe_load((Path(__file__).parents[1] / "dvc.yaml").read_text(encoding="utf-8"))
+    graph = yaml.safe_load(GRAPH.read_text(encoding="utf-8"))
     return [Path(path) for path in graph["stages"][stage]["deps"] if not path.startswith("data/")]

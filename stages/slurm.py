@@ -23,7 +23,6 @@ def asked_for(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--time", default="24:00:00", help="limit (default 24:00:00); the job queues again at its end")
     parser.add_argument("--partition", default="", help="default: the cluster's own choice")
     parser.add_argument("--restarts", type=int, default=3, help="after a lost process, till the job fails (default 3)")
-    parser.add_argument("--port", type=int, default=29400, help="where the nodes meet, on the first one")
     return parser.parse_args(words)
 
 

@@ -57,10 +57,17 @@ def method_of(net: MixedNet, config: RunConfig, rank: int = 0, world: int = 1) -
     return MixedMethod(net, Ids(), config, Process(torch.device("cpu"), rank, world))
 
 
-def step(batch: MixedBatch, rank: int = 0, world: int = 1, **loss) -> dict[str, torch.Tensor]:
+def step(
+    batch: MixedBatch,
+    rank: int = 0,
+    world: int = 1,
+    dtype: torch.dtype = torch.float64,
+    precision: str = "fp32",
+    **loss,
+) -> dict[str, torch.Tensor]:
     """Loss, parts and gradients of one step, by name."""
-    config = make_mixed(loss={"label_smoothing": 0.1, "mlm_rate": 0.4, **loss})
-    net = model(loss={"mlm_rate": 0.4})
-    total, parts = compute_gradients(method_of(net, config, rank, world), batch)
+    config = make_mixed(loss={"label_smoothing": 0.1, "mlm_rate": 0.4, **loss}, train={"precision": precision})
+    net = model(loss={"mlm_rate": 0.4}).to(dtype)
+    total, parts, _ = compute_gradients(method_of(net, config, rank, world), batch)
     got = {f"loss.{name}": value for name, value in {"total": total, **parts}.items()}
     return got | {f"grad.{name}": p.grad for name, p in net.named_parameters()}

@@ -19,12 +19,13 @@ from pipeline.training.distributed import Process
 from pipeline.training.methods.cxr_clip import CxrClipMethod
 from pipeline.training.methods.declip import DeclipMethod, Heads, Learner, SimSiam
 from pipeline.training.step import compute_gradients
-from pipeline.training.validation import validation_loss
+from pipeline.training.validation import Validation
 from tests import mixed_steps
 from tests.conftest import BERT, RESNET, SWIN, make_config
 from tests.mixed_steps import Ids
 
 STUDIES = 8
+HALF = {"dtype": torch.float32, "precision": "bf16"}  # autocast, which the CPU has for bfloat16
 WORDS = 50
 DROPPING = {**BERT.args, "num_hidden_layers": 2, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 CASES = {  # BatchNorm, and BERT, whose attention is a function; drop path, and RoFormer, whose attention is modules
@@ -82,13 +83,20 @@ def method_of(net: CxrClip | Learner, config: RunConfig, rank: int = 0, world: i
 
 
 def step(
-    case: str, rank: int = 0, world: int = 1, micro_batch: int = 0, groups: int = 3, dtype: torch.dtype = torch.float64
+    case: str,
+    rank: int = 0,
+    world: int = 1,
+    micro_batch: int = 0,
+    groups: int = 3,
+    dtype: torch.dtype = torch.float64,
+    precision: str = "fp32",
 ) -> dict[str, torch.Tensor]:
     """Loss, parts, gradients and buffers after one step, by name."""
     config = make_config(**CASES[case])
-    config = replace(config, train=replace(config.train, micro_batch=micro_batch, length_groups=groups))
+    train = replace(config.train, micro_batch=micro_batch, length_groups=groups, precision=precision)
+    config = replace(config, train=train)
     net = model(config, dtype)
-    loss, parts = compute_gradients(method_of(net, config, rank, world), batch_of(config, rank, world))
+    loss, parts, _ = compute_gradients(method_of(net, config, rank, world), batch_of(config, rank, world))
     got = {f"loss.{name}": value for name, value in {"total": loss, **parts}.items()}
     got |= {f"grad.{name}": p.grad for name, p in net.named_parameters() if p.requires_grad}
     return got | {
@@ -102,7 +110,7 @@ def validated(case: str, rank: int = 0, world: int = 1) -> float:
     """Validation loss of an untrained model over sets of 21, 5 and 1 studies, in batches of 8."""
     config = make_config(**CASES[case])
     sets = [samples(config, count) for count in (21, 5, 1)]  # places and draws are all it asks of a set
-    return validation_loss(method_of(model(config), config, rank, world), sets, config)
+    return Validation(method_of(model(config), config, rank, world), sets, config).loss()
 
 
 def rank_of(folder: Path, rank: int, world: int, port: int) -> None:
@@ -113,6 +121,11 @@ def rank_of(folder: Path, rank: int, world: int, port: int) -> None:
             torch.save(step(case, rank, world, micro_batch), folder / f"{case}-{world}-{micro_batch}-{rank}.pt")
         torch.save(validated(case, rank, world), folder / f"valid-{case}-{world}-{rank}.pt")
     torch.save(step("resnet", rank, world, dtype=torch.float32), folder / f"float32-{world}-0-{rank}.pt")
+    for case in CASES if world == 2 else ():
+        torch.save(step(case, rank, world, **HALF), folder / f"half-{case}-{rank}.pt")
+    if world == 2:
+        share = mixed_steps.batch_of(mixed_steps.samples(mixed_steps.CASES["three to one"]), rank, world)
+        torch.save(mixed_steps.step(share, rank, world, **HALF), folder / f"half-mixed-{rank}.pt")
     for case, kinds in mixed_steps.CASES.items() if world == 2 else ():
         share = mixed_steps.batch_of(mixed_steps.samples(kinds), rank, world)
         torch.save(mixed_steps.step(share, rank, world), folder / f"mixed-{case}-{rank}.pt")

@@ -31,7 +31,7 @@ from pipeline.training import loop
 from pipeline.training.batches import ValidationSet
 from pipeline.training.distributed import Process
 from pipeline.training.methods.mixed import MixedMethod
-from pipeline.training.validation import validation_loss
+from pipeline.training.validation import Validation
 from tests.conftest import make_mixed
 from tests.test_resume import interrupt, outputs, stop, train
 
@@ -95,13 +95,14 @@ def test_the_validation_loss_has_all_terms_and_hides_the_same_every_time(corpus)
     folder = corpus(make_mixed())
     config = read_run_config(folder / "run.json")
     t = loop._build(config, folder, folder / "work", Process(torch.device("cpu")), lambda *_: None)
-    assert [len(v) for v in t.valid] == [len(v.studies) for v in t.valid] and isinstance(t.valid[0], ValidationSet)
-    first, again = (validation_loss(t.method, t.valid, config) for _ in range(2))
+    sets = t.validation.sets
+    assert [len(v) for v in sets] == [len(v.studies) for v in sets] and isinstance(sets[0], ValidationSet)
+    first, again = (t.validation.loss() for _ in range(2))
     assert first == again and t.method.net.training is False
 
     def with_weight(mlm):
         run = replace(config, loss=replace(config.loss, mlm_weight=mlm))
-        return validation_loss(MixedMethod(t.method.net, t.tokenizer, run, t.process), t.valid, run)
+        return Validation(MixedMethod(t.method.net, t.tokenizer, run, t.process), sets, run).loss()
 
     values = [with_weight(0.6), with_weight(0.9)]
     assert values[0] - first == pytest.approx(values[1] - values[0]) and values[0] > first + 0.5
@@ -110,7 +111,7 @@ def test_the_validation_loss_has_all_terms_and_hides_the_same_every_time(corpus)
 def test_a_loss_that_is_not_finite_names_its_studies(corpus, tmp_path, monkeypatch):
     folder = corpus(make_mixed())
     real = loop.compute_gradients
-    monkeypatch.setattr(loop, "compute_gradients", lambda *a: (torch.tensor(float("nan")), real(*a)[1]))
+    monkeypatch.setattr(loop, "compute_gradients", lambda *a: real(*a)._replace(loss=torch.tensor(float("nan"))))
     monkeypatch.setattr(MixedMethod, "finite", lambda self, batch: torch.arange(batch.studies) != 3)
     with pytest.raises(
         FloatingPointError, match=r"in epoch 0 at step 0, from studies (mimic_cxr|chestxray14)/p\d+/s\d+;"
@@ -202,11 +203,11 @@ def test_a_model_that_saw_no_pair_has_no_zero_shot_and_no_retrieval(corpus, tmp_
     assert {p.name for p in out.iterdir()} == {"missing.json", NOTE}
     assert json.loads((out / "missing.json").read_text()) == {"missing": "not aligned: no pair in training"}
     # what DVC runs the stage again for, it embeds again for: the code is that of dvc.yaml, the script included
-    deps = yaml.safe_load(stages.embed.GRAPH.read_text())["stages"]["embed"]["deps"]
+    deps = yaml.safe_load(stages.GRAPH.read_text())["stages"]["embed"]["deps"]
     assert "stages/embed.py" in deps and "pipeline/models" in deps
     (tmp_path / "code.py").write_text("1")
     (tmp_path / "dvc.yaml").write_text("stages: {embed: {deps: [data/models, code.py]}}")
-    monkeypatch.setattr(stages.embed, "GRAPH", tmp_path / "dvc.yaml")
+    monkeypatch.setattr(stages, "GRAPH", tmp_path / "dvc.yaml")
     for content, said in (("1", "skipped"), ("1", "as it was"), ("2", "skipped"), ("2", "as it was")):
         (tmp_path / "code.py").write_text(content)
         stages.embed.main("runs")

@@ -166,6 +166,17 @@ def test_a_bert_of_a_folder_is_loaded_once_and_then_travels_with_the_model(confi
         assert all(map(torch.equal, forward(other, images, read), forward(net, images, words)))
 
 
+def test_a_bert_saved_in_half_precision_is_trained_in_single(config, tokenizer, tmp_path):
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 48, **BERT.args}
+    bert = BertModel(BertConfig(**sizes), add_pooling_layer=False).half()
+    bert.save_pretrained(tmp_path / "bert")
+    tower = TextTower(TextEncoder(str(tmp_path / "bert"), max_tokens=48), len(tokenizer), True)
+    assert {p.dtype for p in tower.parameters()} == {torch.float32}
+    assert all(map(torch.equal, tower.model.state_dict().values(), bert.float().state_dict().values()))
+    built = TextTower(TextEncoder(str(tmp_path / "bert"), max_tokens=48), len(tokenizer), False)  # for a checkpoint
+    assert {p.dtype for p in built.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

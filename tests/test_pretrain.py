@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.config.records import ParamsError
-from pipeline.training import loop, validation
+from pipeline.training import batches, loop, resume, validation
 from pipeline.training.batches import validation_parts
 from pipeline.training.distributed import Process
+from pipeline.training.methods import cxr_clip, mixed
+from pipeline.training.methods.cxr_clip import CxrClipMethod
 from pipeline.training.schedule import warmup_cosine
-from pipeline.training.validation import validation_loss
-from tests.conftest import RESNET, SWIN, make_corpus
+from pipeline.training.validation import Validation
+from tests.conftest import RESNET, SWIN, make_corpus, make_mixed
 
 ROOT = Path(__file__).parents[1]
 TWO_PROCESSES = """
@@ -156,6 +159,10 @@ def test_it_learns(config, corpus, tmp_path):
     assert rows[-1]["train_loss"] < 0.8 * rows[0]["train_loss"]
 
 
+class Draws(tuple):
+    nbytes = 0
+
+
 class OfFourAndTwo:
     """A method whose validation loss of a batch is what ``losses`` says for its studies."""
 
@@ -165,7 +172,7 @@ class OfFourAndTwo:
         self.learner = torch.nn.Linear(1, 1)
 
     def collate(self, draws):
-        return tuple(draws)
+        return Draws(draws)
 
     def validation_loss(self, batch):
         self.seen.append(batch)
@@ -180,10 +187,10 @@ def test_the_validation_loss_weighs_by_studies_then_by_data_sets(config):
     assert [len(part) for part in parts] == [4, 2, 4, 3]
     losses = dict(zip(parts, (1.0, 4.0, 10.0, 6.0), strict=True))
     method = OfFourAndTwo(losses)
-    assert validation_loss(method, sets, run) == pytest.approx(((4 * 1 + 2 * 4) / 6 + 10 + 6) / 3)
+    assert Validation(method, sets, run).loss() == pytest.approx(((4 * 1 + 2 * 4) / 6 + 10 + 6) / 3)
     assert not method.learner.training and method.seen == parts
     with pytest.raises(ParamsError, match=r"runs\.tiny\.datasets: none has a validation split"):
-        validation_loss(method, [], run)
+        Validation(method, [], run).loss()
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
@@ -193,24 +200,184 @@ def test_processes_share_the_validation_batches(config, monkeypatch, world):
     sets = [[f"{name}{i}" for i in range(count)] for name, count in {"a": 11, "b": 7}.items()]
     parts = [tuple(data[i] for i in part) for data in sets for part in validation_parts(len(data), 4)]
     losses = dict(zip(parts, (0.1, 0.7, 1.3, 2.9, 3.1), strict=True))
-    alone, rows, seen = validation_loss(OfFourAndTwo(losses), sets, run), [], []
+    alone, rows, seen = Validation(OfFourAndTwo(losses), sets, run).loss(), [], []
     for gathering in (lambda row, device: rows.append(row) or torch.stack([row] * world), lambda *_: torch.stack(rows)):
         monkeypatch.setattr(validation, "gather_rows", gathering)
         methods = [OfFourAndTwo(losses, rank, world) for rank in range(world)]
-        found = [validation_loss(method, sets, run) for method in methods]
+        found = [Validation(method, sets, run).loss() for method in methods]
         seen = [batch for method in methods for batch in method.seen]
     assert found == [alone] * world
     assert sorted(seen) == sorted(parts)
 
 
+def test_validation_in_pieces_is_that_of_whole_batches(config, corpus, monkeypatch):
+    """What a device holds at a time does not grow with the batch."""
+    for run in (config(train={"batch_size": 20}), make_mixed(train={"batch_size": 20})):
+        folder = corpus(run)
+        t = loop._build(run, folder, folder / "work", Process(torch.device("cpu")), lambda *_: None)
+        whole, seen, kind = t.validation.loss(), [], type(t.method.net)
+        real = kind.encode_image
+        for module in (cxr_clip, mixed):
+            monkeypatch.setattr(module, "FORWARD", 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "encode_image", lambda *a, real=real, seen=seen: seen.append(len(a[1])) or real(*a))
+            assert t.validation.loss() == pytest.approx(whole, rel=1e-5)
+        assert 0 < max(seen) <= 6  # two views a study
+        monkeypatch.undo()
+
+
+def test_validation_reads_each_view_once_in_a_training(config, corpus, monkeypatch):
+    run = config(train={"batch_size": 8})
+    folder = corpus(run)
+    t = loop._build(run, folder, folder / "work", Process(torch.device("cpu")), lambda *_: None)
+    read, real = [], batches.load_view
+    monkeypatch.setattr(batches, "load_view", lambda view: read.append((view.shard, view.offset)) or real(view))
+    first = t.validation.loss()
+    assert len(read) == len(set(read)) > 10  # a study with one view shows it twice
+    assert t.validation.loss() == first and len(read) == len(set(read))
+    monkeypatch.setattr(validation, "KEPT", 1)  # no room: read again, and the same
+    again = Validation(t.method, t.validation.sets, run)
+    assert again.loss() == again.loss() == first and not again._kept
+    workers = replace(run, train=replace(run.train, workers=2))
+    assert Validation(t.method, t.validation.sets, workers).loss() == first
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_signal_in_validation_stops_between_batches_and_nothing_is_lost(config, corpus, tmp_path, monkeypatch, at):
+    run = config(image_encoder=RESNET, train={"batch_size": 4})
+    folder, seen = corpus(run), []
+    real = CxrClipMethod.validation_loss
+
+    def interrupted(self, batch):
+        seen.append(1)
+        if len(seen) == at + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CxrClipMethod, "validation_loss", interrupted)
+        with pytest.raises(resume.Stopped, match="in epoch 0 in its validation; the state is saved"):
+            train(folder, tmp_path / "a")
+    assert len(seen) == at + 1
+    steps, real_step = [], loop.compute_gradients
+    monkeypatch.setattr(loop, "compute_gradients", lambda *args: steps.append(1) or real_step(*args))
+    best, rows, weights, _ = train(folder, tmp_path / "a")
+    assert len(steps) == 10  # the second epoch's
+    other = train(folder, tmp_path / "b")
+    assert (best, rows) == other[:2] and all(torch.equal(weights[k], v) for k, v in other[2].items())
+
+
+# fp16, whose scaler and autocast torch has on the CPU, too
+
+
+@pytest.fixture
+def fp16(config, corpus, monkeypatch):
+    """The corpus of a run in fp16, which computes in single precision: what is tested is what gradients it gets."""
+    monkeypatch.setattr(loop, "device_of", lambda options: torch.device("cpu"))
+    monkeypatch.setattr(cxr_clip, "autocast", lambda *_: nullcontext())
+    return corpus(config(train={"precision": "fp16"}))
+
+
+def overflowing(monkeypatch, steps):
+    """Gradients of these steps, counted from 1, are not finite; of all of them where None."""
+    real, count = loop.compute_gradients, [0]
+
+    def gradients(method, *rest):
+        computed = real(method, *rest)
+        count[0] += 1
+        if steps is None or count[0] in steps:
+            method.net.image_projection.weight.grad[0, 0] = float("inf")
+        return computed
+
+    monkeypatch.setattr(loop, "compute_gradients", gradients)
+
+
+def test_steps_that_fp16_leaves_out_are_counted(fp16, tmp_path, monkeypatch, capsys):
+    overflowing(monkeypatch, {1, 2, 7})
+    _, rows, _, _ = train(fp16, tmp_path)
+    assert list(rows[0])[-3:] == ["scale", "loss_scale", "skipped"]
+    assert [(row["loss_scale"], row["skipped"]) for row in rows] == [(2.0**14, 2), (2.0**13, 1)]
+    assert "skipped=" in capsys.readouterr().err
+
+
+def test_an_interrupted_fp16_training_counts_on(fp16, tmp_path, monkeypatch):
+    overflowing(monkeypatch, {1, 2, 7})
+    whole = train(fp16, tmp_path / "whole")[1]
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "device_of", lambda options: torch.device("cpu"))
+    monkeypatch.setattr(cxr_clip, "autocast", lambda *_: nullcontext())
+    with monkeypatch.context() as patch:
+        overflowing(patch, {1, 2})
+        real, count = loop.compute_gradients, [0]
+
+        def stopped(*arguments):
+            count[0] += 1
+            if count[0] == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments)
+
+        patch.setattr(loop, "compute_gradients", stopped)
+        with pytest.raises(resume.Stopped, match="in epoch 0 after step 3"):
+            train(fp16, tmp_path / "a")
+    overflowing(monkeypatch, {4})
+    assert train(fp16, tmp_path / "a")[1] == whole
+
+
+@pytest.mark.parametrize(("skips", "said"), [(5, "5 steps in a row"), (50, "17 steps in a row .* loss scale is 0.5;")])
+def test_a_training_that_fp16_cannot_hold_ends(fp16, config, corpus, tmp_path, monkeypatch, skips, said):
+    """It ran to its end once: 40 of 40 steps left out, a scale of 1e-7, and an untrained model as the best."""
+    monkeypatch.setattr(loop, "SKIPS", skips)
+    folder = corpus(config(train={"precision": "fp16", "epochs": 5}))
+    overflowing(monkeypatch, None)
+    with pytest.raises(FloatingPointError, match=f"tiny: the gradients are too large for fp16 in epoch .*: {said}"):
+        train(folder, tmp_path)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_what_is_read_late_is_the_same(config, corpus, tmp_path, monkeypatch, late):
+    """On CUDA a step's numbers are read while the next step runs."""
+    folder = corpus(config(image_encoder=RESNET))
+    whole = train(folder, tmp_path / "whole")
+    monkeypatch.setattr(loop, "READ_LATE", {"cpu": late})
+    assert train(folder, tmp_path / "late")[1] == whole[1]
+    real, count = loop.compute_gradients, [0]
+
+    def broken(method, *rest):
+        computed = real(method, *rest)
+        count[0] += 1
+        if count[0] == 3:
+            method.net.log_scale.grad.fill_(float("nan"))
+        return computed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_gradients", broken)
+        with pytest.raises(FloatingPointError, match="the gradients are not finite in epoch 0 at step 2, from studies"):
+            train(folder, tmp_path / "broken")
+    assert count[0] == 3 + late
+
+    def stopped(*arguments):
+        count[0] += 1
+        if count[0] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    count[0] = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compute_gradients", stopped)
+        with pytest.raises(resume.Stopped, match=f"in epoch 0 after step {3 + late}; the state is saved"):
+            train(folder, tmp_path / "stopped")
+    assert train(folder, tmp_path / "stopped")[1] == whole[1]
+
+
 def test_the_best_epoch_by_validation_is_kept(config, corpus, tmp_path, monkeypatch):
     losses, seen = iter([3.0, 1.0, math.nan, 2.0]), []
 
-    def validation(method, *_):
-        seen.append({k: v.clone() for k, v in method.net.state_dict().items()})
+    def validation(self, *_):
+        seen.append({k: v.clone() for k, v in self.method.net.state_dict().items()})
         return next(losses)
 
-    monkeypatch.setattr(loop, "validation_loss", validation)
+    monkeypatch.setattr(loop.Validation, "loss", validation)
     best, rows, weights, _ = train(corpus(config(train={"epochs": 4})), tmp_path)
     assert best == 1.0 and [row["valid_loss"] for row in rows][:2] == [3.0, 1.0]
     assert all(torch.equal(weights[k], v) for k, v in seen[1].items())
@@ -257,7 +424,7 @@ def test_a_loss_that_is_not_finite_is_an_error(config, corpus, tmp_path):
 
 
 def test_no_finite_validation_is_an_error(config, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: math.nan)
+    monkeypatch.setattr(loop.Validation, "loss", lambda *_: math.nan)
     with pytest.raises(FloatingPointError, match="no epoch had a finite validation loss"):
         train(corpus(config(train={"epochs": 1})), tmp_path)
 

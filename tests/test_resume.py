@@ -345,7 +345,13 @@ def test_the_state_is_of_all_modules_that_train():
     said = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     compared = ("pipeline.study", "pipeline.storage", "pipeline.text", "pipeline.models", "pipeline.training")
     assert {m for m in said.split() if not m.startswith(compared)} <= {
-        *("pipeline.config", "pipeline.config.checks", "pipeline.config.load", "pipeline.config.params"),
+        *(
+            "pipeline.config",
+            "pipeline.config.checks",
+            "pipeline.config.devices",
+            "pipeline.config.load",
+            "pipeline.config.params",
+        ),
         *("pipeline.config.records", "pipeline.config.run_config", "pipeline.datasets"),
     }
 
@@ -435,7 +441,7 @@ def test_a_finished_training_writes_its_outputs_again_without_training(corpus, t
     """DVC removed them, since whoever ran it died before the training ended."""
     folder = corpus(make_config(image_encoder=RESNET, train={"epochs": 3}))
     losses = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(loop.Validation, "loss", lambda *_: next(losses))
     best, whole = train(folder, tmp_path / "a"), outputs(tmp_path / "a")
     work = tmp_path / "a" / "work"
     assert sorted(p.name for p in work.iterdir()) == ["best-1.safetensors", "lock", "state.pt"]
@@ -547,19 +553,19 @@ def test_the_state_is_saved_by_the_clock_and_after_each_epoch(corpus, tmp_path, 
     real = resume.Saved.save
     monkeypatch.setattr(resume.Saved, "save", lambda self, p: saved.append((p.epoch, p.step)) or real(self, p))
     train(corpus(make_config()), tmp_path / "a")
-    assert saved == [(1, 0), (2, 0)]
+    assert saved == [(0, 5), (1, 0), (1, 5), (2, 0)]  # before and after validation
     saved.clear()
     now = [0.0]
     monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
     real_step = loop.compute_gradients
     monkeypatch.setattr(loop, "compute_gradients", lambda *a: now.__setitem__(0, now[0] + 60) or real_step(*a))
     train(corpus(make_config(train={"save_minutes": 2.0})), tmp_path / "b")
-    assert saved == [(0, 2), (0, 4), (1, 0), (1, 2), (1, 4), (2, 0)]
+    assert saved == [(0, 2), (0, 4), (0, 5), (1, 0), (1, 2), (1, 4), (1, 5), (2, 0)]
 
 
 def test_the_best_model_survives_what_comes_after_it(corpus, tmp_path, monkeypatch):
     losses = iter([2.0, 1.0, 3.0, 4.0])
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(loop.Validation, "loss", lambda *_: next(losses))
     folder = corpus(make_config(train={"epochs": 4}))
     work = tmp_path / "a" / "work"
     stop(folder, tmp_path / "a", monkeypatch, step=17)
@@ -575,7 +581,7 @@ def test_the_best_model_survives_what_comes_after_it(corpus, tmp_path, monkeypat
 def test_patience_ends_a_training(corpus, tmp_path, monkeypatch, patience, epochs):
     """Counted by hand: the best are epochs 0, 1 and 3."""
     losses = iter([3.0, 2.0, 2.0, 1.0, float("nan"), 4.0])
-    monkeypatch.setattr(loop, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(loop.Validation, "loss", lambda *_: next(losses))
     train(corpus(make_config(train={"epochs": 6, "patience": patience})), tmp_path)
     assert len(outputs(tmp_path)[0]) == epochs
 
@@ -621,7 +627,7 @@ def test_where_no_study_stands_out_eight_of_the_step_are_named(corpus, tmp_path,
         train(corpus(make_config(train={"batch_size": 10})), tmp_path)
 
 
-def test_weights_that_are_not_finite_are_not_saved(corpus, tmp_path, monkeypatch):
+def test_gradients_that_are_not_finite_never_reach_the_weights(corpus, tmp_path, monkeypatch):
     """The loss of a step may be finite and its gradients not."""
     folder = corpus(make_config(train={"save_minutes": 0.0}))
     real, count = loop.compute_gradients, [0]
@@ -635,7 +641,7 @@ def test_weights_that_are_not_finite_are_not_saved(corpus, tmp_path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "compute_gradients", gradients)
-        with pytest.raises(FloatingPointError, match="in epoch 1 at step 2, from"):
+        with pytest.raises(FloatingPointError, match="the gradients are not finite in epoch 1 at step 1, from"):
             train(folder, tmp_path / "a")
     assert train(folder, tmp_path / "a") == train(folder, tmp_path / "b")
 
@@ -646,11 +652,12 @@ def test_a_signal_does_not_claim_a_state_that_was_refused(corpus, tmp_path, monk
     real, count = loop.compute_gradients, [0]
 
     def gradients(method, *rest):
-        out = real(method, *rest)
         count[0] += 1
         if count[0] == step:
-            method.net.log_scale.grad.fill_(float("nan"))
             os.kill(os.getpid(), signal.SIGTERM)
+        out = real(method, *rest)
+        if count[0] == step:
+            method.net.log_scale.data.fill_(float("nan"))
         return out
 
     with monkeypatch.context() as patch:
@@ -667,13 +674,13 @@ def test_an_epoch_whose_weights_are_not_finite_is_never_the_best(corpus, tmp_pat
     """Such as of a word that validation does not meet: its loss is finite, but the weights are not kept."""
     losses = iter([3.0, 1.0])
 
-    def validation(method, *_):
+    def validation(self, *_):
         loss = next(losses)
         if loss == 1.0:
-            method.net.text_tower.model.get_input_embeddings().weight.data[-1] = float("nan")
+            self.method.net.text_tower.model.get_input_embeddings().weight.data[-1] = float("nan")
         return loss
 
-    monkeypatch.setattr(loop, "validation_loss", validation)
+    monkeypatch.setattr(loop.Validation, "loss", validation)
     assert train(corpus(make_config()), tmp_path) == 3.0
     assert all(v.isfinite().all() for v in load_file(tmp_path / "model" / "model.safetensors").values())
 

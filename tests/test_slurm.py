@@ -43,7 +43,14 @@ def cluster(place, monkeypatch, capsys):
     tools.mkdir()
     commands = {
         "scontrol": 'if [ "$1" = show ]; then printf "node7\\nnode8\\n"; fi',
-        "srun": 'shift; exec "$@"',
+        # Told to end, srun kills the tasks of its step; scancel reaches the tasks, once there is a step.
+        "srun": """
+            trap 'kill -KILL $(cat step)' TERM
+            while [ "${1:0:1}" = - ]; do shift; done
+            [ -z "$LATE" ] || sleep 1.5
+            "$@" & task=$!; echo $task > step
+            until wait $task; code=$?; ! kill -0 $task 2>/dev/null; do :; done; exit $code""",
+        "scancel": '[ "$*" = "--signal=TERM 42.0" ] && [ -f step ] && kill -TERM $(cat step)',
         "torchrun": '[ "$ENDS" = none ] || exit "$ENDS"; while :; do sleep 0.05; done',
         "dvc": "",
     }
@@ -55,8 +62,9 @@ def cluster(place, monkeypatch, capsys):
     (place / "train.sbatch").write_text(written(monkeypatch, capsys, "resnet_mcc", *options))
     names = {"SLURM_SUBMIT_DIR": str(place), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2"}
 
-    def start(ends):
-        env = {**os.environ, **names, "SLURM_JOB_ID": "42", "ENDS": ends, "PATH": f"{tools}:{os.environ['PATH']}"}
+    def start(ends, late=""):
+        env = {**os.environ, **names, "SLURM_JOB_ID": "42", "ENDS": ends, "LATE": late}
+        env["PATH"] = f"{tools}:{os.environ['PATH']}"
         return subprocess.Popen(["bash", "train.sbatch"], cwd=place, env=env)
 
     return start, place / "calls"
@@ -67,10 +75,10 @@ def test_the_job_trains_and_tells_dvc(cluster):
     assert start("0").wait() == 0
     said = calls.read_text().splitlines()
     wanted = (
-        "torchrun --nnodes=2 --nproc-per-node=4 --max-restarts=3 --rdzv-backend=c10d --rdzv-id=42-0 "
-        "--rdzv-endpoint=node7:29400 -m stages.pretrain resnet_mcc 0"
+        "torchrun --nnodes=2 --nproc-per-node=4 --max-restarts=3 --shutdown-timeout=100 --rdzv-backend=c10d "
+        "--rdzv-id=42-0 --rdzv-endpoint=node7:15042 -m stages.pretrain resnet_mcc 0"
     )
-    assert wanted in said and f"srun --kill-on-bad-exit=1 {wanted}" in said
+    assert wanted in said and f"srun --kill-on-bad-exit=1 --cpus-per-task=4 {wanted}" in said
     assert said[-1] == "dvc commit --force pretrain@resnet_mcc-0"
 
 
@@ -80,11 +88,12 @@ def test_a_failed_training_is_a_failed_job(cluster):
     assert "dvc" not in calls.read_text() and "requeue" not in calls.read_text()
 
 
+@pytest.mark.parametrize("late", ["", "late"])  # the step is there, or is being made
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_job_that_is_to_end_stops_the_training_and_queues_again(cluster, number):
+def test_a_job_that_is_to_end_stops_the_training_and_queues_again(cluster, number, late):
     start, calls = cluster
-    job = start("none")
-    while not calls.exists() or "\ntorchrun" not in calls.read_text():
+    job = start("none", late)
+    while not calls.exists() or f"\n{'srun' if late else 'torchrun'}" not in calls.read_text():
         time.sleep(0.02)
     job.send_signal(number)
     assert job.wait() == 0

@@ -23,7 +23,7 @@ from pipeline.training.step import compute_gradients
 from tests import mixed_steps
 from tests.conftest import RESNET, make_config
 from tests.mixed_steps import Ids
-from tests.step_ranks import CASES, batch_of, method_of, model, samples, step, validated
+from tests.step_ranks import CASES, HALF, batch_of, method_of, model, samples, step, validated
 from tests.test_losses import info_nce
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +95,7 @@ def test_a_step_in_pieces_is_the_step(whole, case, micro_batch):
 def test_the_place_in_the_batch_changes_nothing(whole, case):
     """Dropout follows the study, not the row."""
     config = make_config(**CASES[case])
-    loss, _ = compute_gradients(method_of(model(config), config), collate(samples(config)[::-1], Ids(), 3))
+    loss, *_ = compute_gradients(method_of(model(config), config), collate(samples(config)[::-1], Ids(), 3))
     assert loss.item() == pytest.approx(whole[case]["loss.total"].item(), rel=1e-9)
 
 
@@ -155,7 +155,7 @@ def test_single_samples_go_the_same_way(weights):
     got = []
     for run in (config, pieces):
         net = model(run)
-        loss, parts = compute_gradients(method_of(net, run), batch)
+        loss, parts, _ = compute_gradients(method_of(net, run), batch)
         assert set(parts) == {"mvs", "icl"} if weights.icl_weight else {"mvs"}
         got.append({"loss": loss} | {f"grad.{n}": p.grad for n, p in net.named_parameters() if p.requires_grad})
     assert_alike(got[1], got[0])
@@ -167,7 +167,7 @@ def test_gradients_carry_the_factor_of_the_scaler(whole, micro_batch):
     config = replace(config, train=replace(config.train, micro_batch=micro_batch, length_groups=3))
     net = model(config)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    loss, _ = compute_gradients(method_of(net, config), batch_of(config), scaler)
+    loss, *_ = compute_gradients(method_of(net, config), batch_of(config), scaler)
     got = {f"grad.{name}": p.grad / 1024 for name, p in net.named_parameters() if p.requires_grad}
     expected = {name: v for name, v in whole["swin"].items() if name in got}
     assert loss.item() == pytest.approx(whole["swin"]["loss.total"].item(), rel=1e-9)
@@ -183,7 +183,7 @@ def test_half_precision_in_pieces_has_all_gradients(case):
         train = replace(config.train, micro_batch=micro_batch, precision="bf16")
         config = replace(config, train=train)
         net = model(config, torch.float32)
-        loss, _ = compute_gradients(method_of(net, config), batch_of(config))
+        loss, *_ = compute_gradients(method_of(net, config), batch_of(config))
         assert loss.dtype == torch.float32
         got.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad]))
     assert torch.nn.functional.cosine_similarity(*got, dim=0) > 0.98
@@ -227,6 +227,26 @@ def test_several_processes_compute_what_one_does(ranks, whole, world):
         assert got["loss.total"].item() == pytest.approx(single["loss.total"].item(), rel=1e-5)
         a, b = (torch.cat([v.flatten() for n, v in x.items() if n.startswith("grad.")]) for x in (got, single))
         assert (a - b).norm() < 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("case", [*CASES, "mixed"])
+def test_two_processes_in_half_precision_agree_with_one_in_single(ranks, case):
+    """Under autocast in bfloat16, BatchNorm over both: to its two digits. By the first two processes."""
+    running, folder = ranks
+    assert running[2].wait(timeout=300) == 0
+    kinds = mixed_steps.CASES["three to one"]
+    whole = (
+        mixed_steps.step(mixed_steps.batch_of(mixed_steps.samples(kinds)), **HALF)
+        if case == "mixed"
+        else step(case, **HALF)
+    )
+    for rank in range(2):
+        got = torch.load(folder / f"half-{case}-{rank}.pt")
+        assert got.keys() == whole.keys() and got["loss.total"].dtype == torch.float32
+        assert got["loss.total"].item() == pytest.approx(whole["loss.total"].item(), rel=0.02)
+        a, b = (torch.cat([v.double().flatten() for n, v in x.items() if n[:5] == "grad."]) for x in (got, whole))
+        assert torch.nn.functional.cosine_similarity(a, b, dim=0) > 0.98
+        assert all(v.dtype == torch.float32 for n, v in got.items() if "running" in n)
 
 
 @pytest.mark.parametrize("case", mixed_steps.CASES)

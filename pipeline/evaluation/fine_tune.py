@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config.params import Augment, FineTune
+from pipeline.evaluation.device import evaluation_autocast
 from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.shards import load_view
@@ -72,7 +72,7 @@ def fine_tune(
 
     The encoder is in training mode (BatchNorm's statistics move on). An image has another augmentation each epoch. An
     epoch is cut in batches of at most ``options.batch_size`` that differ by one image at most, so that BatchNorm never
-    sees a few left over. On CUDA passes run in bfloat16.
+    sees a few left over. Passes run under ``evaluation_autocast``.
 
     Args:
         chosen: positions of training images; ``valid``: ``pictures`` of the validation split.
@@ -100,7 +100,7 @@ def fine_tune(
         model.train()
         for images, positions in batches(items, parts, workers):
             keys = torch.randint(1 << 62, (len(images),), generator=draws)  # of stochastic depth
-            with _autocast(device):
+            with evaluation_autocast(device):
                 logits = model(images.to(device), keys.to(device))
             loss = F.binary_cross_entropy_with_logits(logits.float(), target[positions].to(device))
             optimizer.zero_grad(set_to_none=True)
@@ -121,9 +121,5 @@ def classifier_logits(model: Classifier, images: Tensor, batch_size: int) -> Ten
     """Logits of ``pictures`` in evaluation mode, float32 [N, C] on the CPU."""
     model.eval()
     device = model.layer.weight.device
-    with _autocast(device):
+    with evaluation_autocast(device):
         return torch.cat([model(part.to(device)).float().cpu() for part in images.split(batch_size)])
-
-
-def _autocast(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.config.params import Augment
 from pipeline.evaluation.protocols import Protocol, classes_of
 from pipeline.storage.index import read_studies
+from pipeline.storage.memory import AHEAD, check_shared_memory
 from pipeline.study import Study, View, positives
 from pipeline.training.augment import augment_view
 
@@ -113,7 +114,12 @@ def batches(
     data: AugmentedViews, parts: Iterable[list[int]], workers: int
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
     """Inputs [B, ...] and positions int64 [B] of the items in each part, in order, by ``workers`` processes."""
-    return DataLoader(data, batch_sampler=parts, num_workers=workers, collate_fn=_stack)
+    parts = list(parts)
+    if workers and parts and parts[0]:
+        check_shared_memory(workers, max(map(len, parts)) * data[parts[0][0]][0].nbytes, "train.workers")
+    return DataLoader(
+        data, batch_sampler=parts, num_workers=workers, collate_fn=_stack, prefetch_factor=AHEAD if workers else None
+    )
 
 
 def _stack(items: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,7 +73,9 @@ class TextTower(nn.Module):
 
         self.named = bool(options.name)  # else its architecture is in the run's parameters
         if options.name and load_weights:
-            self.model = from_hub(BertModel.from_pretrained, options.name, add_pooling_layer=False)
+            self.model = from_hub(
+                BertModel.from_pretrained, options.name, add_pooling_layer=False, dtype=torch.float32
+            )  # whatever width it was saved in: autocast decides what is computed in half
         elif options.name:
             self.model = BertModel(from_hub(AutoConfig.from_pretrained, options.name), add_pooling_layer=False)
         else:

@@ -1,8 +1,16 @@
-"""How the C library gives memory back to the system."""
+"""Memory of processes: how the C library gives it back to the system, and what they share."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
+from pathlib import Path
+
+from pipeline.config.records import ParamsError
+
+SHARED = Path("/dev/shm")  # where torch puts what a loader's processes hand over
+AHEAD = 4  # batches that each process of a loader prepares beforehand
 
 
 def keep_memory() -> None:
@@ -18,3 +26,26 @@ def keep_memory() -> None:
     m_trim_threshold, m_mmap_max = -1, -4  # of malloc.h
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 1 << 30)
+
+
+def check_shared_memory(workers: int, size: int, key: str) -> None:
+    """See that the batches a loader's processes hold ready fit into shared memory: where they do not, the kernel ends
+    a process by a bus error, hours later perhaps. A container has 64 MB unless it was told otherwise.
+
+    Args:
+        workers: processes of the loader of one training process; torchrun says how many of those a machine has.
+        size: bytes of a batch.
+        key: of params.yaml that sets ``workers``, for the error.
+
+    Raises:
+        ParamsError: they do not fit.
+    """
+    if not workers or not SHARED.is_dir():
+        return
+    needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * workers * AHEAD * size
+    free = shutil.disk_usage(SHARED).free
+    if needed > free:
+        raise ParamsError(
+            f"{key}: {workers} processes hold {needed >> 20:,} MiB of batches ready, and {SHARED} has {free >> 20:,} "
+            "MiB free; lower it, or start the container with a larger one, such as docker run --shm-size=8g"
+        )

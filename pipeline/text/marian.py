@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipeline.config.devices import cuda_device
 from pipeline.config.params import BackTranslation
 from pipeline.config.records import ParamsError
 from pipeline.text.sentences import split_sentences
@@ -169,12 +170,14 @@ def choose_device(wanted: str, number: int = 0) -> torch.device:
     """``cpu``, or the CUDA device whose turn it is for process ``number``.
 
     Raises:
-        ParamsError: cuda was asked for, and there is none.
+        ParamsError: cuda was asked for, and there is none; or torch cannot use it (``cuda_device``).
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if wanted == "cuda" and not count:
         raise ParamsError("back_translation.device: cuda was asked for, but torch sees no CUDA device; set auto or cpu")
-    return torch.device("cpu") if wanted == "cpu" or not count else torch.device("cuda", number % count)
+    if wanted == "cpu" or not count:
+        return torch.device("cpu")
+    return cuda_device(number % count, "back_translation.device")
 
 
 def _halved(word: str, length: Callable[[str], int], limit: int) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.config.records import ParamsError
+from pipeline.models.vectors import at_least_float32
 from pipeline.training.distributed import summed
 
 
@@ -20,9 +21,13 @@ class GlobalBatchNorm(_BatchNorm):
     """``nn.BatchNorm1d`` or ``2d`` with the statistics of all processes' rows, on any device; each has as many rows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, C, ...] -> [b, C, ...]."""
+        """[b, C, ...] -> [b, C, ...], of the input's type; statistics are taken in float32 at least."""
         if not self.training:
             return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._normalised(at_least_float32(x)).to(x.dtype)
+
+    def _normalised(self, x: Tensor) -> Tensor:
         world = torch.distributed.get_world_size()
         # Two sums rather than one of squares: a difference of large numbers would lose digits.
         others, wide = (0, *range(2, x.dim())), (1, -1, *[1] * (x.dim() - 2))

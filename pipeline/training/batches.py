@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config.run_config import RunConfig
 from pipeline.storage.evaluation_crop import evaluation_crop
-from pipeline.storage.memory import keep_memory
+from pipeline.storage.memory import AHEAD, check_shared_memory, keep_memory
 from pipeline.storage.shards import load_view
 from pipeline.study import Study
 from pipeline.study_keys import study_key
@@ -76,6 +76,13 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """A copy on a device; from pinned memory it is made while the device computes."""
         return self._each(lambda x: x.to(device, non_blocking=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its tensors."""
+        return sum(
+            x.nbytes for x in (self.images, *self.tokens, *self.mask, self.order, self.places, self.keys, self.labels)
+        )
 
     def pin_memory(self) -> Batch:
         """A copy in pinned memory; torch's loader calls this where it was told to pin."""
@@ -164,7 +171,8 @@ class ValidationSet(Dataset[StudyDraw]):
             if self.config.sampling.unit == "image":
                 second = first
             views = [first, second][: self.counts[0]]
-        images = [evaluation_crop(load_view(v), self.config.image_size) for v in views]
+        load = cache(lambda view: evaluation_crop(load_view(view), self.config.image_size))  # one shown twice: once
+        images = [load(v) for v in views]
         texts = []
         if speaks(other):
             texts = validation_texts(other, self.prompts.get(other.dataset), self.config)[: self.counts[1]]
@@ -262,19 +270,26 @@ def training_batches(
     keep_memory()
     steps = epoch_draws(len(data), data.config.train.batch_size, data.config.seed, epoch)[start:]
     mine = [step[rank::world] for step in steps]
+    check_shared_memory(workers, batch_bytes(data.config, data.config.train.batch_size // world), "train.workers")
     loader: DataLoader[B] = DataLoader(
         data,  # type: ignore[arg-type]  # of draws, which ``collate`` makes batches of
         batch_sampler=mine,
         num_workers=workers,
         collate_fn=collate,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=AHEAD if workers else None,
         pin_memory=data.config.train.device != "cpu" and torch.cuda.is_available(),
-        worker_init_fn=_serve_to_the_end,
+        worker_init_fn=serve_to_the_end,
     )
     return iter(loader)
 
 
-def _serve_to_the_end(worker: int) -> None:
+def batch_bytes(config: RunConfig, studies: int) -> int:
+    """Bytes of a batch of so many studies at most: pictures in uint8, ids and mask of the longest texts in int64."""
+    images, texts = samples_needed(config.loss)
+    return studies * (images * config.image_size**2 + 16 * texts * config.text_encoder.max_tokens)
+
+
+def serve_to_the_end(worker: int) -> None:
     """A signal to the whole process group asks the trainer to stop, which needs its workers for the step in hand; they
     end when it does."""
     for number in (signal.SIGTERM, signal.SIGUSR1):

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.config.devices import computes_bf16, cuda_device
 from pipeline.config.params import Train
 from pipeline.config.records import ParamsError
 
@@ -28,7 +29,8 @@ def device_of(options: Train) -> torch.device:
     """The device this process trains on.
 
     Raises:
-        ParamsError: CUDA was asked for and there is none, or a precision that the CPU does not have.
+        ParamsError: CUDA was asked for and there is none, or a precision that the CPU, or this GPU, does not have; or
+            torch cannot use the GPU (``cuda_device``).
     """
     cuda = torch.cuda.is_available()
     if options.device == "cuda" and not cuda:
@@ -37,9 +39,11 @@ def device_of(options: Train) -> torch.device:
         if options.precision != "fp32":
             raise ParamsError(f"train.precision: {options.precision} needs CUDA, and this run is on the CPU; set fp32")
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    torch.cuda.set_device(local)
-    return torch.device("cuda", local)
+    device = cuda_device(int(os.environ.get("LOCAL_RANK", "0")), "train.launcher")
+    if options.precision == "bf16" and not computes_bf16(device):
+        name = torch.cuda.get_device_name(device)
+        raise ParamsError(f"train.precision: {name} does not compute in bf16, which needs sm_80 or newer; set fp16")
+    return device
 
 
 def join(device: torch.device, options: Train) -> Process:
@@ -53,7 +57,8 @@ def join(device: torch.device, options: Train) -> Process:
         store, rank, world = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         timeout = timedelta(minutes=options.timeout_minutes)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+        own = device if device.type == "cuda" else None  # else NCCL guesses it at the first collective, or hangs
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=own)
     return Process(device, int(os.environ.get("RANK", "0")), world)
 
 

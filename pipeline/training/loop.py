@@ -11,12 +11,13 @@ import math
 import shutil
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,21 +34,24 @@ from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.translations import read_translations
 from pipeline.training import resume
 from pipeline.training.batches import TrainingSet, ValidationSet, epoch_draws, steps_before, training_batches
-from pipeline.training.distributed import Process, any_of, device_of, gather_rows, join
+from pipeline.training.distributed import Process, device_of, gather_rows, join
 from pipeline.training.identity import identity
 from pipeline.training.method import Method, Stateful
 from pipeline.training.methods import method_of
 from pipeline.training.schedule import warmup_cosine
-from pipeline.training.step import compute_gradients
+from pipeline.training.step import Later, apply_gradients, compute_gradients
 from pipeline.training.throughput import Waiting, epoch_line, peak
-from pipeline.training.validation import validation_loss
+from pipeline.training.validation import Validation
 
 # Columns of the history before the terms of the run's method and ``scale``. Times are told, not kept: the file is an
 # output that the same inputs make again.
 BEFORE_TERMS = ("epoch", "step", "lr", "train_loss", "valid_loss")
 CURVE = 50  # steps between two points of the training curve
+READ_LATE = {"cpu": 0, "cuda": 1}  # steps that a device is ahead of what is known of it
+SKIPS = 50  # steps in a row that fp16 left out, after which it will not find its scale
 NAMED = 8  # studies that an error names at most
 
+FP16 = ("loss_scale", "skipped")  # columns of fp16 alone: the factor at the end of the epoch, steps that were left out
 Tell = Callable[[dict[str, float], int], None]
 Meter = Callable[[Any], float]
 
@@ -59,7 +63,7 @@ class _Training:
     config: RunConfig
     tokenizer: Tokenizer
     data: TrainingSet
-    valid: list[ValidationSet]
+    validation: Validation
     method: Method[Any]
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -71,6 +75,14 @@ class _Training:
     def steps_before(self, epoch: int) -> int:
         """Steps that are done when an epoch begins."""
         return steps_before(len(self.data), self.config.train.batch_size, epoch)
+
+
+class _Step(NamedTuple):
+    """A step whose numbers are on their way: loss, terms, two flags, and what ``apply_gradients`` says."""
+
+    batch: Any
+    terms: tuple[str, ...]
+    numbers: Later
 
 
 def train_run(
@@ -90,7 +102,7 @@ def train_run(
 
     Args:
         out: folder for model.safetensors, run.json and the tokenizer; it appears whole, at the end.
-        history: csv file with a row an epoch: ``BEFORE_TERMS``, the method's terms, ``scale``.
+        history: csv file with a row an epoch: ``BEFORE_TERMS``, the method's terms, ``scale`` and, in fp16, ``FP16``.
         work: folder of the training state, on a file system that all processes see. A training whose state it holds
             goes on from there, on a CPU to the same bits as if it had never been interrupted. At the end the state
             shrinks to what can write the outputs again, until ``resume.forget``.
@@ -106,8 +118,8 @@ def train_run(
         The best validation loss.
 
     Raises:
-        ParamsError: settings that do not go together. FloatingPointError: a loss that is not finite (where several
-        processes train, rank 0 says which studies). resume.Stopped: SIGTERM or SIGUSR1 came.
+        ParamsError: settings that do not go together. FloatingPointError: loss or gradients that are not finite, or
+        that fp16 cannot hold at any scale (rank 0 says where). resume.Stopped: SIGTERM or SIGUSR1 came.
         resume.StateError: the state could not be saved.
     """
     config = read_run_config(corpus / "run.json")
@@ -165,7 +177,9 @@ def _build(
         config=config,
         tokenizer=tokenizer,
         data=data,
-        valid=[ValidationSet(validation.select(dataset=d), prompts, config) for d in config.datasets],
+        validation=Validation(
+            method, [ValidationSet(validation.select(dataset=d), prompts, config) for d in config.datasets], config
+        ),
         method=method,
         optimizer=optimizer,
         schedule=schedule,
@@ -190,6 +204,8 @@ def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -
         t.tell(row, int(row["epoch"]))
     for step, loss in progress.curve:
         t.tell({"step_loss": loss}, step)
+    if t.scaler.is_enabled() and not progress.loss_scale:
+        progress.loss_scale = t.scaler.get_scale()
     flops = peak(t.process.device, options.precision)
     meter = t.method.meter() if flops else None
     bar = tqdm(
@@ -202,18 +218,24 @@ def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -
     )
     while not progress.finished(options.epochs, options.patience):
         _epoch(t, progress, signals, bar, meter)
+        refused = t.saved.save(progress)  # validation may take long, too
+        valid_loss = t.validation.loss(lambda: signals.seen)
+        if valid_loss is None:
+            raise resume.Stopped(_stopped("in its validation", progress, refused, bar))
         done = t.steps_before(progress.epoch + 1)
         row = {
             **{name: total / progress.step for name, total in progress.sums.items()},
             "epoch": progress.epoch,
             "step": done,
             "lr": options.lr * _rate(t.config, done - 1, len(t.data)),
-            "valid_loss": validation_loss(t.method, t.valid, t.config),
+            "valid_loss": valid_loss,
             "scale": t.method.net.scale.item(),
             "studies_per_second": progress.step * options.batch_size / progress.seconds,
             "seconds": progress.seconds,
             "waiting": progress.waited / progress.seconds,
         }
+        if t.scaler.is_enabled():
+            row |= {"loss_scale": progress.loss_scale, "skipped": progress.skipped}
         if flops and meter:
             row["mfu"] = progress.flops / progress.seconds / flops
         if t.process.rank == 0:
@@ -229,7 +251,11 @@ def _run(t: _Training, progress: resume.Progress, signals: resume.StopSignals) -
 def _epoch(
     t: _Training, progress: resume.Progress, signals: resume.StopSignals, bar: tqdm, meter: Meter | None
 ) -> None:
-    """The steps of an epoch that are still to do."""
+    """The steps of an epoch that are still to do.
+
+    What a step has computed is read ``READ_LATE`` steps later, so that the device never waits for Python. All processes
+    read the same numbers at the same place, and so do the same about them.
+    """
     options, process = t.config.train, t.process
     t.method.learner.train()
     with torch.random.fork_rng(devices=[]):  # a new loader draws a number that nothing needs
@@ -237,52 +263,94 @@ def _epoch(
         batches = Waiting(training_batches(t.data, t.method.collate, *at), progress.waited)
     begun = time.perf_counter() - progress.seconds
     saved_at = time.perf_counter()
+    unread: deque[_Step] = deque()
+    stop = save = False
+
+    def read(left: int) -> None:
+        """Until so many steps are left unread."""
+        nonlocal stop, save
+        while len(unread) > left:
+            progress.seconds, progress.waited = time.perf_counter() - begun, batches.seconds
+            raised = _count(t, unread.popleft(), progress, bar, meter)
+            stop, save = stop or raised[0], save or raised[1]
+
+    def flags() -> list[bool]:
+        """Whether this process has been asked to stop, and whether it is time to save."""
+        return [signals.seen, process.rank == 0 and time.perf_counter() - saved_at >= 60 * options.save_minutes]
+
     for batch in batches:
         t.optimizer.zero_grad(set_to_none=True)
-        loss, parts = compute_gradients(t.method, batch, t.scaler)
-        values = dict(zip(("train_loss", *parts), torch.stack([loss, *parts.values()]).tolist(), strict=True))
-        due = process.rank == 0 and time.perf_counter() - saved_at >= 60 * options.save_minutes
-        broken, stop, save = any_of([not math.isfinite(values["train_loss"]), signals.seen, due], process.device)
-        if broken:
-            said = _not_finite(t, batch, progress, values["train_loss"])
-            raise FloatingPointError(said if process.rank == 0 else "")
-        t.scaler.step(t.optimizer)
-        t.scaler.update()
+        loss, parts, raised = compute_gradients(t.method, batch, t.scaler, flags)
+        health = apply_gradients(t.method.learner, t.optimizer, t.scaler, loss)
         t.method.net.clamp_scale()
         t.schedule.step()
-        progress.end_step(values)
-        progress.seconds, progress.waited = time.perf_counter() - begun, batches.seconds
-        if meter:
-            progress.flops += meter(batch)
-        done = t.steps_before(progress.epoch) + progress.step
-        if done % CURVE == 0:
-            progress.curve.append((done, values["train_loss"]))
-            t.tell({"step_loss": values["train_loss"]}, done)
-        bar.set_postfix(loss=f"{values['train_loss']:.3f}", refresh=False)
-        bar.update(options.batch_size)
+        numbers = torch.cat([torch.stack([loss, *parts.values()]), raised, health])
+        unread.append(_Step(batch, tuple(parts), Later(numbers)))
+        read(READ_LATE[process.device.type])
         if stop or save:
+            read(0)
             refused = t.saved.save(progress)
-            saved_at = time.perf_counter()
+            saved_at, save = time.perf_counter(), False
         if stop:
-            bar.close()
-            raise resume.Stopped(
-                f"stopped by a signal in epoch {progress.epoch} after step {progress.step}; "
-                f"{refused or 'the state is saved, and the next start goes on from there'}"
+            raise resume.Stopped(_stopped(f"after step {progress.step}", progress, refused, bar))
+    read(0)
+    if stop:
+        raise resume.Stopped(_stopped(f"after step {progress.step}", progress, t.saved.save(progress), bar))
+
+
+def _count(t: _Training, step: _Step, progress: resume.Progress, bar: tqdm, meter: Meter | None) -> tuple[bool, bool]:
+    """Take a step into the progress and the bar; whether a process has seen a signal, and whether to save.
+
+    Raises:
+        FloatingPointError: the training cannot go on.
+    """
+    *values, seen, due, broken, factor = step.numbers.read()
+    named = dict(zip(("train_loss", *step.terms), values, strict=True))
+    if broken:
+        said = _not_finite(t, step.batch, progress, named["train_loss"])
+        raise FloatingPointError(said if t.process.rank == 0 else "")
+    progress.end_step(named)
+    shown = {"loss": f"{named['train_loss']:.3f}"}
+    if t.scaler.is_enabled():
+        progress.scaled(factor)
+        if progress.in_a_row >= SKIPS or factor < 1:
+            said = (
+                f"{t.config.name}: the gradients are too large for fp16 in epoch {progress.epoch} at step "
+                f"{progress.step}: {progress.in_a_row} steps in a row were left out, and the loss scale is {factor:g}; "
+                "set train.precision: bf16, or lower train.lr. The state saved before is kept"
             )
+            raise FloatingPointError(said if t.process.rank == 0 else "")
+        shown |= {"scale": f"{factor:g}", "skipped": str(progress.skipped)}
+    if meter:
+        progress.flops += meter(step.batch)
+    done = t.steps_before(progress.epoch) + progress.step
+    if done % CURVE == 0:
+        progress.curve.append((done, named["train_loss"]))
+        t.tell({"step_loss": named["train_loss"]}, done)
+    bar.set_postfix(shown, refresh=False)
+    bar.update(t.config.train.batch_size)
+    return seen > 0, due > 0
+
+
+def _stopped(where: str, progress: resume.Progress, refused: str, bar: tqdm) -> str:
+    bar.close()
+    saved = refused or "the state is saved, and the next start goes on from there"
+    return f"stopped by a signal in epoch {progress.epoch} {where}; {saved}"
 
 
 @torch.no_grad()
 def _not_finite(t: _Training, batch: Any, progress: resume.Progress, loss: float) -> str:
-    """What to say of a loss that is not finite: the studies whose embeddings are not, on whatever rank, or all of the
-    step if none is. Their ids, never their text."""
+    """What to say of loss or gradients that are not finite: the studies whose embeddings are not, on whatever rank, or
+    all of the step if none is. Their ids, never their text."""
     bad = gather_rows((~t.method.finite(batch)).to(torch.uint8), t.process.device).bool()
     places = gather_rows(batch.places, t.process.device)
     places = places[bad] if bad.any() else places.flatten()
     studies = [t.data.studies[i] for i in sorted(places.tolist())]
     named = ", ".join(f"{s.dataset}/{s.patient}/{s.study}" for s in studies[:NAMED])
     more = f" and {len(studies) - NAMED} more" if len(studies) > NAMED else ""
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "the gradients are not finite"
     return (
-        f"{t.config.name}: the loss is {loss} in epoch {progress.epoch} at step {progress.step}, from studies {named}"
+        f"{t.config.name}: {what} in epoch {progress.epoch} at step {progress.step}, from studies {named}"
         f"{more}; lower train.lr, or look at these studies. The state saved before is kept"
     )
 
@@ -297,7 +365,8 @@ def _write_outputs(t: _Training, progress: resume.Progress, out: Path, history: 
         save_model(t.method.net, t.tokenizer, t.config, partial)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
-        _write_history(history, (*BEFORE_TERMS, *t.method.terms, "scale"), progress.rows)
+        columns = (*BEFORE_TERMS, *t.method.terms, "scale", *(FP16 if t.scaler.is_enabled() else ()))
+        _write_history(history, columns, progress.rows)
 
 
 def _texts(studies: Sequence[Study], prompts: dict[str, PromptSentences]) -> list[str]:

@@ -51,8 +51,10 @@ class Stopped(Exception):
 class Progress:
     """How far a training has come. ``epoch`` epochs are done, and ``step`` steps of the next one.
 
-    ``sums`` to ``flops`` are of the epoch that runs: its loss terms added up, the seconds it took so far, those of them
-    it waited for data, and this process's FLOPs. ``curve`` holds (step from the start, loss) every so many steps.
+    ``sums`` to ``skipped`` are of the epoch that runs: its loss terms added up, the seconds it took so far, those of
+    them it waited for data, this process's FLOPs, and the steps that fp16 left out. ``in_a_row`` of those were the
+    latest, and ``loss_scale`` is fp16's factor after the last step. ``curve`` holds (step from the start, loss) every
+    so many steps.
     """
 
     epoch: int = 0
@@ -61,6 +63,9 @@ class Progress:
     seconds: float = 0.0
     waited: float = 0.0
     flops: float = 0.0
+    skipped: int = 0
+    in_a_row: int = 0
+    loss_scale: float = 0.0
     rows: list[dict[str, float]] = field(default_factory=list)
     curve: list[tuple[int, float]] = field(default_factory=list)
     best: float = math.inf
@@ -72,11 +77,19 @@ class Progress:
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
+    def scaled(self, factor: float) -> None:
+        """Count what fp16's scaler did in a step: a factor that fell is a step that was left out."""
+        fell = factor < self.loss_scale
+        self.skipped += fell
+        self.in_a_row = self.in_a_row + 1 if fell else 0
+        self.loss_scale = factor
+
     def end_epoch(self, row: dict[str, float]) -> None:
         """Count an epoch and its row of the history."""
         self.rows.append(row)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
         self.seconds = self.waited = self.flops = 0.0
+        self.skipped = 0
 
     def finished(self, epochs: int, patience: int) -> bool:
         """Whether all epochs are done, or ``patience`` (0 = any number) of them in a row have not been the best."""

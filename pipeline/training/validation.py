@@ -3,41 +3,100 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import ConcatDataset, DataLoader
 
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig
-from pipeline.training.batches import ValidationSet, validation_parts
-from pipeline.training.distributed import gather_rows
+from pipeline.storage.memory import AHEAD, check_shared_memory
+from pipeline.training.batches import StudyDraw, ValidationSet, batch_bytes, serve_to_the_end, validation_parts
+from pipeline.training.distributed import any_of, gather_rows
 from pipeline.training.method import Method
 
+KEPT = 4 << 30  # bytes of batches that a process keeps from one validation to the next: 40,000 studies of the paper's
 
-@torch.no_grad()
-def validation_loss(method: Method[Any], sets: Sequence[ValidationSet], config: RunConfig) -> float:
-    """A method's validation loss on fixed draws: the mean over studies, each batch counting for as many as it holds,
-    then the mean over the data sets that have any.
 
-    Of w processes number r computes batches r, r + w, ..., and all get the same result. Each batch is computed by one
-    process alone and sums are taken in the order of the batches, so with the same weights the number of processes
-    changes nothing. The model is left in evaluation mode. All processes call it.
+class Validation:
+    """The validation batches of a training. They are the same every time, so what fits ``KEPT`` is read once."""
 
-    Raises:
-        ParamsError: no data set has two studies.
-    """
-    process, size = method.process, config.train.batch_size
-    parts = [(data, part) for data in sets for part in validation_parts(len(data), size)]
-    if not parts:
-        raise ParamsError(f"runs.{config.name}.datasets: none has a validation split of two studies or more")
-    method.learner.eval()
-    losses = torch.zeros(math.ceil(len(parts) / process.world), dtype=torch.float64)
-    for n, (data, part) in enumerate(parts[process.rank :: process.world]):
-        losses[n] = method.validation_loss(method.collate([data[int(i)] for i in part])).item()
-    found = gather_rows(losses, process.device).T.flatten().tolist()
-    weighed: dict[int, list[tuple[int, float]]] = {}
-    for (data, part), loss in zip(parts, found, strict=False):  # ranks with fewer batches fill up with zeros
-        weighed.setdefault(id(data), []).append((len(part), loss))
-    means = [sum(n * loss for n, loss in of) / sum(n for n, _ in of) for of in weighed.values()]
-    return sum(means) / len(means)
+    def __init__(self, method: Method[Any], sets: Sequence[ValidationSet], config: RunConfig) -> None:
+        """Of w processes number r has batches r, r + w, ...; ``train.workers`` processes read them."""
+        self.method = method
+        self.config = config
+        starts = [sum(map(len, sets[:i])) for i in range(len(sets))]
+        self.sets = sets
+        self._parts = [  # the data set of each batch, and its studies
+            (i, part + start)
+            for i, (data, start) in enumerate(zip(sets, starts, strict=True))
+            for part in validation_parts(len(data), config.train.batch_size)
+        ]
+        self._kept: list[Any] = []
+        self._bytes = 0  # of them, and of those that did not fit
+
+    @torch.no_grad()
+    def loss(self, asked: Callable[[], bool] = lambda: False) -> float | None:
+        """The method's validation loss on fixed draws: the mean over studies, each batch counting for as many as it
+        holds, then the mean over the data sets that have any.
+
+        Each batch is computed by one process alone and sums are taken in the order of the batches, so with the same
+        weights the number of processes changes nothing. The model is left in evaluation mode. All processes call it.
+
+        Args:
+            asked: whether this process has been asked to stop; looked at between batches.
+
+        Returns:
+            The loss, alike on all processes; None if one of them was asked to stop.
+
+        Raises:
+            ParamsError: no data set has two studies.
+        """
+        process = self.method.process
+        if not self._parts:
+            raise ParamsError(f"runs.{self.config.name}.datasets: none has a validation split of two studies or more")
+        self.method.learner.eval()
+        rounds = math.ceil(len(self._parts) / process.world)
+        losses = torch.zeros(rounds, dtype=torch.float64, device=process.device)
+        batches = self._batches()
+        for n in range(rounds):
+            if any_of([asked()], process.device)[0]:
+                return None
+            batch = next(batches, None)  # a process with fewer batches leaves a zero
+            if batch is not None:
+                losses[n] = self.method.validation_loss(batch)
+        found = gather_rows(losses, process.device).T.flatten().tolist()
+        weighed: dict[int, list[tuple[int, float]]] = {}
+        for (data, part), loss in zip(self._parts, found, strict=False):
+            weighed.setdefault(data, []).append((len(part), loss))
+        means = [sum(n * loss for n, loss in of) / sum(n for n, _ in of) for of in weighed.values()]
+        return sum(means) / len(means)
+
+    def _batches(self) -> Iterator[Any]:
+        """This process's batches, in order, on the CPU."""
+        process = self.method.process
+        mine = [part.tolist() for _, part in self._parts[process.rank :: process.world]]
+        yield from self._kept
+        for batch in self._read(mine[len(self._kept) :]):
+            self._bytes += batch.nbytes
+            if self._bytes <= KEPT:
+                self._kept.append(batch)
+            yield batch
+
+    def _read(self, parts: list[list[int]]) -> Iterator[Any]:
+        if not parts:
+            return
+        workers = self.config.train.workers
+        check_shared_memory(workers, batch_bytes(self.config, max(map(len, parts))), "train.workers")
+        loader: DataLoader[StudyDraw] = DataLoader(
+            ConcatDataset(self.sets),
+            batch_sampler=parts,
+            num_workers=workers,
+            collate_fn=self.method.collate,
+            prefetch_factor=AHEAD if workers else None,
+            worker_init_fn=serve_to_the_end,
+        )
+        with torch.random.fork_rng(devices=[]):  # a new loader draws a number that nothing needs
+            batches = iter(loader)
+        yield from batches

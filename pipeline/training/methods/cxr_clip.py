@@ -23,7 +23,7 @@ from pipeline.training.batches import Batch, Collate, collator
 from pipeline.training.distributed import Process, gathered
 from pipeline.training.losses import Embeddings, cxr_clip_loss
 from pipeline.training.method import Scaled, Stateful, Terms
-from pipeline.training.step import autocast, average_gradients, made_ready
+from pipeline.training.step import FORWARD, autocast, average_gradients, made_ready
 from pipeline.training.throughput import Work
 
 TERMS = ("mvs", "icl", "tcl")
@@ -181,12 +181,16 @@ def gradients_in_pieces(
 
 
 def contrast_alone(net: CxrClip, batch: Batch, config: RunConfig, process: Process) -> Tensor:
-    """The contrastive loss of a batch by itself, whatever other processes do."""
+    """The contrastive loss of a batch by itself, whatever other processes do; ``net`` is in evaluation mode, where rows
+    do not sway one another, and sees ``FORWARD`` studies at a time."""
     device = process.device
     batch = batch.to(device)
+    pieces = _cut(batch.images, size=FORWARD * len(batch.images) // batch.studies)
+    texts = [piece for group in zip(batch.tokens, batch.mask, strict=True) for piece in _cut(*group, size=2 * FORWARD)]
     with autocast(config.train, device):
-        images, texts, scale = net(batch.images, batch.tokens, batch.mask, *dropout_keys(batch))
-    return contrast(images, texts, scale, batch, config, Process(device))[0]
+        image_rows = torch.cat([net.encode_image(*piece) for piece in pieces])
+        text_rows = torch.cat([net.encode_text(*piece) for piece in texts])
+    return contrast(image_rows, text_rows, net.scale, batch, config, Process(device))[0]
 
 
 @torch.no_grad()

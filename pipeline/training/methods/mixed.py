@@ -33,7 +33,7 @@ from pipeline.training.batches import Collate, StudyDraw, padded
 from pipeline.training.distributed import Process, gathered
 from pipeline.training.losses import clip_loss
 from pipeline.training.method import Scaled, Stateful, Terms
-from pipeline.training.step import autocast, average_gradients, made_ready
+from pipeline.training.step import FORWARD, autocast, average_gradients, made_ready
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,21 @@ class MixedBatch:
     def to(self, device: torch.device) -> MixedBatch:
         """A copy on a device; from pinned memory it is made while the device computes."""
         return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def pieces(self, size: int) -> list[MixedBatch]:
+        """Batches of ``size`` studies, the last one of fewer."""
+        return [self._part(start, start + size) for start in range(0, self.studies, size)]
+
+    def _part(self, start: int, stop: int) -> MixedBatch:
+        i, t = ((of >= start) & (of < stop) for of in (self.image_of, self.text_of))
+        texts = self.tokens[t], self.mask[t]
+        of = self.image_of[i] - start, self.text_of[t] - start
+        return MixedBatch(self.images[i], of[0], *texts, of[1], self.places[start:stop], self.keys[start:stop])
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its tensors."""
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
 
     def pin_memory(self) -> MixedBatch:
         """A copy in pinned memory; torch's loader calls this where it was told to pin."""
@@ -127,11 +142,11 @@ class MixedMethod:
 
     def validation_loss(self, batch: MixedBatch) -> Tensor:
         """See ``Method``."""
-        return self._objective(batch, world=1)[0]
+        return self._objective(batch, world=1, piece=FORWARD)[0]
 
-    def _objective(self, batch: MixedBatch, world: int) -> Terms:
+    def _objective(self, batch: MixedBatch, world: int, piece: int = 0) -> Terms:
         with autocast(self.config.train, self.process.device):
-            return mixed_objective(self.net, batch, self.config.loss, self.process.device, world)
+            return mixed_objective(self.net, batch, self.config.loss, self.process.device, world, piece)
 
     @torch.no_grad()
     def finite(self, batch: MixedBatch) -> Tensor:
@@ -150,17 +165,41 @@ class MixedMethod:
         return None
 
 
-def mixed_objective(net: MixedNet, batch: MixedBatch, weights: Loss, device: torch.device, world: int) -> Terms:
+def mixed_objective(
+    net: MixedNet, batch: MixedBatch, weights: Loss, device: torch.device, world: int, piece: int = 0
+) -> Terms:
     """All terms of this process's share of a batch.
 
     Args:
         batch: this process's studies, on the CPU (what goes where is decided there).
         weights: a term of weight 0 is not computed, and what only it asks for is neither hidden nor taken out.
+        piece: studies that go through the network at a time; 0 = all.
 
     Returns:
         The weighted sum, and the terms by name. A term is the sum over this process's items over their number in the
         whole batch, times ``world``: the mean over processes is the term of the whole batch. One without items is 0.
     """
+    pieces = batch.pieces(piece) if piece else [batch]
+    sums = [_masked(net, each, weights, device) for each in pieces]
+    regenerated, missed, asked = (torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True))
+    pairs = sum(len(_of_pairs(each)[0]) for each in pieces)
+    here = [asked.new_tensor(len(batch.image_of)), asked, asked.new_tensor(pairs)]
+    counts = _counts(here, world)
+    totals = counts.sum(dim=0).clamp(min=1)
+    parts: dict[str, Tensor] = {}
+    if weights.regeneration_weight:
+        parts["regeneration"] = regenerated / int(totals[0]) * world
+    if weights.mlm_weight:
+        parts["mlm"] = missed / int(totals[1]) * world
+    if weights.alignment_weight:
+        rows = torch.cat([_pair_rows(net, each, device) for each in pieces], dim=1)
+        parts["alignment"] = alignment(net, rows, weights.label_smoothing, counts[:, 2].tolist())
+    loss = sum((getattr(weights, f"{name}_weight") * value for name, value in parts.items()), torch.zeros_like(missed))
+    return loss, parts
+
+
+def _masked(net: MixedNet, batch: MixedBatch, weights: Loss, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of this process's images the sum of ``regeneration``, of its masked tokens the sum of -log p and their number."""
     image_rows, text_rows = _rows(batch)
     on = batch.to(device)
     missed = regenerated = net.log_scale.new_zeros(())
@@ -188,21 +227,22 @@ def mixed_objective(net: MixedNet, batch: MixedBatch, weights: Loss, device: tor
             regenerated = regenerated + regeneration(net, image_states, images, covered).sum()
         if t is not None and weights.mlm_weight:
             missed = missed + net.words(text_states, words[t], net.word_embeddings.weight).sum()
+    return regenerated, missed, asked
+
+
+def _of_pairs(batch: MixedBatch) -> tuple[Tensor, Tensor]:
+    """Rows of the batch's images, and of its texts, that are in pairs, int64 [p] each, row by row the same studies."""
     image_of, text_of = batch.image_of, batch.text_of
-    of_pairs = (torch.isin(image_of, text_of).nonzero().flatten(), torch.isin(text_of, image_of).nonzero().flatten())
-    counts = _counts([on.keys.new_tensor(len(image_of)), asked, on.keys.new_tensor(len(of_pairs[0]))], world)
-    totals = counts.sum(dim=0).clamp(min=1)
-    parts: dict[str, Tensor] = {}
-    if weights.regeneration_weight:
-        parts["regeneration"] = regenerated / int(totals[0]) * world
-    if weights.mlm_weight:
-        parts["mlm"] = missed / int(totals[1]) * world
-    if weights.alignment_weight:
-        i, t = (rows.to(device) for rows in of_pairs)
-        pairs = counts[:, 2].tolist()
-        parts["alignment"] = alignment(net, on.images[i], on.tokens[t], on.mask[t], weights.label_smoothing, pairs)
-    loss = sum((getattr(weights, f"{name}_weight") * value for name, value in parts.items()), torch.zeros_like(missed))
-    return loss, parts
+    return torch.isin(image_of, text_of).nonzero().flatten(), torch.isin(text_of, image_of).nonzero().flatten()
+
+
+def _pair_rows(net: MixedNet, batch: MixedBatch, device: torch.device) -> Tensor:
+    """Unit-norm embeddings of this process's pairs, [2, p, D]: images, then texts."""
+    i, t = _of_pairs(batch)
+    if not len(i):  # takes part in the gather and in its way back
+        return net.log_scale.new_zeros(2, 0, net.image_projection.out_features).requires_grad_()
+    images, tokens, mask = (x.to(device) for x in (batch.images[i], batch.tokens[t], batch.mask[t]))
+    return torch.stack([net.encode_image(images), net.encode_text(tokens, mask)])
 
 
 def joint(keys: Tensor) -> Tensor:
@@ -247,25 +287,19 @@ def regeneration(net: MixedNet, states: Tensor, images: Tensor, hidden: Tensor) 
     return torch.stack(errors).mean(dim=0)
 
 
-def alignment(
-    net: MixedNet, images: Tensor, tokens: Tensor, mask: Tensor, label_smoothing: float, pairs: Sequence[int]
-) -> Tensor:
+def alignment(net: MixedNet, mine: Tensor, label_smoothing: float, pairs: Sequence[int]) -> Tensor:
     """CLIP's loss over the pairs of all processes: this one's rows, over the number of all rows, times the processes.
 
     Processes hold different numbers of pairs: each sends as many rows as the one that has most, and those that are
     filled up are left out again.
 
     Args:
-        images: uint8 [p, S, S]; ``tokens``, ``mask``: int64 [p, L], row by row the same studies.
+        mine: unit-norm embeddings of this process's pairs, [2, p, D]: images, then texts.
         pairs: how many each process has; this one p.
     """
-    own, total, most, world = len(images), sum(pairs), max(pairs), len(pairs)
+    own, total, most, world = mine.shape[1], sum(pairs), max(pairs), len(pairs)
     if not total:
         return net.log_scale.new_zeros(())
-    if own:
-        mine = torch.stack([net.encode_image(images), net.encode_text(tokens, mask)])
-    else:  # takes part in the gather and in its way back
-        mine = net.log_scale.new_zeros(2, 0, net.image_projection.out_features).requires_grad_()
     rank = dist.get_rank() if world > 1 else 0
     everyone = mine
     if world > 1:
@@ -273,7 +307,7 @@ def alignment(
         everyone = torch.cat([rows[:, :count] for rows, count in zip(sent, pairs, strict=True)], dim=1)
     if not own:
         return everyone.sum() * 0
-    own_place = torch.arange(own, device=images.device) + sum(pairs[:rank])
-    alike = own_place.unsqueeze(1) == torch.arange(total, device=images.device)
+    own_place = torch.arange(own, device=mine.device) + sum(pairs[:rank])
+    alike = own_place.unsqueeze(1) == torch.arange(total, device=mine.device)
     loss = clip_loss(mine[0], mine[1], net.scale, label_smoothing, everyone[0], everyone[1], alike=alike)
     return loss * own / total * world

@@ -23,6 +23,7 @@ from pipeline.training.batches import (
     collate,
     collator,
     epoch_draws,
+    length_groups,
     shuffled,
     steps_before,
     training_batches,
@@ -448,15 +449,30 @@ def test_texts_are_padded_to_the_longest_of_their_group(config, studies, prompts
     batch = collate(drawn, Letters(), groups)
     assert texts_of(batch) == texts
     assert batch.places.tolist() == list(range(8)) and batch.keys.tolist() == [s.key for s in drawn]
-    assert len(batch.tokens) == min(groups, 16)
-    sizes = [len(tokens) for tokens in batch.tokens]
-    assert sum(sizes) == 16 and max(sizes) - min(sizes) <= 1
     lengths = sorted(map(len, texts))
+    assert len(batch.tokens) == min(groups, len(set(lengths))) and sum(map(len, batch.tokens)) == 16
     for tokens, mask in zip(batch.tokens, batch.mask, strict=True):
         own, lengths = lengths[: len(tokens)], lengths[len(tokens) :]
         assert tokens.shape == mask.shape == (len(own), own[-1])
         assert mask.sum(1).tolist() == own
         assert (mask.diff(dim=1) <= 0).all() and not tokens[mask == 0].any()
+
+
+def test_texts_are_cut_where_the_fewest_tokens_are_computed():
+    """Against every way to cut a few texts, and against even groups of as many as the paper's step has."""
+    rng = np.random.default_rng(0)
+
+    def tokens(lengths, cuts):
+        return sum(len(part) * part[-1] for part in np.split(lengths, cuts))
+
+    for _ in range(200):
+        lengths, groups = np.sort(rng.integers(1, 12, rng.integers(1, 11))), int(rng.integers(1, 6))
+        ways = [c for k in range(min(groups, len(lengths))) for c in combinations(range(1, len(lengths)), k)]
+        cuts = length_groups(lengths, groups)
+        assert len(cuts) < groups and tokens(lengths, cuts) == min(tokens(lengths, list(way)) for way in ways)
+    lengths = np.sort(np.clip(np.exp(rng.normal(3.8, 0.7, 256)).astype(int), 4, 256))
+    even = np.cumsum([len(part) for part in np.array_split(lengths, 4)])[:-1]
+    assert tokens(lengths, length_groups(lengths, 4)) < 0.9 * tokens(lengths, even)
 
 
 def test_only_what_the_loss_looks_at_is_drawn(config, studies, prompts):

@@ -1,6 +1,10 @@
 """Masks by study: their statistics, and what they must not depend on."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +184,53 @@ def test_what_cannot_be_drawn_by_study_is_an_error(args, says):
 def test_a_rate_of_one_is_an_error():
     with pytest.raises(ParamsError, match=r"a dropout rate of 1\.0 is outside"):
         draw_by_study(nn.Sequential(nn.Dropout(1.0)), "x")
+
+
+INTERPRETED = """
+import torch
+from pipeline.models.dropout_kernel import by_triton, keyed_dropout
+from pipeline.models.keyed_random import keyed_mask, stream_seeds
+
+torch.manual_seed(0)
+seeds = stream_seeds(torch.randint(-2**62, 2**62, (6,)))
+shapes = [(6, 33, 40), (6, 3, 17, 17), (24, 2, 16, 16), (6, 5), (12, 7, 3), (6, 8, 5, 5)]
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for shape in shapes:
+        for whole in (False, True):
+            x = torch.randn(shape).to(dtype)
+            if whole and len(shape) == 4:
+                x = x.to(memory_format=torch.channels_last)
+            mine, theirs = keyed_dropout(x, seeds, 0.3, whole), by_triton(x, seeds, 0.3, whole)
+            mask = keyed_mask(seeds, () if whole else (shape[0] // 6, *shape[1:]), 0.3)
+            mask = mask.view(-1, *[1] * len(shape)) if whole else mask
+            by_hand = (x.unflatten(0, (6, -1)).masked_fill(mask, 0) * (1 / (1 - 0.3))).flatten(0, 1)
+            assert torch.equal(mine, by_hand), (dtype, shape, whole)
+            assert torch.equal(theirs == 0, by_hand == 0), (dtype, shape, whole)
+            close = dict(rtol=2**-7, atol=0) if dtype == torch.bfloat16 else dict(rtol=0, atol=0)
+            torch.testing.assert_close(theirs, by_hand, **close)  # the interpreter cuts bfloat16 off, a GPU rounds
+            assert theirs.stride() == x.stride()
+try:
+    by_triton(torch.zeros(6, 1, 1, 1, 1, 1), seeds, 0.3, False)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_the_kernel_of_the_gpu_drops_what_the_cpu_drops():
+    """In Triton's interpreter, which computes on the CPU what a GPU would."""
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "keyed dropout of rows with 6 dimensions; there are 4 at most\n"
+
+
+def test_dropout_goes_back_as_it_came():
+    x = torch.randn(64, 7, 5, requires_grad=True)
+    drop = StudyDropout(0.4, rows := Rows()).train()
+    rows.are(KEYS)
+    y = drop(x)
+    y.backward(torch.ones_like(y))
+    kept = (~keyed_mask(rows.seeds[0], (1, 7, 5), 0.4)).flatten(0, 1)
+    assert torch.equal(x.grad, kept * (1 / 0.6)) and torch.allclose(y, x * kept / 0.6)
+    assert torch.autograd.gradcheck(drop, torch.randn(64, 2, dtype=torch.float64, requires_grad=True))

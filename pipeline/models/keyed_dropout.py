@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.records import ParamsError
-from pipeline.models.keyed_random import keyed_mask, stream_seeds
+from pipeline.models.dropout_kernel import keyed_dropout
+from pipeline.models.keyed_random import stream_seeds
 
 ATTENTION = "study_dropout"  # the name under which transformers finds ``_attention``
 
@@ -52,12 +53,7 @@ class StudyDropout(nn.Module):
             return x
         if self.rows.seeds is None:
             raise RuntimeError("dropout in training needs the keys of the rows: pass them to the tower's forward")
-        seeds = self.rows.seeds[self.layer]
-        shape = (x.shape[0] // len(seeds), *x.shape[1:])
-        mask = keyed_mask(seeds, () if self.whole_rows else shape, self.p)
-        mask = mask.view(-1, *[1] * len(shape)) if self.whole_rows else mask
-        rows = x.unflatten(0, (len(seeds), -1))
-        return (rows.masked_fill(mask, 0) * (1 / (1 - self.p))).flatten(0, 1)
+        return keyed_dropout(x, self.rows.seeds[self.layer], self.p, self.whole_rows)
 
 
 def draw_by_study(model: nn.Module, what: str) -> Rows:
@@ -87,19 +83,36 @@ def draw_by_study(model: nn.Module, what: str) -> Rows:
                 raise ParamsError(f"{what}: {type(child).__name__} cannot be drawn by study; set its rate to 0")
     if getattr(model, "drop_rate", 0):
         raise ParamsError(f"{what}: drop_rate {model.drop_rate} cannot be drawn by study; set it to 0")
-    if getattr(model, "_supports_attention_backend", False) and rows.layers:
+    if getattr(model, "_supports_attention_backend", False):
         _route_attention(model)
     return rows
 
 
 def _route_attention(model: Any) -> None:
-    """A BERT of transformers hands its dropout rate to a function of attention: give it one that asks the module."""
+    """A BERT of transformers hands its dropout rate to a function of attention: give it one that asks the module. Its
+    own mask looks at the data to see whether it is needed, for which the device is waited for; ours does not."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(ATTENTION, _bias)
     model.set_attn_implementation(ATTENTION)
+
+
+def _bias(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    attention_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    **_: Any,
+) -> Tensor | None:
+    """What is added to scores, [B, 1, 1, L]: 0 where to look (``attention_mask``, [B, L]), else the least number."""
+    if attention_mask is None:
+        return None
+    kind = attention_mask.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
+    bias = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
+    return bias.masked_fill_(~attention_mask.bool(), torch.finfo(dtype).min)[:, None, None]
 
 
 def _attention(
@@ -112,12 +125,13 @@ def _attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over [B, heads, L, width] with a bool mask [B, 1, L, L], True where to look -> [B, L, heads, width]."""
+    """Attention over [B, heads, L, width] with a ``_bias`` -> [B, L, heads, width]."""
     if not dropout:  # evaluation, or no dropout here
         out = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
         return out.transpose(1, 2).contiguous(), None
-    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
     if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = module.dropout(scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)))
-    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
+        scores = scores + attention_mask
+    with torch.autocast(query.device.type, enabled=False):  # softmax sums in float32 without a copy in it
+        weights = module.dropout(scores.softmax(-1))
+    return (weights @ value).transpose(1, 2).contiguous(), None

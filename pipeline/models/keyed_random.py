@@ -48,7 +48,12 @@ def row_keys(keys: Tensor, kind: int, samples: int) -> Tensor:
 def keyed_mask(seeds: Tensor, shape: tuple[int, ...], rate: float) -> Tensor:
     """Which values to drop: bool [B, *shape], True with probability ``rate``, a number in (0, 1) met to within 2**-32;
     see ``keyed_numbers``."""
-    return keyed_numbers(seeds, shape) < round(rate * 2**32) - 2**31
+    return keyed_numbers(seeds, shape) < threshold(rate)
+
+
+def threshold(rate: float) -> int:
+    """The int32 that a share ``rate`` of all int32 is below."""
+    return round(rate * 2**32) - 2**31
 
 
 def keyed_numbers(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -59,12 +64,20 @@ def keyed_numbers(seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
     Args:
         seeds: int32 [B, 2].
     """
-    position = torch.zeros((), dtype=torch.int32, device=seeds.device)
+    return keyed_bits(seeds, position_hash(shape, seeds.device))
+
+
+def position_hash(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """A number for each position: int32 [*shape]."""
+    position = torch.zeros((), dtype=torch.int32, device=device)
     for size in shape:
-        position = mix_bits(
-            position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=seeds.device) * _STEP32
-        )
-    first, second = (seed.view(-1, *[1] * len(shape)) for seed in seeds.unbind(1))
+        position = mix_bits(position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=device) * _STEP32)
+    return position
+
+
+def keyed_bits(seeds: Tensor, position: Tensor) -> Tensor:
+    """``keyed_numbers`` of positions whose hash is known."""
+    first, second = (seed.view(-1, *[1] * position.dim()) for seed in seeds.unbind(1))
     x = (position ^ first).mul_(second | 1)
     return x.bitwise_xor_(_shifted(x, 16)).mul_(_FIRST32)
 

@@ -225,14 +225,15 @@ def collate(samples: Sequence[StudyDraw], tokenizer: Tokenizer, groups: int) -> 
     """Stack the draws of B studies, all first images (texts) before all second ones.
 
     Args:
-        groups: how many length groups the texts are cut in, as even in number as can be; fewer where there are fewer
-            texts. Which studies are in a batch never depends on length.
+        groups: how many length groups the texts are cut in at most (``length_groups``). Which studies are in a batch
+            never depends on length.
     """
     images = [image for k in range(len(samples[0].images)) for image in (s.images[k] for s in samples)]
     texts = [text for k in range(len(samples[0].texts)) for text in (s.texts[k] for s in samples)]
     ids = tokenizer.encode(texts)
-    by_length = np.argsort([len(row) for row in ids], kind="stable")
-    parts = np.array_split(by_length, min(groups, len(ids)))
+    lengths = np.array([len(row) for row in ids])
+    by_length = np.argsort(lengths, kind="stable")
+    parts = np.split(by_length, length_groups(lengths[by_length], groups))
     grouped = [padded([ids[i] for i in part]) for part in parts]
     return Batch(
         images=torch.from_numpy(np.stack(images)),
@@ -244,6 +245,36 @@ def collate(samples: Sequence[StudyDraw], tokenizer: Tokenizer, groups: int) -> 
         labels=torch.tensor([s.labels for s in samples]),
         studies=len(samples),
     )
+
+
+def length_groups(lengths: np.ndarray, groups: int) -> list[int]:
+    """Where to cut texts into groups, each padded to its longest, so that the fewest tokens are computed.
+
+    Args:
+        lengths: int64 [M], in ascending order.
+        groups: at most so many; fewer where there are fewer lengths.
+
+    Returns:
+        The places of the first texts of all groups but the first.
+    """
+    values, counts = np.unique(lengths, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])  # texts of smaller lengths
+    ends = np.arange(len(values))
+    # tokens[i, j]: of a group of the lengths i to j
+    tokens = np.where(ends[:, None] <= ends, (before[1:] - before[:-1, None]) * values, np.iinfo(np.int64).max // 2)
+    least, starts = tokens[0], []  # of all texts up to length j in the groups so far; where the last of them starts
+    for _ in range(min(groups, len(values)) - 1):
+        total = np.concatenate([least[:1] + tokens[:1], least[:-1, None] + tokens[1:]])
+        starts.append(total.argmin(axis=0))
+        least = total.min(axis=0)
+    cuts: list[int] = []
+    last = len(values) - 1
+    for start in reversed(starts):
+        first = int(start[last])
+        if first > 0:
+            cuts.append(int(before[first]))
+            last = first - 1
+    return cuts[::-1]
 
 
 def padded(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -76,5 +76,6 @@ class CxrClip(WithTemperature):
             [N, dim], [M, dim] (texts in the order of the groups) and a scalar.
         """
         keys = [None] * len(tokens) if text_keys is None else text_keys.split([len(t) for t in tokens])
+        embedded = self.encode_image(images, image_keys)  # first: the texts' many small operations queue up behind it
         texts = [self.encode_text(*group) for group in zip(tokens, mask, keys, strict=True)]
-        return self.encode_image(images, image_keys), torch.cat(texts), self.scale
+        return embedded, torch.cat(texts), self.scale

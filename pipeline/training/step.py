@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.params import Train
 from pipeline.models.checkpoint import Net
@@ -110,6 +111,12 @@ def made_ready(learner: Learner, net: Net, options: Train, process: Process) -> 
     if options.compile:
         net.compile_towers()
     return learner
+
+
+def distributed_module(learner: nn.Module, process: Process) -> nn.Module:
+    """The learner, averaging its gradients over processes on the way back. Its buffers are not sent round: BatchNorm
+    over all processes keeps them alike, and DeCLIP's queue is filled alike everywhere."""
+    return DistributedDataParallel(learner, broadcast_buffers=False) if process.world > 1 else learner
 
 
 def average_gradients(net: nn.Module, world: int) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from pipeline.config.params import Train
 from pipeline.config.records import ParamsError
@@ -23,7 +22,7 @@ from pipeline.training.batches import Batch, Collate, collator
 from pipeline.training.distributed import Process, gathered
 from pipeline.training.losses import Embeddings, cxr_clip_loss
 from pipeline.training.method import Scaled, Stateful, Terms
-from pipeline.training.step import FORWARD, autocast, average_gradients, made_ready
+from pipeline.training.step import FORWARD, autocast, average_gradients, distributed_module, made_ready
 from pipeline.training.throughput import Work
 
 TERMS = ("mvs", "icl", "tcl")
@@ -40,7 +39,7 @@ class CxrClipMethod:
         self.config = config
         self.process = process
         self.net = self.learner = made_ready(net, net, config.train, process)
-        self.module: nn.Module = DistributedDataParallel(net) if process.world > 1 else net
+        self.module = distributed_module(net, process)
         self.state: Mapping[str, Stateful] = {}
         self.collate: Collate[Batch] = collator(tokenizer, config)
 

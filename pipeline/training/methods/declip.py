@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.config.params import Loss
 from pipeline.config.records import ParamsError
@@ -40,7 +39,7 @@ from pipeline.training.methods.cxr_clip import (
     meter_of,
     text_groups,
 )
-from pipeline.training.step import autocast, average_gradients, made_ready
+from pipeline.training.step import autocast, average_gradients, distributed_module, made_ready
 
 WIDTH, BOTTLENECK = 1024, 512  # of the projector, and within the predictor
 
@@ -209,8 +208,9 @@ class Learner(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``encode_image`` and ``encode_text`` of all groups, and the scale; arguments as in ``CxrClip.forward``."""
         keys = text_keys.split([len(t) for t in tokens])
+        embedded = self.encode_image(images, image_keys)
         texts = [self.encode_text(*group) for group in zip(tokens, mask, keys, words, strict=True)]
-        return self.encode_image(images, image_keys), torch.cat(texts), self.net.scale
+        return embedded, torch.cat(texts), self.net.scale
 
 
 def has_declip_terms(loss: Loss) -> bool:
@@ -227,9 +227,7 @@ class DeclipMethod:
         self.process = process
         self.net = learner.net
         self.learner = made_ready(learner, learner.net, config.train, process)
-        # The buffers are alike everywhere, and the queue is large: they need not be sent round every step.
-        several = process.world > 1
-        self.module: nn.Module = DistributedDataParallel(learner, broadcast_buffers=False) if several else learner
+        self.module = distributed_module(learner, process)
         self.state: Mapping[str, Stateful] = {"heads": learner.heads}
         self.terms = (*TERMS, *(name for name, part in learner.heads.parts().items() if part is not None))
         self.collate: Collate[Batch] = collator(tokenizer, config)

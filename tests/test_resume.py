@@ -728,15 +728,13 @@ def test_peaks(monkeypatch):
         "NVIDIA H100 PCIe": 756e12,
         "NVIDIA H200": 989e12,
         "NVIDIA A100-SXM4-80GB": 312e12,
-        "Tesla V100-SXM2-32GB": 125e12,
         "NVIDIA GeForce RTX 2080": None,
     }
     for name, flops in names.items():
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert throughput.peak(cuda, "fp16") == flops
         assert throughput.peak(cuda, "fp32") is None
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100-SXM2-32GB")
-    assert throughput.peak(cuda, "bf16") is None and throughput.peak(torch.device("cpu"), "bf16") is None
+    assert throughput.peak(torch.device("cpu"), "bf16") is None
 
 
 def test_an_epoch_says_how_its_time_was_used(corpus, tmp_path, capsys):

@@ -20,8 +20,6 @@ PEAKS = (
     ("H100", 989e12),
     ("H200", 989e12),
     ("A100", 312e12),
-    ("V100-PCIE", 112e12),
-    ("V100", 125e12),
 )
 
 
@@ -30,8 +28,6 @@ def peak(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or precision == "fp32":
         return None
     name = torch.cuda.get_device_name(device)
-    if "V100" in name and precision == "bf16":  # it has no units for that
-        return None
     return next((flops for part, flops in PEAKS if part in name), None)
 
 

@@ -52,12 +52,10 @@ def measure(epochs: int = 300) -> dict[str, Any]:
 
         def anew(epoch: int, own: int = own) -> np.ndarray:
             items = [(epoch, int(i)) for i in chosen]
-            pictures = AugmentedViews(
-                data.views("train"), items, embedder.size, settings.augment, own, embedder.prepare
-            )
+            pictures = AugmentedViews(data.views("train"), embedder.size, settings.augment, own, embedder.prepare)
             with torch.inference_mode():
-                parts = [list(range(i, min(i + 256, len(items)))) for i in range(0, len(items), 256)]
-                return np.concatenate([embedder.features(x).numpy() for x, _ in batches(pictures, parts, 0)])
+                parts = [items[i : i + 256] for i in range(0, len(items), 256)]
+                return np.concatenate([embedder.features(x).numpy() for x, _ in batches(pictures, parts, 0, 256)])
 
         for way in ("uncached", "cached"):
             start = time.perf_counter()

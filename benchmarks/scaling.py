@@ -75,13 +75,12 @@ SYSTEMS = {  # NVIDIA's data sheets: V100 SXM2 and H100 SXM, NVLink in one direc
 @dataclass(frozen=True)
 class Shape:
     """What the formulas need of a model: numbers of weights, of those trained, of BatchNorm layers and of the channels
-    under them; bytes of buffers; width of an embedding."""
+    under them; width of an embedding."""
 
     weights: int
     trained: int
     norms: int
     normed: int
-    buffers: int
     dim: int
 
     @classmethod
@@ -92,7 +91,6 @@ class Shape:
             trained=sum(p.numel() for p in net.parameters() if p.requires_grad),
             norms=sum(isinstance(m, _BatchNorm) for m in net.modules()),
             normed=sum(m.num_features for m in net.modules() if isinstance(m, _BatchNorm)),
-            buffers=sum(b.nbytes for b in net.buffers()),
             dim=net.image_projection.out_features,
         )
 
@@ -124,13 +122,13 @@ def sent_bytes(shape: Shape, world: int, batch: int) -> dict[str, float]:
         "embeddings": share * embeddings,
         "their gradients": 2 * share * embeddings,
         "BatchNorm": 4 * 2 * share * FLOAT * shape.normed,  # mean and variance, forward and backward
-        "buffers": share * shape.buffers,  # of rank 0, which DDP sends round before each step
     }
 
 
 def calls(shape: Shape) -> int:
-    """Collectives of a step that a process waits for: mean and variance of each BatchNorm, there and back; embeddings
-    there and back, DDP's buffers, one bucket of gradients that no computation is left to hide."""
+    """Collectives of a step that a process waits for: mean and variance of each of our BatchNorms, forward and backward
+    (torch's on GPUs: one call each way); embeddings forward and backward, one bucket of gradients that no computation
+    is left to hide, the loss."""
     return 4 * shape.norms + 4
 
 

@@ -485,6 +485,21 @@ def test_fine_tuning_is_plain_torch(labelled, double, encoder):
     assert torch.equal(classifier_logits(one, valid, 3).argmax(1), classifier_logits(one, valid, 100).argmax(1))
 
 
+def test_fine_tuning_builds_one_loader_whatever_its_workers(labelled, monkeypatch):
+    from conftest import RESNET
+
+    data = read(labelled, "vindr_cxr")
+    chosen, valid = np.arange(12), evaluation_pictures(data, "valid", 32)
+    built, real, found = [], torch.utils.data.DataLoader, []
+    monkeypatch.setattr("pipeline.evaluation.labelled.DataLoader", lambda *a, **k: built.append(1) or real(*a, **k))
+    for workers in (0, 1):
+        torch.manual_seed(4)
+        tower = ImageTower(RESNET, 32, load_weights=False)
+        tuned = fine_tune(tower, data, chosen, valid, 32, Augment(), 2, TUNE, 64, 8, workers)
+        found.append(torch.cat([w.flatten().double() for w in tuned.state_dict().values()]))
+    assert len(built) == 2 and torch.equal(*found)
+
+
 def test_stochastic_depth_is_drawn_in_fine_tuning(labelled):
     """An encoder that drops paths can be fine-tuned, and does drop."""
     from conftest import SWIN

@@ -88,7 +88,7 @@ def seen(images: Sequence[AuditImage], group: Sequence[int]) -> list[dict[str, s
     """One row (``SEEN_SCHEMA``) for each test image, data set and part of it (train, valid) that has shown it.
 
     ``how`` is ``duplicate`` where a copy of the image is there, else ``patient`` where another image of one of its
-    persons is. Rows in the order of the images, then of ``in_order``.
+    persons is. Rows in the order of the images, then of ``datasets_in_order``.
     """
     people = persons(images, group)
     shown: dict[tuple[str, str], tuple[set[int], set[Person]]] = {}
@@ -173,7 +173,7 @@ def leakage_table(images: Sequence[AuditImage], rows: Sequence[dict[str, str]]) 
 
 
 def cell(line: dict[str, Any]) -> str:
-    """A line of ``table`` in words: "3 copies, 12 by patient"; "≥" or "unknown" where ids cannot be compared."""
+    """A line of ``leakage_table`` in words: "3 copies, 12 by patient"; "≥" or "unknown" if ids cannot be compared."""
     if line["patients_known"] == "yes":
         patients = f"{line['patients']} by patient"
     else:

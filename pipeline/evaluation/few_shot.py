@@ -34,7 +34,7 @@ def tuned(
 ) -> dict[str, dict[int, np.ndarray]]:
     """As ``probe``, of the whole encoder fine-tuned."""
     recipe = options.fine_tune
-    valid, test = (evaluation_pictures(data, split, size) for split in ("valid", "test"))
+    valid, test = (evaluation_pictures(data, split, size).to(tower.mean.device) for split in ("valid", "test"))
     logits: dict[str, dict[int, np.ndarray]] = {name: {} for name in recipe.shares}
     for name, share in recipe.shares.items():
         for s in options.seeds:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,18 +93,17 @@ def fine_tune(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, epochs * steps))
     target = torch.from_numpy(data.labels["train"]).float()
     truth = torch.from_numpy(data.labels["valid"]).float()
-    draws = torch.Generator().manual_seed(seed)
-    views = data.views("train")
+    keys: deque[Tensor] = deque()  # of stochastic depth, of the steps that the loader prepares
+    views = AugmentedViews(data.views("train"), size, augment, seed)
+    parts = _parts(chosen, epochs, steps, seed, keys)
+    loader = iter(batches(views, parts, workers, options.batch_size))  # one for all epochs
     best: dict[str, Any] = {}
     best_loss = math.inf
-    for epoch in range(epochs):
-        parts = [p.tolist() for p in torch.randperm(len(chosen), generator=draws).tensor_split(steps)]
-        items = AugmentedViews(views, [(epoch, int(i)) for i in chosen], size, augment, seed)
+    for _ in range(epochs):
         model.train()
-        for images, positions in batches(items, parts, workers):
-            keys = torch.randint(1 << 62, (len(images),), generator=draws)  # of stochastic depth
+        for images, positions in islice(loader, steps):
             with evaluation_autocast(device):
-                logits = model(images.to(device), keys.to(device))
+                logits = model(images.to(device), keys.popleft().to(device))
             loss = F.binary_cross_entropy_with_logits(logits.float(), target[positions].to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -114,6 +116,18 @@ def fine_tune(
             best_loss, best = valid_loss, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(best)
     return model.eval()
+
+
+def _parts(
+    chosen: np.ndarray, epochs: int, steps: int, seed: int, keys: deque[Tensor]
+) -> Iterator[list[tuple[int, int]]]:
+    """(epoch, position) of the images of each step, and in ``keys`` a number for each: every epoch a fresh order of the
+    chosen ones, cut evenly."""
+    draws = torch.Generator().manual_seed(seed)
+    for epoch in range(epochs):
+        for part in torch.randperm(len(chosen), generator=draws).tensor_split(steps):
+            keys.append(torch.randint(1 << 62, (len(part),), generator=draws))
+            yield [(epoch, int(chosen[i])) for i in part.tolist()]
 
 
 @torch.inference_mode()

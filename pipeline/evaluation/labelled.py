@@ -89,34 +89,30 @@ class AugmentedViews(Dataset[tuple[np.ndarray, int]]):
     def __init__(
         self,
         views: Sequence[View],
-        draws: Sequence[tuple[int, int]],
         size: int,
         options: Augment,
         seed: int,
         prepare: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
-        """``draws``: (draw, position in ``views``) of each item; ``prepare``: uint8 [size, size] -> model input."""
-        self.views, self.draws, self.size, self.options = views, draws, size, options
+        """``prepare``: uint8 [size, size] -> model input."""
+        self.views, self.size, self.options = views, size, options
         self.seed, self.prepare = seed, prepare
 
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    def __getitem__(self, item: int) -> tuple[np.ndarray, int]:
-        """The model's input and the position of the image."""
-        draw, position = self.draws[item]
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int]:
+        """The model's input and the position of the image; ``item``: (draw, position in ``views``)."""
+        draw, position = item
         rng = np.random.default_rng([self.seed, draw, position])
         picture = augment_view(self.views[position], self.size, self.options, rng)
         return (self.prepare(picture) if self.prepare else picture), position
 
 
 def batches(
-    data: AugmentedViews, parts: Iterable[list[int]], workers: int
+    data: AugmentedViews, parts: Iterable[list[tuple[int, int]]], workers: int, most: int
 ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order, by ``workers`` processes."""
-    parts = list(parts)
-    if workers and parts and parts[0]:
-        check_shared_memory(workers, max(map(len, parts)) * data[parts[0][0]][0].nbytes, "train.workers")
+    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order, by ``workers`` processes; ``most``:
+    items of a part at most."""
+    if workers:
+        check_shared_memory(workers, most * data[0, 0][0].nbytes, "train.workers")
     return DataLoader(
         data, batch_sampler=parts, num_workers=workers, collate_fn=_stack, prefetch_factor=AHEAD if workers else None
     )

@@ -66,11 +66,11 @@ def cache_features(
         needed[: min(draws, epochs), chosen] = True
     rows = np.where(needed, needed.cumsum().reshape(needed.shape) - 1, -1)
     items = [(int(draw), int(position)) for draw, position in np.argwhere(needed)]
-    dataset = AugmentedViews(data.views("train"), items, embedder.size, augment, seed, embedder.prepare)
-    count, numbers = embedder.batch_size, list(range(len(items)))
-    parts = [numbers[i : i + count] for i in range(0, len(items), count)]
+    dataset = AugmentedViews(data.views("train"), embedder.size, augment, seed, embedder.prepare)
+    count = embedder.batch_size
+    parts = [items[i : i + count] for i in range(0, len(items), count)]
     features, done = np.empty((0, 0), dtype=np.float32), 0
-    loader = batches(dataset, parts, workers)
+    loader = batches(dataset, parts, workers, count)
     for inputs, _ in tqdm(loader, total=len(parts), desc=data.name, unit="batch", mininterval=1, leave=False):
         found = embedder.features(inputs.to(embedder.device)).float().cpu().numpy()
         if not done:

@@ -172,7 +172,7 @@ def read_key(name: str) -> MetricKey:
 
 
 def key_from_record(raw: Mapping[str, Any]) -> MetricKey:
-    """The metric of a ``record``, whatever else the record holdss fields.
+    """The metric of a ``record``, whatever else the record holds fields.
 
     Raises:
         ValueError, TypeError: the fields are no metric's.

@@ -121,7 +121,7 @@ def _parts(report: str) -> Iterator[tuple[str, list[str]]]:
     """The report as (kind, lines): findings, impression, views, comparison, lead, tail, or start (no heading yet)."""
     current, opened = "start", list[str]()
     for unfolded in report.translate(NOT_TEXT).splitlines():
-        # Blanks are kept for ``clean``, which knows what to do about the punctuation around them.
+        # Blanks are kept for ``clean_text``, which knows what to do about the punctuation around them.
         folded = " ".join(unfolded.split())
         for line in INSIDE_A_LINE.split(folded) if folded.count(":") > 1 else (folded,):
             kind, rest = _heading(line)

@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # starts the demo's long ones early, then what is done with the models. One that fails leaves the others be (255, DVC's
 # status then, would end xargs). `dvc repro` alone makes the same files in one process.
 JOBS ?= 2
-SHARED := xargs -r -P $(JOBS) -L 1 sh -c 'dvc --wait-for-lock repro --keep-going --single-item "$$@" || exit 1' dvc
+SHARED := sed 's/ $$//' | xargs -r -P $(JOBS) -L 1 sh -c 'dvc --wait-for-lock repro --keep-going --single-item "$$@" || exit 1' dvc
 repro: export CXR_REPRO := make-$(shell date +%s)
 repro: .venv/ready
 	dvc repro phantom

@@ -35,11 +35,11 @@ def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
         main(*words)
     except (ValueError, OSError, RuntimeError) as error:
         name = f"{stage} {'/'.join(words)}".rstrip()
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every stage imports
-            first = ". ".join(str(error).split(". ")[:2])  # what was tried, without a page of advice
+        if isinstance(error, RuntimeError) and "out of memory" in str(error):  # torch has several types for it
+            first = ". ".join(str(error).split(". ")[:2]).partition("\n")[0]  # what was tried, without advice
             sys.exit(f"{name}: {first}; lower {MEMORY.get(stage, 'evaluate.batch_size')}")
-        if type(error) is RuntimeError:  # of a library, and no error of input
-            raise
+        if isinstance(error, RuntimeError) and not type(error).__module__.startswith("pipeline."):
+            raise  # of a library, and no error of input
         sys.exit(f"{name}: {error}" if str(error) else 1)  # of several processes one says why
 
 

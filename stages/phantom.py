@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from pipeline.config.settings import PhantomSettings, load_machine, read_settings
-from pipeline.phantom.archives import MARK, write_archive
-from pipeline.storage.unchanged import inputs_digest, is_current, mark_current
+from pipeline.phantom.archives import MARK, is_whole, write_archive
+from pipeline.storage.unchanged import NOTE, inputs_digest, is_current, mark_current
 from pipeline.tracking import mlflow_runs
 from stages import code_of, run
 
@@ -21,7 +21,8 @@ def main() -> None:
     stamps.mkdir(parents=True)
     for archive, studies in settings.archives.items():
         root, how = ROOT / archive, (studies, settings.size, settings.seed)
-        if is_current(root, digest := inputs_digest(code_of("phantom"), repr(how))):
+        digest = inputs_digest(code_of("phantom"), repr(how))
+        if is_current(root, digest) and is_whole(root, NOTE):
             print(f"phantom {archive}: as it was")
         else:
             with mlflow_runs.stage_run("phantom", archive, settings, machine.tracking) as record:

@@ -60,6 +60,7 @@ def test_which_cards_torch_has_kernels_for(card):
 
 def test_kernels_of_one_device_run_on_no_other():
     assert has_kernels(["sm_90a"], (9, 0)) and not has_kernels(["sm_90a"], (9, 1))
+    assert has_kernels(["sm_100f"], (10, 3)) and not has_kernels(["sm_100f"], (12, 0))
     assert not has_kernels(["sm_86"], (8, 0)) and not has_kernels(["gfx90a"], (9, 0)) and not has_kernels([], (9, 0))
 
 
@@ -117,13 +118,13 @@ def test_a_process_group_knows_its_device(monkeypatch, device, own):
 @pytest.fixture
 def small(monkeypatch):
     """Shared memory as a container has it, 64 MB."""
-    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda path: SimpleNamespace(total=64 << 20))
 
 
 def test_shared_memory_that_is_too_small_is_one_line(small, monkeypatch, tmp_path):
     memory.check_shared_memory(0, 1 << 40, "train.workers")
     memory.check_shared_memory(4, 4 << 20, "train.workers")  # 4 batches each
-    says = r"train\.workers: 4 processes hold 80 MiB of batches ready, and /dev/shm has 64 MiB free; lower it, or start"
+    says = r"train\.workers: 4 processes hold 80 MiB of batches ready, and /dev/shm has 64 MiB; lower it, or start"
     with pytest.raises(ParamsError, match=says):
         memory.check_shared_memory(4, 5 << 20, "train.workers")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

@@ -43,7 +43,7 @@ def traced(config: RunConfig, studies: int) -> Trace:
         method = CxrClipMethod(net, Ids(), config, Process(CUDA))
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=True)
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        shown = batch._each(mode.from_tensor)
+        shown = batch.each(mode.from_tensor)
         for _ in range(2):
             with Trace() as trace:
                 optimizer.zero_grad(set_to_none=True)

@@ -398,8 +398,13 @@ def test_the_stage_draws_what_changed_alone(tmp_path: Path, monkeypatch: pytest.
     first, second = drawn(rsna=20, siim=20), drawn(rsna=20, siim=21)
     assert first["rsna"] == second["rsna"] and first["siim"][0] != second["siim"][0]
     assert drawn(siim=21) == {"siim": second["siim"]}  # the stamp of one that params.yaml does not name is gone
-    (Path("data/phantom/siim") / NOTE).unlink()
-    assert drawn(siim=21)["siim"][0] == second["siim"][0]
+    for damage in (NOTE, "PHANTOM.json", "PHANTOM.txt"):
+        (Path("data/phantom/siim") / damage).unlink()
+        assert drawn(siim=21)["siim"][0] == second["siim"][0]
+    image = next(Path("data/phantom/siim").rglob("*.dcm"))
+    whole = image.read_bytes()
+    image.write_bytes(b"")
+    assert drawn(siim=21)["siim"][0] == second["siim"][0] and image.read_bytes() == whole
     assert drawn() == {}
 
 

@@ -238,8 +238,10 @@ def test_validation_reads_each_view_once_in_a_training(config, corpus, monkeypat
     monkeypatch.setattr(validation, "KEPT", 1)  # no room: read again, and the same
     again = Validation(t.method, t.validation.sets, run)
     assert again.loss() == again.loss() == first and not again._kept
-    workers = replace(run, train=replace(run.train, workers=2))
-    assert Validation(t.method, t.validation.sets, workers).loss() == first
+    monkeypatch.undo()
+    by_workers = Validation(t.method, t.validation.sets, replace(run, train=replace(run.train, workers=2)))
+    assert by_workers.loss() == by_workers.loss() == first and by_workers._kept
+    assert not any(x.is_shared() for batch in by_workers._kept for x in (batch.images, *batch.tokens, batch.keys))
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])

@@ -55,7 +55,7 @@ def cluster(place, monkeypatch, capsys):
         "dvc": "",
     }
     for name, does in commands.items():
-        heeds = 'trap "echo saved >> calls; exit 1" TERM' if name == "torchrun" else ""
+        heeds = 'trap "sleep ${SAVING:-0}; echo saved >> calls; exit 1" TERM' if name == "torchrun" else ""
         (tools / name).write_text(f'#!/bin/bash\n{heeds}\necho "{name} $*" >> calls\n{does}\n')
         (tools / name).chmod(0o755)
     options = ("--nodes", "2", "--gpus", "4", "--partition", "big", "--time", "8:00:00")
@@ -86,6 +86,19 @@ def test_a_failed_training_is_a_failed_job(cluster):
     start, calls = cluster
     assert start("3").wait() == 3
     assert "dvc" not in calls.read_text() and "requeue" not in calls.read_text()
+
+
+def test_a_second_signal_waits_for_what_is_being_saved(cluster, monkeypatch):
+    monkeypatch.setenv("SAVING", "1")
+    start, calls = cluster
+    job = start("none")
+    while not calls.exists() or "\ntorchrun" not in calls.read_text():
+        time.sleep(0.02)
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+        job.send_signal(number)
+        time.sleep(0.2)
+    assert job.wait() == 0
+    assert calls.read_text().splitlines()[-2:] == ["saved", "scontrol requeue 42"]
 
 
 @pytest.mark.parametrize("late", ["", "late"])  # the step is there, or is being made

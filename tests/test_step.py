@@ -19,7 +19,7 @@ from pipeline.config.params import Loss
 from pipeline.config.records import ParamsError
 from pipeline.training.batch_norm import synchronise_batch_norm
 from pipeline.training.batches import collate
-from pipeline.training.step import compute_gradients
+from pipeline.training.step import apply_gradients, compute_gradients
 from tests import mixed_steps
 from tests.conftest import RESNET, make_config
 from tests.mixed_steps import Ids
@@ -187,6 +187,20 @@ def test_half_precision_in_pieces_has_all_gradients(case):
         assert loss.dtype == torch.float32
         got.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.requires_grad]))
     assert torch.nn.functional.cosine_similarity(*got, dim=0) > 0.98
+
+
+def test_large_gradients_are_no_broken_ones():
+    """AdamW does not care how large they are; the square of one is beyond float32."""
+    weight = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(weight.parameters(), fused=True)
+    off = torch.amp.GradScaler("cpu", enabled=False)
+    for value, broken in ((1e20, 0.0), (float("inf"), 1.0), (float("nan"), 1.0)):
+        before = weight.weight.detach().clone()
+        for p in weight.parameters():
+            p.grad = torch.full_like(p, 1.0)
+        weight.weight.grad[0, 0] = value
+        assert apply_gradients(weight, optimizer, off, torch.tensor(1.0)).tolist() == [broken, 1.0]
+        assert torch.equal(weight.weight, before) == bool(broken)
 
 
 def test_batch_norm_without_checkpointing_cannot_be_cut(monkeypatch):

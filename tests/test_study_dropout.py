@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 
 from pipeline.config.records import ParamsError
+from pipeline.models.dropout_kernel import keyed_dropout
 from pipeline.models.encoders import ImageTower, TextTower
 from pipeline.models.keyed_dropout import Rows, StudyDropout, draw_by_study
 from pipeline.models.keyed_random import keyed_mask, mix_bits, row_keys
@@ -209,6 +210,9 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
             close = dict(rtol=2**-7, atol=0) if dtype == torch.bfloat16 else dict(rtol=0, atol=0)
             torch.testing.assert_close(theirs, by_hand, **close)  # the interpreter cuts bfloat16 off, a GPU rounds
             assert theirs.stride() == x.stride()
+x = torch.randn(6, 5, 7).transpose(1, 2)
+theirs = by_triton(x, seeds.T.contiguous().T, 0.3, False)
+assert torch.equal(theirs, keyed_dropout(x, seeds, 0.3, False)) and theirs.stride() == torch.empty_like(x).stride()
 try:
     by_triton(torch.zeros(6, 1, 1, 1, 1, 1), seeds, 0.3, False)
 except ValueError as error:
@@ -234,3 +238,29 @@ def test_dropout_goes_back_as_it_came():
     kept = (~keyed_mask(rows.seeds[0], (1, 7, 5), 0.4)).flatten(0, 1)
     assert torch.equal(x.grad, kept * (1 / 0.6)) and torch.allclose(y, x * kept / 0.6)
     assert torch.autograd.gradcheck(drop, torch.randn(64, 2, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("bert", {}), ("bert", {"is_decoder": True}), ("modernbert", {"local_attention": 8, "num_hidden_layers": 3})],
+)
+def test_a_model_looks_where_its_own_attention_looks(kind, more):
+    """To all tokens, to those before, or within a window; half of the texts are padded."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **more, "vocab_size": 50, "pad_token_id": 0})
+    config._attn_implementation = "eager"
+    model = AutoModel.from_config(config).eval()
+    tokens, mask = torch.randint(1, 50, (4, 24)), torch.ones(4, 24, dtype=torch.int64)
+    mask[::2, 15:] = 0
+    with torch.no_grad():
+        theirs = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        draw_by_study(model, "x")
+        model.eval()
+        ours = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+    assert torch.allclose(ours[mask.bool()], theirs[mask.bool()], atol=1e-5)
+
+
+def test_the_operation_is_what_torch_expects_of_one():
+    x = torch.randn(64, 5, 6).transpose(1, 2).requires_grad_()
+    torch.library.opcheck(keyed_dropout, (x, seeds()[0], 0.3, False))
+    torch.library.opcheck(keyed_dropout, (torch.randn(64, 3, 4, 4), seeds()[0], 0.3, True))

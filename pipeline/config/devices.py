@@ -25,7 +25,7 @@ def cuda_device(number: int, key: str) -> torch.device:
             "(torchrun --nproc-per-node), or look at CUDA_VISIBLE_DEVICES"
         )
     built, capability = torch.cuda.get_arch_list(), torch.cuda.get_device_capability(number)
-    if not has_kernels(built, capability):
+    if torch.version.hip is None and built and not has_kernels(built, capability):  # AMD's devices count otherwise
         raise ParamsError(
             f"{key}: {torch.cuda.get_device_name(number)} is sm_{capability[0]}{capability[1]}, and torch "
             f"{torch.__version__} has kernels for {', '.join(built)} alone; use another card, the CPU, or a torch that "
@@ -44,8 +44,8 @@ def computes_bf16(device: torch.device) -> bool:
 def has_kernels(built: list[str], capability: tuple[int, int]) -> bool:
     """Whether code built for these architectures (``torch.cuda.get_arch_list``) runs on a device.
 
-    Machine code (sm_86) runs on its generation from its own revision on, that with a suffix (sm_90a) on exactly one
-    device, and PTX (compute_90) on everything from there on (NVIDIA, CUDA C++ programming guide, "Compatibility").
+    Machine code (sm_86, sm_100f) runs on its generation from its own revision on, that of one device (sm_90a) on no
+    other, and PTX (compute_90) on everything from there on (NVIDIA, CUDA C++ programming guide, "Compatibility").
     """
     for name in built:
         found = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
@@ -53,7 +53,7 @@ def has_kernels(built: list[str], capability: tuple[int, int]) -> bool:
             continue
         kind, suffix = found[1], found[4]
         version = int(found[2]), int(found[3])
-        if suffix:
+        if suffix == "a":
             fits = capability == version
         elif kind == "sm":
             fits = capability[0] == version[0] and capability[1] >= version[1]

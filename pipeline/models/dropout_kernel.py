@@ -79,7 +79,8 @@ def by_triton(x: Tensor, seeds: Tensor, rate: float, whole_rows: bool) -> Tensor
 
     from pipeline.models.dropout_triton import kernel
 
-    if not (whole_rows and x.is_contiguous(memory_format=torch.channels_last) and x.dim() == 4):
+    result = torch.empty_like(x)  # with the strides that torch expects of it
+    if not (whole_rows and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
         x = x.contiguous()  # a row is one piece of memory in either case
     shape = () if whole_rows else (x.shape[0] // len(seeds), *x.shape[1:])
     if len(shape) > DIMENSIONS:
@@ -91,8 +92,8 @@ def by_triton(x: Tensor, seeds: Tensor, rate: float, whole_rows: bool) -> Tensor
     out = torch.empty_like(x)
     count = x.numel()
     kernel[(triton.cdiv(count, BLOCK),)](
-        *(x, out, seeds, count, count // len(seeds), threshold(rate), 1 / (1 - rate), *strides),
+        *(x, out, seeds.contiguous(), count, count // len(seeds), threshold(rate), 1 / (1 - rate), *strides),
         DIMENSIONS=len(shape),
         BLOCK=BLOCK,
     )
-    return out
+    return out if out.stride() == result.stride() else result.copy_(out)

@@ -104,15 +104,28 @@ def _bias(
     kv_length: int,
     attention_mask: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
-    **_: Any,
+    mask_function: Any = None,
+    **more: Any,
 ) -> Tensor | None:
-    """What is added to scores, [B, 1, 1, L]: 0 where to look (``attention_mask``, [B, L]), else the least number."""
-    if attention_mask is None:
+    """What is added to scores, [B, 1, 1 or L, L]: 0 where to look, else the least number.
+
+    Args:
+        attention_mask: [B, L], which tokens are no padding; None: all.
+        mask_function: of transformers, who may look where; other than plain attention to all, such as in a window.
+    """
+    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+    if mask_function is bidirectional_mask_function:
+        looks = None if attention_mask is None else attention_mask.bool()[:, None, None]
+    else:
+        more |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        sizes = batch_size, q_length, kv_length
+        looks = sdpa_mask(*sizes, attention_mask=attention_mask, mask_function=mask_function, **more)
+    if looks is None:
         return None
-    kind = attention_mask.device.type
+    kind = looks.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
-    bias = torch.zeros(attention_mask.shape, dtype=dtype, device=attention_mask.device)
-    return bias.masked_fill_(~attention_mask.bool(), torch.finfo(dtype).min)[:, None, None]
+    return torch.zeros(looks.shape, dtype=dtype, device=looks.device).masked_fill_(~looks, torch.finfo(dtype).min)
 
 
 def _attention(

@@ -31,7 +31,7 @@ LAYOUTS: dict[str, tuple[ArchivePlan, Write, Tables]] = {
     "siim": (wl.siim_plan, wl.siim_case, wl.siim_tables),
     "openi": (wr.openi_plan, wr.openi_case, wr.openi_tables),
 }
-MARK = "PHANTOM.json"
+MARK, NAMED = "PHANTOM.json", "PHANTOM.txt"
 
 
 def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, workers: int = 0) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
         raise ValueError(f"no phantom of an archive {archive!r}; there are {', '.join(LAYOUTS)}")
     if studies < 20 or size < 64:
         raise ValueError(f"phantom {archive}: at least 20 studies and 64 pixels are needed, got {studies} and {size}")
-    if root.exists() and any(root.iterdir()) and not (root / MARK).is_file():
+    if root.exists() and any(root.iterdir()) and not ((root / MARK).is_file() or (root / NAMED).is_file()):
         raise FileExistsError(f"{root} holds files that are no phantom; give another place for the phantom archive")
     plan, write_case, write_tables = LAYOUTS[archive]
     cases = plan(studies, seed)
@@ -60,7 +60,7 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
         for drawn in tqdm(drawings, total=len(cases), desc=f"phantom {archive}", unit="study", mininterval=1):
             rows += drawn
         write_tables(partial_root, cases, rows)
-        (partial_root / "PHANTOM.txt").write_text(
+        (partial_root / NAMED).write_text(
             "PHANTOM: every image and every text in this folder is synthetic, drawn by a program. No patient is shown."
             "\n",
             encoding="utf-8",
@@ -92,10 +92,20 @@ def _draw(write_case: Write, case: Case, root: Path, size: int) -> Rows:
     return write_case(case, root, size)
 
 
-def _digest(root: Path) -> dict[str, Any]:
-    """Number of files and SHA-256 over their sorted relative names and contents."""
+def is_whole(root: Path, note: str = "") -> bool:
+    """Whether a phantom is there, and every file of it as it was drawn; ``note``: a file that was added to them."""
+    try:
+        mark = json.loads((root / MARK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(mark, dict) and _digest(root, note).items() <= mark.items()
+
+
+def _digest(root: Path, note: str = "") -> dict[str, Any]:
+    """Number of files and SHA-256 over their sorted relative names and contents, mark and ``note`` left out."""
     whole = hashlib.sha256()
     files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    files = [name for name in files if name not in (MARK, note)]
     for name in files:
         whole.update(name.encode() + b"\0")
         whole.update(hashlib.sha256((root / name).read_bytes()).digest())

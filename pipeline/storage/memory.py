@@ -42,10 +42,15 @@ def check_shared_memory(workers: int, size: int, key: str) -> None:
     """
     if not workers or not SHARED.is_dir():
         return
-    needed = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * workers * AHEAD * size
-    free = shutil.disk_usage(SHARED).free
-    if needed > free:
+    needed = local_world() * workers * AHEAD * size
+    there = shutil.disk_usage(SHARED).total  # what is free depends on how far the other processes are
+    if needed > there:
         raise ParamsError(
-            f"{key}: {workers} processes hold {needed >> 20:,} MiB of batches ready, and {SHARED} has {free >> 20:,} "
-            "MiB free; lower it, or start the container with a larger one, such as docker run --shm-size=8g"
+            f"{key}: {workers} processes hold {needed >> 20:,} MiB of batches ready, and {SHARED} has {there >> 20:,} "
+            "MiB; lower it, or start the container with a larger one, such as docker run --shm-size=8g"
         )
+
+
+def local_world() -> int:
+    """Training processes on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

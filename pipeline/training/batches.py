@@ -75,7 +75,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """A copy on a device; from pinned memory it is made while the device computes."""
-        return self._each(lambda x: x.to(device, non_blocking=True))
+        return self.each(lambda x: x.to(device, non_blocking=True))
 
     @property
     def nbytes(self) -> int:
@@ -86,9 +86,10 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """A copy in pinned memory; torch's loader calls this where it was told to pin."""
-        return self._each(torch.Tensor.pin_memory)
+        return self.each(torch.Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With every tensor changed."""
         return Batch(
             images=change(self.images),
             tokens=tuple(map(change, self.tokens)),

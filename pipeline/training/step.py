@@ -3,6 +3,7 @@ steps have in common."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
@@ -75,7 +76,8 @@ def apply_gradients(
         scaler.step(optimizer)
         scaler.update()
         return torch.stack([(~loss.isfinite()).to(loss.dtype), scaler.scale(torch.ones_like(loss))])
-    norm = torch.nn.utils.get_total_norm([p.grad for p in learner.parameters() if p.grad is not None])
+    grads = [p.grad for p in learner.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads, norm_type=math.inf)  # squares of large gradients are too large
     broken = (~(loss + norm).isfinite()).float()
     optimizer.found_inf = broken  # type: ignore[attr-defined]  # as GradScaler says it to a fused optimizer
     optimizer.step()

@@ -11,12 +11,12 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig
-from pipeline.storage.memory import AHEAD, check_shared_memory
+from pipeline.storage.memory import AHEAD, check_shared_memory, local_world
 from pipeline.training.batches import StudyDraw, ValidationSet, batch_bytes, serve_to_the_end, validation_parts
 from pipeline.training.distributed import any_of, gather_rows
 from pipeline.training.method import Method
 
-KEPT = 4 << 30  # bytes of batches that a process keeps from one validation to the next: 40,000 studies of the paper's
+KEPT = 8 << 30  # bytes of batches that the processes of a machine keep from one validation to the next
 
 
 class Validation:
@@ -80,8 +80,9 @@ class Validation:
         yield from self._kept
         for batch in self._read(mine[len(self._kept) :]):
             self._bytes += batch.nbytes
-            if self._bytes <= KEPT:
-                self._kept.append(batch)
+            if self._bytes <= KEPT // local_world():
+                # A copy: what a process of the loader hands over holds shared memory and a file for each tensor.
+                self._kept.append(batch.each(torch.clone) if self.config.train.workers else batch)
             yield batch
 
     def _read(self, parts: list[list[int]]) -> Iterator[Any]:

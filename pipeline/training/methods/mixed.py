@@ -62,7 +62,7 @@ class MixedBatch:
 
     def to(self, device: torch.device) -> MixedBatch:
         """A copy on a device; from pinned memory it is made while the device computes."""
-        return self._each(lambda x: x.to(device, non_blocking=True))
+        return self.each(lambda x: x.to(device, non_blocking=True))
 
     def pieces(self, size: int) -> list[MixedBatch]:
         """Batches of ``size`` studies, the last one of fewer."""
@@ -81,9 +81,10 @@ class MixedBatch:
 
     def pin_memory(self) -> MixedBatch:
         """A copy in pinned memory; torch's loader calls this where it was told to pin."""
-        return self._each(torch.Tensor.pin_memory)
+        return self.each(torch.Tensor.pin_memory)
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> MixedBatch:
+    def each(self, change: Callable[[Tensor], Tensor]) -> MixedBatch:
+        """With every tensor changed."""
         return MixedBatch(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
 
 

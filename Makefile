@@ -16,12 +16,12 @@ SHARED := sed 's/ $$//' | xargs -r -P $(JOBS) -L 1 sh -c 'dvc --wait-for-lock re
 repro: export CXR_REPRO := make-$(shell date +%s)
 repro: .venv/ready
 	dvc repro phantom
-	dvc stage list --name-only > .venv/stages
-	grep '^ingest' .venv/stages | paste -d ' ' - - | $(SHARED)
+	dvc stage list --name-only > .dvc/tmp/stages
+	grep '^ingest' .dvc/tmp/stages | paste -d ' ' - - | $(SHARED)
 	dvc repro corpus
-	(grep '^pretrain' .venv/stages | sort -r | paste -d ' ' - -; echo audit) | $(SHARED)
-	(grep -E '^(embed|zero_shot|retrieval)' .venv/stages | paste -sd ' '; \
-		grep -E '^(few_shot|regenerate)' .venv/stages | paste -d ' ' - -) | $(SHARED)
+	(grep '^pretrain' .dvc/tmp/stages | sort -r | paste -d ' ' - -; echo audit) | $(SHARED)
+	(grep -E '^(embed|zero_shot|retrieval)' .dvc/tmp/stages | paste -sd ' '; \
+		grep -E '^(few_shot|regenerate)' .dvc/tmp/stages | paste -d ' ' - -) | $(SHARED)
 	dvc repro
 	python -m pipeline.tracking
 	@cat reports/table1.md reports/table2.md reports/table3.md reports/table4.md

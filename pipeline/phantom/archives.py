@@ -56,7 +56,9 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
     try:
         partial_root.mkdir(parents=True)
         rows: Rows = []
-        drawings = _draw_all(write_case, partial_root, size, cases, workers)
+        drawings = _draw_all(
+            write_case, partial_root.absolute(), size, cases, workers
+        )  # wherever a process was started
         for drawn in tqdm(drawings, total=len(cases), desc=f"phantom {archive}", unit="study", mininterval=1):
             rows += drawn
         write_tables(partial_root, cases, rows)

@@ -1,0 +1,109 @@
+"""What the parts of the check for a GPU share: models, data and a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.step import (
+    BERT_BASE,
+    VOCABULARY,
+    Words,
+)
+from pipeline.config.load import load_params
+from pipeline.config.params import ImageEncoder, TextEncoder
+from pipeline.config.run_config import RunConfig, run_config
+from pipeline.models.cxr_clip import CxrClip
+from pipeline.study import Study
+from pipeline.training.batches import StudyDraw, TrainingSet
+from pipeline.training.distributed import Process
+from pipeline.training.methods.cxr_clip import CxrClipMethod
+from pipeline.training.step import apply_gradients, compute_gradients
+
+SPECIAL, MASK = [0, 1, 2, 3], 3  # ids of the made-up tokenizer that are no words, the last of them [MASK]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all parts share: the device, whether models are tiny, made-up studies and processes of the loader."""
+
+    device: torch.device
+    tiny: bool
+    studies: list[Study]
+    workers: int
+    folder: Path
+
+    @property
+    def batch(self) -> int:
+        """Studies of a step: the paper's 128."""
+        return 8 if self.tiny else 128
+
+    def config(self, precision: str = "fp32", dropout: float = 0.1, **train: Any) -> RunConfig:
+        """The paper's ResNet-50 and BERT-base with random weights; tiny ones instead."""
+        config = run_config(load_params(Path("profiles/demo.yaml")), "resnet_m")
+        drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        text = replace(config.text_encoder, args={"model_type": "bert", **config.text_encoder.args, **drops})
+        if not self.tiny:
+            bert = {"model_type": "bert", **BERT_BASE, **drops}
+            text = TextEncoder("", VOCABULARY["paper"], bert, 256)
+            config = replace(config, image_encoder=ImageEncoder("resnet50", False), image_size=224)
+        options = {"batch_size": self.batch, "length_groups": 4, "precision": precision, **train}
+        options |= {"device": self.device.type, "workers": self.workers}
+        return replace(config, text_encoder=text, train=replace(config.train, **options))
+
+    def words(self, config: RunConfig) -> Words:
+        """A tokenizer that has nothing to look up."""
+        return Words(config.text_encoder.vocabulary, config.text_encoder.max_tokens)
+
+    def draws(self, config: RunConfig) -> list[StudyDraw]:
+        """Those of one step."""
+        data = TrainingSet(self.studies, {}, config)
+        return [data[0, i % len(data)] for i in range(config.train.batch_size)]
+
+    def method(self, config: RunConfig) -> CxrClipMethod:
+        """CXR-CLIP with weights by a seed, on the device."""
+        torch.manual_seed(0)
+        net = CxrClip(config, config.text_encoder.vocabulary).train()
+        return CxrClipMethod(net, self.words(config), config, Process(self.device))  # type: ignore[arg-type]
+
+
+def self_made(words: Words) -> Any:
+    """``Words`` with what a method asks of a real tokenizer."""
+    words.tokenizer = type("Special", (), {"mask_token_id": MASK, "all_special_ids": SPECIAL})()  # type: ignore[attr-defined]
+    type(words).__len__ = lambda self: self.vocabulary  # type: ignore[attr-defined]
+    return words
+
+
+def optimizer_of(method: Any) -> torch.optim.Optimizer:
+    """AdamW as trainings have it."""
+    return torch.optim.AdamW(method.learner.parameters(), lr=1e-5, fused=True)
+
+
+def unscaled(s: Setting) -> torch.amp.GradScaler:
+    """A scaler that does nothing."""
+    return torch.amp.GradScaler(s.device.type, enabled=False)
+
+
+def take_step(method: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, batch: Any) -> Tensor:
+    """A step as the loop does it, but for reading its numbers."""
+    optimizer.zero_grad(set_to_none=True)
+    loss, *_ = compute_gradients(method, batch, scaler, lambda: [False, False])
+    apply_gradients(method.learner, optimizer, scaler, loss)
+    method.net.clamp_scale()
+    return loss
+
+
+def wait(s: Setting) -> None:
+    """Until the device is done."""
+    if s.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def must(holds: bool, what: str) -> None:
+    """Raise ``AssertionError`` if something does not hold."""
+    if not holds:
+        raise AssertionError(what)

@@ -24,8 +24,6 @@ from pipeline.training.distributed import Process
 from pipeline.training.methods.cxr_clip import CxrClipMethod
 from pipeline.training.step import apply_gradients, compute_gradients
 
-SPECIAL, MASK = [0, 1, 2, 3], 3  # ids of the made-up tokenizer that are no words, the last of them [MASK]
-
 
 @dataclass(frozen=True)
 class Setting:
@@ -69,13 +67,6 @@ class Setting:
         torch.manual_seed(0)
         net = CxrClip(config, config.text_encoder.vocabulary).train()
         return CxrClipMethod(net, self.words(config), config, Process(self.device))  # type: ignore[arg-type]
-
-
-def self_made(words: Words) -> Any:
-    """``Words`` with what a method asks of a real tokenizer."""
-    words.tokenizer = type("Special", (), {"mask_token_id": MASK, "all_special_ids": SPECIAL})()  # type: ignore[attr-defined]
-    type(words).__len__ = lambda self: self.vocabulary  # type: ignore[attr-defined]
-    return words
 
 
 def optimizer_of(method: Any) -> torch.optim.Optimizer:

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.gpu_setting import Setting, must, optimizer_of, self_made, take_step, unscaled, wait
+from benchmarks.gpu_setting import Setting, must, optimizer_of, take_step, unscaled, wait
 from benchmarks.step import (
     padded_whole,
     release_loss,
@@ -141,9 +141,8 @@ def methods(s: Setting) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for run, of in runs.items():
-        words = self_made(s.words(of))
         torch.manual_seed(0)
-        method = method_of(of, words, Process(s.device))
+        method = method_of(of, s.words(of), Process(s.device))  # type: ignore[arg-type]
         method.learner.train()
         batch = method.collate(s.draws(of))
         optimizer, off, spent = optimizer_of(method), unscaled(s), []
@@ -197,7 +196,7 @@ def evaluation(s: Setting) -> dict[str, Any]:
     method = s.method(config)
     net = method.net.eval()
     views = [view for study in s.studies for view in study.views]
-    embedder = embedder_of(net, self_made(s.words(config)), config.image_size)
+    embedder = embedder_of(net, s.words(config), config.image_size)  # type: ignore[arg-type]
     found: dict[str, Any] = {}
     for name, encode in (("embed", net.encode_image), ("features", net.image_tower)):
         start = time.perf_counter()

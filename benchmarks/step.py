@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import cv2
@@ -61,6 +62,13 @@ class Words:
 
     def __init__(self, vocabulary: int, max_tokens: int) -> None:
         self.vocabulary, self.max_tokens = vocabulary, max_tokens
+        self.tokenizer = SimpleNamespace(
+            mask_token_id=3, all_special_ids=[0, 1, 2, 3]
+        )  # what DeCLIP and mixed runs ask
+
+    def __len__(self) -> int:
+        """Number of ids."""
+        return self.vocabulary
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, int64 [L]."""

@@ -62,9 +62,8 @@ class Words:
 
     def __init__(self, vocabulary: int, max_tokens: int) -> None:
         self.vocabulary, self.max_tokens = vocabulary, max_tokens
-        self.tokenizer = SimpleNamespace(
-            mask_token_id=3, all_special_ids=[0, 1, 2, 3]
-        )  # what DeCLIP and mixed runs ask
+        # DeCLIP and mixed runs ask for these
+        self.tokenizer = SimpleNamespace(mask_token_id=3, all_special_ids=[0, 1, 2, 3])
 
     def __len__(self) -> int:
         """Number of ids."""

@@ -13,6 +13,7 @@ from pipeline.storage.pictures import encode
 from pipeline.storage.shards import EncodedPicture, ShardWriter
 from pipeline.study import Study, View
 from pipeline.text.prompts import PromptSentences
+from pipeline.training import loop
 from pipeline.training.corpus import write_corpus
 
 RESNET = ImageEncoder(
@@ -138,6 +139,25 @@ def make_corpus(folder, run: RunConfig, studies, prompts):
         pools.write_pools(folder / "prompts" / f"{dataset}.json")
     write_corpus(run, folder / "index", folder / "prompts", folder / "corpus")
     return folder / "corpus"
+
+
+def in_steps(patch, steps, before=lambda method: None, after=lambda method: None):
+    """Have something done to a training's method before, or after, it computes the gradients of some steps, counted from
+    1 over the whole training (None: of all steps); how many there were so far, as a list of one number."""
+    real, count = loop.compute_gradients, [0]
+
+    def gradients(method, *rest):
+        count[0] += 1
+        chosen = steps is None or count[0] in steps
+        if chosen:
+            before(method)
+        computed = real(method, *rest)
+        if chosen:
+            after(method)
+        return computed
+
+    patch.setattr(loop, "compute_gradients", gradients)
+    return count
 
 
 @pytest.fixture

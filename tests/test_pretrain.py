@@ -22,7 +22,7 @@ from pipeline.training.methods import cxr_clip, mixed
 from pipeline.training.methods.cxr_clip import CxrClipMethod
 from pipeline.training.schedule import warmup_cosine
 from pipeline.training.validation import Validation
-from tests.conftest import RESNET, SWIN, make_corpus, make_mixed
+from tests.conftest import RESNET, SWIN, in_steps, make_corpus, make_mixed
 
 ROOT = Path(__file__).parents[1]
 TWO_PROCESSES = """
@@ -282,16 +282,15 @@ def fp16(config, corpus, monkeypatch):
 
 def overflowing(monkeypatch, steps):
     """Gradients of these steps, counted from 1, are not finite; of all of them where None."""
-    real, count = loop.compute_gradients, [0]
 
-    def gradients(method, *rest):
-        computed = real(method, *rest)
-        count[0] += 1
-        if steps is None or count[0] in steps:
-            method.net.image_projection.weight.grad[0, 0] = float("inf")
-        return computed
+    def overflow(method):
+        method.net.image_projection.weight.grad[0, 0] = float("inf")
 
-    monkeypatch.setattr(loop, "compute_gradients", gradients)
+    in_steps(monkeypatch, steps, after=overflow)
+
+
+def stop(_):
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_steps_that_fp16_leaves_out_are_counted(fp16, tmp_path, monkeypatch, capsys):
@@ -310,15 +309,7 @@ def test_an_interrupted_fp16_training_counts_on(fp16, tmp_path, monkeypatch):
     monkeypatch.setattr(cxr_clip, "autocast", lambda *_: nullcontext())
     with monkeypatch.context() as patch:
         overflowing(patch, {1, 2})
-        real, count = loop.compute_gradients, [0]
-
-        def stopped(*arguments):
-            count[0] += 1
-            if count[0] == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return real(*arguments)
-
-        patch.setattr(loop, "compute_gradients", stopped)
+        in_steps(patch, {3}, before=stop)
         with pytest.raises(resume.Stopped, match="in epoch 0 after step 3"):
             train(fp16, tmp_path / "a")
     overflowing(monkeypatch, {4})
@@ -343,30 +334,13 @@ def test_what_is_read_late_is_the_same(config, corpus, tmp_path, monkeypatch, la
     whole = train(folder, tmp_path / "whole")
     monkeypatch.setattr(loop, "READ_LATE", {"cpu": late})
     assert train(folder, tmp_path / "late")[1] == whole[1]
-    real, count = loop.compute_gradients, [0]
-
-    def broken(method, *rest):
-        computed = real(method, *rest)
-        count[0] += 1
-        if count[0] == 3:
-            method.net.log_scale.grad.fill_(float("nan"))
-        return computed
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_gradients", broken)
+        count = in_steps(patch, {3}, after=lambda method: method.net.log_scale.grad.fill_(float("nan")))
         with pytest.raises(FloatingPointError, match="the gradients are not finite in epoch 0 at step 2, from studies"):
             train(folder, tmp_path / "broken")
     assert count[0] == 3 + late
-
-    def stopped(*arguments):
-        count[0] += 1
-        if count[0] == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*arguments)
-
-    count[0] = 0
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_gradients", stopped)
+        in_steps(patch, {3}, before=stop)
         with pytest.raises(resume.Stopped, match=f"in epoch 0 after step {3 + late}; the state is saved"):
             train(folder, tmp_path / "stopped")
     assert train(folder, tmp_path / "stopped")[1] == whole[1]

@@ -27,7 +27,7 @@ from pipeline.tracking import launcher, mlflow_runs
 from pipeline.training import identity, loop, resume, throughput
 from pipeline.training.batches import epoch_draws
 from pipeline.training.methods import cxr_clip as cxr_clip_method
-from tests.conftest import BERT, RESNET, make_config
+from tests.conftest import BERT, RESNET, in_steps, make_config
 
 ROOT = Path(__file__).parents[1]
 WITH_DROPOUT = replace(BERT, args={**BERT.args, "hidden_dropout_prob": 0.1})
@@ -119,15 +119,7 @@ def outputs(out):
 
 def interrupt(monkeypatch, step, action):
     """Have ``action`` run in the midst of a step, counted from 1 over the whole training."""
-    real, count = loop.compute_gradients, [0]
-
-    def gradients(*args):
-        count[0] += 1
-        if count[0] == step:
-            action()
-        return real(*args)
-
-    monkeypatch.setattr(loop, "compute_gradients", gradients)
+    in_steps(monkeypatch, {step}, before=lambda method: action())
 
 
 def stop(corpus, out, monkeypatch, step=7, number=signal.SIGTERM):
@@ -632,17 +624,8 @@ def test_where_no_study_stands_out_eight_of_the_step_are_named(corpus, tmp_path,
 def test_gradients_that_are_not_finite_never_reach_the_weights(corpus, tmp_path, monkeypatch):
     """The loss of a step may be finite and its gradients not."""
     folder = corpus(make_config(train={"save_minutes": 0.0}))
-    real, count = loop.compute_gradients, [0]
-
-    def gradients(method, *rest):
-        out = real(method, *rest)
-        count[0] += 1
-        if count[0] == 7:
-            method.net.log_scale.grad.fill_(float("nan"))
-        return out
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_gradients", gradients)
+        in_steps(patch, {7}, after=lambda method: method.net.log_scale.grad.fill_(float("nan")))
         with pytest.raises(FloatingPointError, match="the gradients are not finite in epoch 1 at step 1, from"):
             train(folder, tmp_path / "a")
     assert train(folder, tmp_path / "a") == train(folder, tmp_path / "b")
@@ -651,19 +634,12 @@ def test_gradients_that_are_not_finite_never_reach_the_weights(corpus, tmp_path,
 @pytest.mark.parametrize(("step", "kept"), [(7, "the one saved before is kept"), (1, "no earlier one is there")])
 def test_a_signal_does_not_claim_a_state_that_was_refused(corpus, tmp_path, monkeypatch, step, kept):
     folder = corpus(make_config(train={"save_minutes": 60.0}))
-    real, count = loop.compute_gradients, [0]
-
-    def gradients(method, *rest):
-        count[0] += 1
-        if count[0] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        out = real(method, *rest)
-        if count[0] == step:
-            method.net.log_scale.data.fill_(float("nan"))
-        return out
-
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compute_gradients", gradients)
+        in_steps(
+            *(patch, {step}),
+            before=lambda method: os.kill(os.getpid(), signal.SIGTERM),
+            after=lambda method: method.net.log_scale.data.fill_(float("nan")),
+        )
         with pytest.raises(resume.Stopped) as stopped:
             train(folder, tmp_path / "a")
     says = f"; the state is not saved, since weights of the model are not finite; {kept}"

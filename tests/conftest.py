@@ -142,8 +142,10 @@ def make_corpus(folder, run: RunConfig, studies, prompts):
 
 
 def in_steps(patch, steps, before=lambda method: None, after=lambda method: None):
-    """Have something done to a training's method before, or after, it computes the gradients of some steps, counted from
-    1 over the whole training (None: of all steps); how many there were so far, as a list of one number."""
+    """Have something done to a training's method before, or after, it computes the gradients of some steps.
+
+    Steps are counted from 1 over the whole training (None: all). How many there were so far, as a list of one number.
+    """
     real, count = loop.compute_gradients, [0]
 
     def gradients(method, *rest):

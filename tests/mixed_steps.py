@@ -1,9 +1,12 @@
 """One step of a tiny mixed model, of all studies or of a process's share of them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 
 from pipeline.config.run_config import RunConfig
+from pipeline.models.masked_tokens import WordMask
 from pipeline.models.mixed import MixedNet
 from pipeline.training.batches import StudyDraw
 from pipeline.training.distributed import Process
@@ -28,6 +31,11 @@ CASES = {
 class Ids:
     """A tokenizer whose texts are numbers with spaces between them."""
 
+    tokenizer = SimpleNamespace(all_special_ids=SPECIAL, mask_token_id=4)
+
+    def __len__(self) -> int:
+        return WORDS
+
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array(text.split(), dtype=np.int64) for text in texts]
 
@@ -45,12 +53,12 @@ def samples(kinds: str, size: int = 32) -> list[StudyDraw]:
 
 
 def batch_of(drawn: list[StudyDraw], rank: int = 0, world: int = 1) -> MixedBatch:
-    return collate_mixed(drawn[rank::world], Ids(), 32)
+    return collate_mixed(drawn[rank::world], Ids(), 32, WordMask.of(Ids(), 0.4))
 
 
 def model(**changes) -> MixedNet:
     torch.manual_seed(3)
-    return MixedNet(make_mixed(**changes), WORDS, SPECIAL, 4).double().train()
+    return MixedNet(make_mixed(**changes), WORDS).double().train()
 
 
 def method_of(net: MixedNet, config: RunConfig, rank: int = 0, world: int = 1) -> MixedMethod:
@@ -66,8 +74,8 @@ def step(
     **loss,
 ) -> dict[str, torch.Tensor]:
     """Loss, parts and gradients of one step, by name."""
-    config = make_mixed(loss={"label_smoothing": 0.1, "mlm_rate": 0.4, **loss}, train={"precision": precision})
-    net = model(loss={"mlm_rate": 0.4}).to(dtype)
+    config = make_mixed(loss={"label_smoothing": 0.1, **loss}, train={"precision": precision})
+    net = model().to(dtype)
     total, parts, _ = compute_gradients(method_of(net, config, rank, world), batch)
     got = {f"loss.{name}": value for name, value in {"total": total, **parts}.items()}
     return got | {f"grad.{name}": p.grad for name, p in net.named_parameters()}

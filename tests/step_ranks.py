@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ import transformers  # noqa: F401
 
 from pipeline.config.run_config import RunConfig
 from pipeline.models.cxr_clip import CxrClip
-from pipeline.training.batches import Batch, StudyDraw, collate
+from pipeline.models.masked_tokens import WordMask
+from pipeline.training.batches import Batch, Collate, StudyDraw, collator
 from pipeline.training.distributed import Process
 from pipeline.training.methods.cxr_clip import CxrClipMethod
-from pipeline.training.methods.declip import DeclipMethod, Heads, Learner, SimSiam
+from pipeline.training.methods.declip import DeclipMethod, Heads, Learner, SimSiam, collate_declip, has_declip_terms
 from pipeline.training.step import compute_gradients
 from pipeline.training.validation import Validation
 from tests import mixed_steps
@@ -62,7 +64,15 @@ def samples(config: RunConfig, count: int = STUDIES) -> list[StudyDraw]:
 
 
 def batch_of(config: RunConfig, rank: int = 0, world: int = 1) -> Batch:
-    return collate(samples(config)[rank::world], Ids(), config.train.length_groups)
+    return collate_of(config)(samples(config)[rank::world])
+
+
+def collate_of(config: RunConfig) -> Collate:
+    """What a method's loader makes of draws."""
+    if not has_declip_terms(config.loss):
+        return collator(Ids(), config)
+    words = WordMask.of(Ids(), config.loss.mlm_rate) if config.loss.mlm_weight else None
+    return partial(collate_declip, tokenizer=Ids(), groups=config.train.length_groups, words=words)
 
 
 def model(config: RunConfig, dtype: torch.dtype = torch.float64) -> CxrClip | Learner:
@@ -71,7 +81,7 @@ def model(config: RunConfig, dtype: torch.dtype = torch.float64) -> CxrClip | Le
     net = CxrClip(config, WORDS)
     if not config.loss.nn_weight:
         return net.to(dtype).train()
-    heads = Heads(net, config, special=[0, WORDS - 1], mask_id=WORDS - 1)
+    heads = Heads(net, config)
     heads.simsiam = SimSiam(config.dim, 32, 16)
     heads.queue.push(torch.nn.functional.normalize(torch.randn(15, config.dim)))
     return Learner(net, heads).to(dtype).train()

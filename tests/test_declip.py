@@ -12,6 +12,7 @@ from pipeline.config.params import Loss
 from pipeline.config.records import ParamsError
 from pipeline.models.checkpoint import load_model
 from pipeline.models.cxr_clip import CxrClip
+from pipeline.models.masked_tokens import MaskedWords, WordMask
 from pipeline.text import eda
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.training import loop
@@ -20,7 +21,7 @@ from pipeline.training.distributed import Process
 from pipeline.training.losses import Embeddings
 from pipeline.training.methods import method_of as method_of_run
 from pipeline.training.methods.cxr_clip import CxrClipMethod
-from pipeline.training.methods.declip import DeclipMethod, MaskedWords, SimSiam, TextQueue, neighbour_loss
+from pipeline.training.methods.declip import DeclipMethod, SimSiam, TextQueue, neighbour_loss
 from pipeline.training.sampling import draw_texts, label_key
 from pipeline.training.step import compute_gradients
 from tests.conftest import make_config
@@ -147,8 +148,7 @@ def test_simsiam_has_the_published_widths():
 
 @pytest.fixture(scope="module")
 def words():
-    torch.manual_seed(1)
-    return MaskedWords(6, torch.nn.Embedding(40, 5), special=[0, 1, 2, 3, 39], mask_id=3, rate=0.15)
+    return WordMask(torch.isin(torch.arange(40), torch.tensor([0, 1, 2, 3, 39])), mask_id=3, rate=0.15)
 
 
 def texts_of(count, length=20):
@@ -188,14 +188,15 @@ def test_what_is_taken_out_is_the_draws_alone(words):
     assert not torch.equal(words.take_out(tokens, mask, keys + 1)[1], asked)
 
 
-def test_a_word_is_guessed_by_the_towers_own_embeddings(words):
+def test_a_word_is_guessed_by_the_towers_own_embeddings():
     rng = np.random.default_rng(6)
     hidden, embedding = rng.normal(size=(3, 4, 6)), rng.normal(size=(40, 5))
-    head = words.double()
+    torch.manual_seed(1)
+    head = MaskedWords(6, torch.nn.Embedding(40, 5)).double()
     with torch.no_grad():
         head.bias.copy_(torch.from_numpy(rng.normal(size=40)))
     asked = torch.tensor([[-1, 7, -1, 8], [-1, -1, -1, -1], [9, -1, -1, -1]])
-    got = head(torch.tensor(hidden), asked, torch.tensor(embedding)).detach().numpy()
+    got = head(torch.tensor(hidden), asked, 3, torch.tensor(embedding)).detach().numpy()
     linear, _, norm = head.transform
     expected = np.zeros(3)
     for row, place in zip(*np.nonzero(asked.numpy() >= 0), strict=True):
@@ -205,7 +206,6 @@ def test_a_word_is_guessed_by_the_towers_own_embeddings(words):
         logits = embedding @ x + head.bias.detach().numpy()
         expected[row] -= logits[asked[row, place]] - math.log(np.exp(logits).sum())
     assert got == pytest.approx(expected, rel=1e-9) and got[1] == 0
-    head.float()
 
 
 # all together
@@ -263,7 +263,8 @@ def test_no_term_of_declip_no_learner(config):
         heads = method.learner.heads
         assert type(method) is DeclipMethod and method.terms == ("mvs", "icl", "tcl", name)
         assert [p for p in ("queue", "simsiam", "words") if getattr(heads, p) is not None] == [part]
-    assert heads.words.special.nonzero().flatten().tolist() == sorted(words.tokenizer.all_special_ids)
+    taken = method.collate.keywords["words"]
+    assert taken.special.nonzero().flatten().tolist() == sorted(words.tokenizer.all_special_ids)
     words.tokenizer.mask_token = None
     with pytest.raises(ParamsError, match=r"loss\.mlm_weight: the tokenizer .* has no \[MASK\]"):
         method_of_run(run, words, Process(CPU))

@@ -7,9 +7,10 @@ import torch
 
 from pipeline.models.hidden_cells import hidden_cells
 from pipeline.models.keyed_random import row_keys
+from pipeline.models.masked_tokens import WordMask
 from pipeline.training.methods.mixed import joint
 from tests.conftest import make_mixed
-from tests.mixed_steps import WORDS, batch_of, method_of, model, samples, step
+from tests.mixed_steps import WORDS, Ids, batch_of, method_of, model, samples, step
 from tests.test_losses import info_nce
 
 ALIGNMENT = ("grad.image_projection", "grad.text_projection", "grad.log_scale")
@@ -47,9 +48,7 @@ def of_kind(drawn, kinds, wanted):
 def test_every_term_by_hand():
     """Study by study: hidden pixels by numpy from the guesses put together again, words one by one, then InfoNCE."""
     drawn = samples("pitppit")
-    net = model(loss={"mlm_rate": 0.4})
-    config = make_mixed(loss={"mlm_rate": 0.4})
-    batch = batch_of(drawn)
+    net, config, batch = model(), make_mixed(), batch_of(drawn)
     with torch.no_grad():
         total, parts = method_of(net, config).loss(batch)
         errors, missed, asked, images, texts, jointly = [], 0.0, 0, [], [], []
@@ -62,7 +61,7 @@ def test_every_term_by_hand():
             jointly.append(together)
             if tokens is not None:
                 ones = torch.ones_like(tokens)
-                said, words = net.words.take_out(tokens, ones, row_keys(key, 2, 1))
+                said, words = WordMask.of(Ids(), 0.4).take_out(tokens, ones, row_keys(key, 2, 1))
                 states = net(image, hidden, said, ones)[1] if together else net(tokens=said, mask=ones)[1]
                 x = net.words.transform(states[0])
                 log_p = (x @ net.word_embeddings.weight.T + net.words.bias).log_softmax(dim=1)
@@ -121,11 +120,7 @@ def test_a_mixture_is_the_weighted_sum_of_its_parts():
     kinds = "piptpit"
     drawn = samples(kinds)
     batches = {wanted: batch_of(of_kind(drawn, kinds, wanted)) for wanted in "pit"}
-    words = {}
-    net = model(loss={"mlm_rate": 0.4})
-    for wanted, batch in batches.items():
-        keys = row_keys(batch.keys, 2, 1)[batch.text_of]
-        words[wanted] = int((net.words.take_out(batch.tokens, batch.mask, keys)[1] >= 0).sum())
+    words = {wanted: int((batch.words >= 0).sum()) for wanted, batch in batches.items()}
     images = {"p": 3, "i": 2, "t": 0}
     shares = {
         "regeneration": {w: images[w] / 5 for w in "pit"},

@@ -7,11 +7,11 @@ import torch
 from pipeline.config.records import ParamsError
 from pipeline.models.hidden_cells import hidden_cells
 from pipeline.models.keyed_random import row_keys
+from pipeline.models.masked_tokens import WordMask
 from pipeline.models.mixed import MixedNet
 from tests.conftest import make_config, make_mixed
+from tests.mixed_steps import WORDS, Ids
 
-WORDS = 50
-SPECIAL = [0, 1, 2, 3, 4]
 GRIDS = (8, 4, 2)  # of 32 pixels in patches of 4
 
 
@@ -19,7 +19,7 @@ GRIDS = (8, 4, 2)  # of 32 pixels in patches of 4
 def net():
     torch.manual_seed(1)
     config = make_mixed(mixed={"scales": 3, "mask_ratio": 0.5})
-    return MixedNet(config, WORDS, SPECIAL, mask_id=4).double().eval()
+    return MixedNet(config, WORDS).double().eval()
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +99,16 @@ def test_the_tokens_of_a_cell_are_those_that_lie_in_it(net):
         )
 
 
-def test_words_that_were_taken_out_are_not_seen(net, text, monkeypatch):
+def test_words_that_were_taken_out_are_not_seen(net, text):
     """Other words at the places that became [MASK] or another word give the same input. What is left counts."""
     tokens, mask = (x.repeat(40, 1) for x in text)
     keys = row_keys(torch.arange(len(tokens)), kind=2, samples=1)
-    monkeypatch.setattr(net.words, "rate", 0.6)
-    said, words = net.words.take_out(tokens, mask, keys)
+    taker = WordMask.of(Ids(), 0.6)
+    said, words = taker.take_out(tokens, mask, keys)
     gone, left = (words >= 0) & (said != tokens), mask.bool() & (words < 0) & (tokens > 4)
     assert gone.sum() > 100 and left.sum() > 50
     others = torch.where(gone, tokens + 15, tokens)
-    said_of_others, words_of_others = net.words.take_out(others, mask, keys)
+    said_of_others, words_of_others = taker.take_out(others, mask, keys)
     assert torch.equal(said_of_others, said) and torch.equal(words_of_others >= 0, words >= 0)
     with torch.no_grad():
         states = net(tokens=said, mask=mask)[1]
@@ -127,7 +127,7 @@ def test_the_guess_at_words_is_their_log_probability(net, text):
         linear, _, norm = net.words.transform
         x = norm(torch.nn.functional.gelu(states[1, [2, 4]] @ linear.weight.T + linear.bias))
         p = (x @ net.word_embeddings.weight.T + net.words.bias).softmax(dim=1)
-        found = net.words(states, words, net.word_embeddings.weight)
+        found = net.words(states, words, 2, net.word_embeddings.weight)
     assert found.tolist() == pytest.approx([0.0, -float(p[0, 21].log() + p[1, 23].log())])
 
 
@@ -172,11 +172,11 @@ def test_masks_over_ten_thousand_draws():
     assert (hidden_cells(keys[:9], 4, 0.99).flatten(1).sum(1) == 15).all()
 
 
-def test_words_over_ten_thousand_draws(net):
+def test_words_over_ten_thousand_draws():
     """15 % of the words are asked for: of those 80 % [MASK], 10 % any word, 10 % as they were."""
     tokens = torch.tensor([[2, 7, 8, 9, 10, 11, 3, 0]]).repeat(10_000, 1)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 0]]).repeat(10_000, 1)
-    said, words = net.words.take_out(tokens, mask, row_keys(torch.arange(10_000), kind=2, samples=1))
+    said, words = WordMask.of(Ids(), 0.15).take_out(tokens, mask, row_keys(torch.arange(10_000), kind=2, samples=1))
     asked = words >= 0
     assert not asked[:, [0, 6, 7]].any() and torch.equal(said[~asked], tokens[~asked])
     assert torch.equal(words[asked], tokens[asked])
@@ -226,4 +226,4 @@ def test_positions_are_of_the_centres_in_the_picture(net):
 
 def test_a_run_that_is_not_mixed_has_no_such_model():
     with pytest.raises(ParamsError, match=r"runs\.tiny: no mixed run"):
-        MixedNet(make_config(), WORDS, SPECIAL, 4)
+        MixedNet(make_config(), WORDS)

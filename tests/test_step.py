@@ -23,7 +23,7 @@ from pipeline.training.step import apply_gradients, compute_gradients
 from tests import mixed_steps
 from tests.conftest import RESNET, make_config
 from tests.mixed_steps import Ids
-from tests.step_ranks import CASES, HALF, batch_of, method_of, model, samples, step, validated
+from tests.step_ranks import CASES, HALF, batch_of, collate_of, method_of, model, samples, step, validated
 from tests.test_losses import info_nce
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +95,7 @@ def test_a_step_in_pieces_is_the_step(whole, case, micro_batch):
 def test_the_place_in_the_batch_changes_nothing(whole, case):
     """Dropout follows the study, not the row."""
     config = make_config(**CASES[case])
-    loss, *_ = compute_gradients(method_of(model(config), config), collate(samples(config)[::-1], Ids(), 3))
+    loss, *_ = compute_gradients(method_of(model(config), config), collate_of(config)(samples(config)[::-1]))
     assert loss.item() == pytest.approx(whole[case]["loss.total"].item(), rel=1e-9)
 
 

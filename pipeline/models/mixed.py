@@ -12,7 +12,6 @@ and no average reaches over a cell's edge, so no scale says anything of what ano
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,8 +40,8 @@ class MixedNet(WithTemperature):
     image_positions: Tensor
     text_positions: Tensor
 
-    def __init__(self, config: RunConfig, vocabulary: int, special: Sequence[int], mask_id: int) -> None:
-        """``special``: ids that are no words, ``mask_id`` among them.
+    def __init__(self, config: RunConfig, vocabulary: int) -> None:
+        """``vocabulary``: ids that there are.
 
         Raises:
             ParamsError: the run is no mixed one.
@@ -75,7 +74,7 @@ class MixedNet(WithTemperature):
             for p in block.parameters():
                 if p.dim() > 1:
                     nn.init.xavier_uniform_(p)
-        self.words = MaskedWords(wide, self.word_embeddings, special, mask_id, config.loss.mlm_rate)
+        self.words = MaskedWords(wide, self.word_embeddings)
         self.image_projection = nn.Linear(wide, config.dim)
         self.text_projection = nn.Linear(wide, config.dim)
 
@@ -231,10 +230,9 @@ def build_mixed(config: RunConfig, tokenizer: Tokenizer) -> MixedNet:
     Raises:
         ParamsError: the tokenizer has no [MASK].
     """
-    mask_id = tokenizer.tokenizer.mask_token_id
-    if mask_id is None:
+    if tokenizer.tokenizer.mask_token_id is None:
         raise ParamsError("model.text_encoder: its tokenizer has no [MASK], which mixed runs need; name another one")
-    return MixedNet(config, len(tokenizer), tokenizer.tokenizer.all_special_ids, mask_id)
+    return MixedNet(config, len(tokenizer))
 
 
 def _centres(side: int, count: int) -> Tensor:

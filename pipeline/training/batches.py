@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache, partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -49,7 +49,37 @@ class StudyDraw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Batch:
+class Tensors:
+    """What the batch of any method can do: its fields are tensors, tuples of them, and what stays in Python."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """With every tensor changed."""
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(map(changed, value))
+            return change(value) if isinstance(value, Tensor) else value
+
+        return replace(self, **{f.name: changed(getattr(self, f.name)) for f in fields(self)})
+
+    def to(self, device: torch.device) -> Self:
+        """A copy on a device; from pinned memory it is made while the device computes."""
+        return self.each(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """A copy in pinned memory; torch's loader calls this where it was told to pin."""
+        return self.each(torch.Tensor.pin_memory)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its tensors."""
+        found: list[Tensor] = []
+        self.each(lambda x: found.append(x) or x)  # type: ignore[func-returns-value]
+        return sum(x.nbytes for x in found)
+
+
+@dataclass(frozen=True)
+class Batch(Tensors):
     """B draws of studies, all first samples before all second ones.
 
     Texts are sorted by length and cut in groups, each padded to its own longest.
@@ -72,34 +102,6 @@ class Batch:
     keys: Tensor
     labels: Tensor
     studies: int
-
-    def to(self, device: torch.device) -> Batch:
-        """A copy on a device; from pinned memory it is made while the device computes."""
-        return self.each(lambda x: x.to(device, non_blocking=True))
-
-    @property
-    def nbytes(self) -> int:
-        """Of all its tensors."""
-        return sum(
-            x.nbytes for x in (self.images, *self.tokens, *self.mask, self.order, self.places, self.keys, self.labels)
-        )
-
-    def pin_memory(self) -> Batch:
-        """A copy in pinned memory; torch's loader calls this where it was told to pin."""
-        return self.each(torch.Tensor.pin_memory)
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """With every tensor changed."""
-        return Batch(
-            images=change(self.images),
-            tokens=tuple(map(change, self.tokens)),
-            mask=tuple(map(change, self.mask)),
-            order=change(self.order),
-            places=change(self.places),
-            keys=change(self.keys),
-            labels=change(self.labels),
-            studies=self.studies,
-        )
 
 
 class TrainingSet(Dataset[StudyDraw]):

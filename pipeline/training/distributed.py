@@ -51,15 +51,21 @@ def join(device: torch.device, options: Train) -> Process:
     ``train.timeout_minutes`` is an error of those who wait."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
         # torchrun's store outlives a restart: without a name of its own, a new attempt would meet the addresses of the
         # killed one there and wait for them
         store, rank, world = next(dist.rendezvous("env://"))
         store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         timeout = timedelta(minutes=options.timeout_minutes)
         own = device if device.type == "cuda" else None  # else NCCL guesses it at the first collective, or hangs
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout, device_id=own)
+        dist.init_process_group(
+            backend_of(device), store=store, rank=rank, world_size=world, timeout=timeout, device_id=own
+        )
     return Process(device, int(os.environ.get("RANK", "0")), world)
+
+
+def backend_of(device: torch.device) -> str:
+    """What sends tensors on a device, and numbers on the CPU, which no device is waited for."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def any_of(flags: list[bool], device: torch.device) -> list[bool]:

@@ -7,6 +7,7 @@ DeCLIP's, which adds terms to these.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from pipeline.training.step import FORWARD, autocast, average_gradients, distrib
 from pipeline.training.throughput import Work
 
 TERMS = ("mvs", "icl", "tcl")
-Groups = Sequence[tuple[Tensor, ...]]  # of a batch's texts: of each length group tokens, mask, keys and more
+Groups = Sequence[tuple[Any, ...]]  # of a batch's texts: of each length group tokens, mask, keys and more, row by row
 
 
 class CxrClipMethod:
@@ -157,7 +158,7 @@ def gradients_in_pieces(
         images = [(batch.images, image_keys)]
         _compute_blocks_again(net)
 
-    def embed(encode: Callable[..., Tensor], piece: tuple[Tensor, ...]) -> Tensor:
+    def embed(encode: Callable[..., Tensor], piece: tuple[Any, ...]) -> Tensor:
         with autocast(options, batch.images.device):
             return encode(*piece)
 
@@ -207,9 +208,9 @@ def meter_of(net: CxrClip, config: RunConfig, process: Process) -> Callable[[Bat
     return lambda batch: work.of(len(batch.images), torch.cat([mask.sum(dim=1) for mask in batch.mask]))
 
 
-def _cut(*tensors: Tensor, size: int) -> list[tuple[Tensor, ...]]:
-    """Pieces of ``size`` rows of tensors that belong together."""
-    return list(zip(*(x.split(size) for x in tensors), strict=True))
+def _cut(*parts: Any, size: int) -> list[tuple[Any, ...]]:
+    """Pieces of ``size`` rows of tensors and tuples that belong together."""
+    return [tuple(x[start : start + size] for x in parts) for start in range(0, len(parts[0]), size)]
 
 
 def _compute_blocks_again(net: CxrClip) -> None:

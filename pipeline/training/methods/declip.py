@@ -10,7 +10,8 @@ All of it is training's alone: the model that evaluation reads is the ``CxrClip`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -22,10 +23,10 @@ from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.models.keyed_random import row_keys
-from pipeline.models.masked_tokens import MaskedWords
+from pipeline.models.masked_tokens import MaskedWords, WordMask
 from pipeline.models.vectors import at_least_float32, unit
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.batches import Batch, Collate, collator
+from pipeline.training.batches import Batch, Collate, StudyDraw, collate
 from pipeline.training.distributed import Process, gathered
 from pipeline.training.losses import Embeddings, image_text_pairs, info_nce
 from pipeline.training.method import Scaled, Stateful, Terms
@@ -104,26 +105,18 @@ class SimSiam(nn.Module):
 class Heads(nn.Module):
     """What the terms of one run need; None for a term of weight 0."""
 
-    def __init__(self, net: CxrClip, config: RunConfig, special: Sequence[int], mask_id: int) -> None:
-        """``special``: ids that are no words, ``mask_id`` among them."""
+    def __init__(self, net: CxrClip, config: RunConfig) -> None:
         super().__init__()
         loss, text = config.loss, net.text_tower
         self.queue = TextQueue(loss.queue, config.dim) if loss.nn_weight else None
         self.simsiam = SimSiam(config.dim) if loss.simsiam_weight else None
         self.words = None
         if loss.mlm_weight:
-            embedding = text.model.get_input_embeddings()
-            self.words = MaskedWords(text.width, embedding, special, mask_id, loss.mlm_rate)
+            self.words = MaskedWords(text.width, text.model.get_input_embeddings())
 
     def parts(self) -> dict[str, nn.Module | None]:
         """What each term of the history needs, by the term's name."""
         return {"nn": self.queue, "simsiam": self.simsiam, "mlm": self.words}
-
-    def take_out(self, tokens: Tensor, mask: Tensor, keys: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-        """``MaskedWords.take_out`` of those rows that are first texts, bool [g]; no word of the others is asked for."""
-        if self.words is None:
-            return tokens, torch.full_like(tokens, -1)
-        return self.words.take_out(tokens, mask * first.unsqueeze(1), keys)
 
     def terms(
         self,
@@ -186,15 +179,15 @@ class Learner(nn.Module):
         """As ``CxrClip.encode_image``, but before the embeddings get unit norm."""
         return at_least_float32(self.net.image_projection(self.net.image_tower(images, keys)))
 
-    def encode_text(self, tokens: Tensor, mask: Tensor, keys: Tensor, words: Tensor) -> Tensor:
-        """As ``CxrClip.encode_text``, with one column more: the sum of -log p of the ``words`` (int64 [B, L], -1: none)
-        that were taken out of a text. [B, dim + 1]."""
+    def encode_text(self, tokens: Tensor, mask: Tensor, keys: Tensor, words: Tensor, asked: Sequence[int]) -> Tensor:
+        """As ``CxrClip.encode_text``, with one column more: the sum of -log p of the words that were taken out of a
+        text; ``words`` and ``asked`` as in ``DeclipBatch``. [B, dim + 1]."""
         tower = self.net.text_tower
         hidden = tower.hidden(tokens, mask, keys)
         embeddings = unit(self.net.text_projection(tower.pooled(hidden, mask)))
         missed = embeddings.new_zeros(len(tokens))
         if self.heads.words is not None:
-            missed = self.heads.words(hidden, words, tower.model.get_input_embeddings().weight)
+            missed = self.heads.words(hidden, words, sum(asked), tower.model.get_input_embeddings().weight)
         return torch.cat([embeddings, missed.unsqueeze(1)], dim=1)
 
     def forward(
@@ -205,11 +198,12 @@ class Learner(nn.Module):
         image_keys: Tensor,
         text_keys: Tensor,
         words: Sequence[Tensor],
+        asked: Sequence[Sequence[int]],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``encode_image`` and ``encode_text`` of all groups, and the scale; arguments as in ``CxrClip.forward``."""
         keys = text_keys.split([len(t) for t in tokens])
         embedded = self.encode_image(images, image_keys)
-        texts = [self.encode_text(*group) for group in zip(tokens, mask, keys, words, strict=True)]
+        texts = [self.encode_text(*group) for group in zip(tokens, mask, keys, words, asked, strict=True)]
         return embedded, torch.cat(texts), self.net.scale
 
 
@@ -218,8 +212,41 @@ def has_declip_terms(loss: Loss) -> bool:
     return bool(loss.nn_weight or loss.simsiam_weight or loss.mlm_weight)
 
 
+@dataclass(frozen=True)
+class DeclipBatch(Batch):
+    """A ``Batch``, and its texts once more without some words, where the run has a term for them.
+
+    Attributes:
+        said, words: of each length group what ``WordMask.take_out`` gives of first texts, int64 [g, L_g]; all words of
+            the second ones are left in.
+        asked: how many words were taken out of each text, group by group.
+    """
+
+    said: tuple[Tensor, ...]
+    words: tuple[Tensor, ...]
+    asked: tuple[tuple[int, ...], ...]
+
+
+def collate_declip(
+    samples: Sequence[StudyDraw], tokenizer: Tokenizer, groups: int, words: WordMask | None
+) -> DeclipBatch:
+    """``collate``, and take words out; ``words`` None: none."""
+    batch = collate(samples, tokenizer, groups)
+    text_of = torch.argsort(batch.order)  # of each row of the groups
+    keys = row_keys(batch.keys, kind=2, samples=1)[text_of % batch.studies]
+    sizes = [len(t) for t in batch.tokens]
+    said, asked = list(batch.tokens), [torch.full_like(t, -1) for t in batch.tokens]
+    if words is not None:
+        parts = zip(batch.tokens, batch.mask, keys.split(sizes), (text_of < batch.studies).split(sizes), strict=True)
+        for i, (tokens, mask, key, first) in enumerate(parts):
+            said[i], asked[i] = words.take_out(tokens, mask * first.unsqueeze(1), key)
+    numbers = tuple(tuple((w >= 0).sum(dim=1).tolist()) for w in asked)
+    return DeclipBatch(**vars(batch), said=tuple(said), words=tuple(asked), asked=numbers)
+
+
 class DeclipMethod:
-    """See ``pipeline.training.method.Method``; a batch is a ``Batch``. Validation is by contrastive terms alone."""
+    """See ``pipeline.training.method.Method``; a batch is a ``DeclipBatch``. Validation is by contrastive terms alone,
+    on whole texts."""
 
     def __init__(self, learner: Learner, tokenizer: Tokenizer, config: RunConfig, process: Process) -> None:
         """``learner``: untrained, on any device."""
@@ -230,7 +257,10 @@ class DeclipMethod:
         self.module = distributed_module(learner, process)
         self.state: Mapping[str, Stateful] = {"heads": learner.heads}
         self.terms = (*TERMS, *(name for name, part in learner.heads.parts().items() if part is not None))
-        self.collate: Collate[Batch] = collator(tokenizer, config)
+        words = WordMask.of(tokenizer, config.loss.mlm_rate) if config.loss.mlm_weight else None
+        self.collate: Collate[DeclipBatch] = partial(
+            collate_declip, tokenizer=tokenizer, groups=config.train.length_groups, words=words
+        )
 
     @classmethod
     def build(cls, config: RunConfig, tokenizer: Tokenizer, process: Process) -> DeclipMethod:
@@ -240,63 +270,57 @@ class DeclipMethod:
             ParamsError: the tokenizer has no [MASK].
         """
         net = CxrClip(config, len(tokenizer))
-        mask_id = tokenizer.tokenizer.mask_token_id
-        if config.loss.mlm_weight and mask_id is None:
+        if config.loss.mlm_weight and tokenizer.tokenizer.mask_token_id is None:
             raise ParamsError("loss.mlm_weight: the tokenizer of model.text_encoder has no [MASK]; set 0")
-        heads = Heads(net, config, tokenizer.tokenizer.all_special_ids, mask_id)
-        return cls(Learner(net, heads), tokenizer, config, process)
+        return cls(Learner(net, Heads(net, config)), tokenizer, config, process)
 
-    def loss(self, batch: Batch) -> Terms:
+    def loss(self, batch: DeclipBatch) -> Terms:
         """Embed a batch in one pass and compare it with the batches of all processes; see ``Method.gradients``."""
-        batch, words = self._words_out(batch.to(self.process.device))
+        batch = batch.to(self.process.device)
         with autocast(self.config.train, self.process.device):
-            images, texts, scale = self.module(batch.images, batch.tokens, batch.mask, *dropout_keys(batch), words)
-        return self._compare(images, texts, scale, batch, words)
+            images, texts, scale = self.module(
+                batch.images, batch.said, batch.mask, *dropout_keys(batch), batch.words, batch.asked
+            )
+        return self._compare(images, texts, scale, batch)
 
-    def gradients(self, batch: Batch, scaled: Scaled) -> Terms:
+    def gradients(self, batch: DeclipBatch, scaled: Scaled) -> Terms:
         """As ``CxrClipMethod.gradients``; the heads see the embeddings of the whole batch, once."""
         if not 0 < self.config.train.micro_batch < batch.studies:
             loss, parts = self.loss(batch)
             scaled(loss).backward()
             return loss, parts
-        on, words = self._words_out(batch.to(self.process.device))
-        groups = [(*group, asked) for group, asked in zip(text_groups(on), words, strict=True)]
+        on = batch.to(self.process.device)
+        groups = [
+            (said, *masked, words, asked)
+            for said, (_, *masked), words, asked in zip(on.said, text_groups(on), on.words, on.asked, strict=True)
+        ]
 
         def compare(images: Tensor, texts: Tensor) -> Terms:
-            return self._compare(images, texts, self.net.scale, on, words)
+            return self._compare(images, texts, self.net.scale, on)
 
         encoders = self.learner.encode_image, self.learner.encode_text
         terms = gradients_in_pieces(self.net, on, groups, *encoders, compare, scaled, self.config.train)
         average_gradients(self.learner, self.process.world)
         return terms
 
-    def validation_loss(self, batch: Batch) -> Tensor:
+    def validation_loss(self, batch: DeclipBatch) -> Tensor:
         """See ``Method``."""
         return contrast_alone(self.net, batch, self.config, self.process)
 
-    def finite(self, batch: Batch) -> Tensor:
+    def finite(self, batch: DeclipBatch) -> Tensor:
         """See ``Method``."""
         return finite_studies(self.net, batch, self.config, self.process)
 
-    def meter(self) -> Callable[[Batch], float]:
+    def meter(self) -> Callable[[DeclipBatch], float]:
         """See ``Method``; the heads are not counted."""
         return meter_of(self.net, self.config, self.process)
 
-    def _words_out(self, batch: Batch) -> tuple[Batch, tuple[Tensor, ...]]:
-        """The batch without some words of its first texts, and what they were, int64 [g, L_g] for each group."""
-        text_of = torch.argsort(batch.order)
-        keys = row_keys(batch.keys, kind=2, samples=1)[text_of % batch.studies]
-        sizes = [len(t) for t in batch.tokens]
-        groups = zip(batch.tokens, batch.mask, keys.split(sizes), (text_of < batch.studies).split(sizes), strict=True)
-        tokens, words = zip(*(self.learner.heads.take_out(*group) for group in groups), strict=True)
-        return replace(batch, tokens=tokens), words
-
-    def _compare(self, images: Tensor, texts: Tensor, scale: Tensor, batch: Batch, words: tuple[Tensor, ...]) -> Terms:
+    def _compare(self, images: Tensor, texts: Tensor, scale: Tensor, batch: DeclipBatch) -> Terms:
         """All terms of this process's studies, from what ``Learner`` encodes: [n * b, D] and [m * b, D + 1], texts in
         the order of the groups."""
         rank, world, heads = self.process.rank, self.process.world, self.learner.heads
         texts, missed = texts[:, :-1], texts[:, -1].sum()
-        asked = torch.stack([(w >= 0).sum() for w in words]).sum()
+        asked = texts.new_full((), sum(map(sum, batch.asked)), dtype=torch.int64)
         if world > 1:
             dist.all_reduce(asked)
         loss, parts, mine, everyone = contrast(unit(images), texts, scale, batch, self.config, self.process)

@@ -7,13 +7,14 @@ Each term is over the items of the whole batch that have a part in it:
     alignment     the whole image and the whole text of a pair, each embedded by itself: CLIP's loss over all pairs
 
 A pair is masked jointly or each half by itself, by a coin. The coin, the hidden cells and the words that are taken out
-follow from the study's draw alone, so they are the same in any batch and on any number of processes.
+follow from the study's draw alone, so they are the same in any batch and on any number of processes. What goes where is
+decided on the CPU, in the loader's processes, so that a step never waits for the device to learn it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -26,10 +27,11 @@ from pipeline.config.params import Loss
 from pipeline.config.run_config import RunConfig
 from pipeline.models.hidden_cells import hidden_cells
 from pipeline.models.keyed_random import keyed_mask, row_keys, stream_seeds
+from pipeline.models.masked_tokens import WordMask
 from pipeline.models.mixed import MixedNet, build_mixed
 from pipeline.models.vectors import at_least_float32
 from pipeline.text.tokenizer import Tokenizer
-from pipeline.training.batches import Collate, StudyDraw, padded
+from pipeline.training.batches import Collate, StudyDraw, Tensors, padded
 from pipeline.training.distributed import Process, gathered
 from pipeline.training.losses import clip_loss
 from pipeline.training.method import Scaled, Stateful, Terms
@@ -37,12 +39,17 @@ from pipeline.training.step import FORWARD, autocast, average_gradients, made_re
 
 
 @dataclass(frozen=True)
-class MixedBatch:
+class MixedBatch(Tensors):
     """B draws of studies with I images and T texts, each study with one of each at most; both in order of the studies.
 
     Attributes:
         images: grey uint8 [I, S, S]; ``image_of``: int64 [I], the study of each, by its number in the batch.
         tokens, mask: int64 [T, L]; ``text_of``: int64 [T], the study of each.
+        said, words: what ``WordMask.take_out`` gives of the texts, int64 [T, L].
+        seen: rows of the images and of the texts that are masked by themselves, then those that are masked jointly,
+            int64 [i], [t], [j], [j]; the last two belong together row by row.
+        asked: number of words that were taken out of the texts that are masked by themselves, and jointly.
+        pairs: rows of the images and of the texts that are in pairs, int64 [p], [p], row by row the same studies.
         places: int64 [B], index of each study in its set.
         keys: int64 [B], of each draw.
     """
@@ -52,6 +59,11 @@ class MixedBatch:
     tokens: Tensor
     mask: Tensor
     text_of: Tensor
+    said: Tensor
+    words: Tensor
+    seen: tuple[Tensor, Tensor, Tensor, Tensor]
+    asked: tuple[int, int]
+    pairs: tuple[Tensor, Tensor]
     places: Tensor
     keys: Tensor
 
@@ -60,47 +72,56 @@ class MixedBatch:
         """B."""
         return len(self.keys)
 
-    def to(self, device: torch.device) -> MixedBatch:
-        """A copy on a device; from pinned memory it is made while the device computes."""
-        return self.each(lambda x: x.to(device, non_blocking=True))
-
     def pieces(self, size: int) -> list[MixedBatch]:
-        """Batches of ``size`` studies, the last one of fewer."""
+        """Batches of ``size`` studies, the last one of fewer; of a batch on the CPU."""
         return [self._part(start, start + size) for start in range(0, self.studies, size)]
 
     def _part(self, start: int, stop: int) -> MixedBatch:
         i, t = ((of >= start) & (of < stop) for of in (self.image_of, self.text_of))
-        texts = self.tokens[t], self.mask[t]
-        of = self.image_of[i] - start, self.text_of[t] - start
-        return MixedBatch(self.images[i], of[0], *texts, of[1], self.places[start:stop], self.keys[start:stop])
-
-    @property
-    def nbytes(self) -> int:
-        """Of all its tensors."""
-        return sum(getattr(self, f.name).nbytes for f in fields(self))
-
-    def pin_memory(self) -> MixedBatch:
-        """A copy in pinned memory; torch's loader calls this where it was told to pin."""
-        return self.each(torch.Tensor.pin_memory)
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> MixedBatch:
-        """With every tensor changed."""
-        return MixedBatch(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+        texts = self.tokens[t], self.mask[t], self.text_of[t] - start, self.said[t], self.words[t]
+        images = self.images[i], self.image_of[i] - start
+        return _with_rows(*images, *texts, self.places[start:stop], self.keys[start:stop])
 
 
-def collate_mixed(samples: Sequence[StudyDraw], tokenizer: Tokenizer, size: int) -> MixedBatch:
-    """Stack the draws of B studies; ``size``: S, which a batch without images cannot tell."""
+def collate_mixed(
+    samples: Sequence[StudyDraw], tokenizer: Tokenizer, size: int, words: WordMask | None = None
+) -> MixedBatch:
+    """Stack the draws of B studies. ``size``: S, which a batch without images cannot tell; ``words``: which are taken
+    out, None: none."""
     images = [s.images[0] for s in samples if s.images]
     ids = tokenizer.encode([s.texts[0] for s in samples if s.texts])
     tokens, mask = padded(ids) if ids else (torch.zeros(0, 1, dtype=torch.int64),) * 2
+    image_of = torch.tensor([i for i, s in enumerate(samples) if s.images], dtype=torch.int64)
+    text_of = torch.tensor([i for i, s in enumerate(samples) if s.texts], dtype=torch.int64)
+    keys = torch.tensor([s.key for s in samples])
+    said, asked = tokens, torch.full_like(tokens, -1)
+    if words is not None and ids:
+        said, asked = words.take_out(tokens, mask, row_keys(keys, kind=2, samples=1)[text_of])
+    pictures = torch.from_numpy(np.stack(images) if images else np.empty((0, size, size), dtype=np.uint8))
+    places = torch.tensor([s.place for s in samples])
+    return _with_rows(pictures, image_of, tokens, mask, text_of, said, asked, places, keys)
+
+
+def _with_rows(
+    images: Tensor,
+    image_of: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    text_of: Tensor,
+    said: Tensor,
+    words: Tensor,
+    places: Tensor,
+    keys: Tensor,
+) -> MixedBatch:
+    """A batch whose other fields follow from these."""
+    of_pairs = torch.isin(image_of, text_of), torch.isin(text_of, image_of)
+    coins = joint(keys)
+    image, text = coins[image_of] & of_pairs[0], coins[text_of] & of_pairs[1]
+    i, t, ji, jt, pi, pt = (x.nonzero().flatten() for x in (~image, ~text, image, text, *of_pairs))
+    asked = int((words[t] >= 0).sum()), int((words[jt] >= 0).sum())
     return MixedBatch(
-        images=torch.from_numpy(np.stack(images) if images else np.empty((0, size, size), dtype=np.uint8)),
-        image_of=torch.tensor([i for i, s in enumerate(samples) if s.images], dtype=torch.int64),
-        tokens=tokens,
-        mask=mask,
-        text_of=torch.tensor([i for i, s in enumerate(samples) if s.texts], dtype=torch.int64),
-        places=torch.tensor([s.place for s in samples]),
-        keys=torch.tensor([s.key for s in samples]),
+        *(images, image_of, tokens, mask, text_of, said, words),
+        *((i, t, ji, jt), asked, (pi, pt), places, keys),
     )
 
 
@@ -116,7 +137,10 @@ class MixedMethod:
         self.state: Mapping[str, Stateful] = {}
         names = ("mlm", "regeneration", "alignment")
         self.terms = tuple(name for name in names if getattr(config.loss, f"{name}_weight"))
-        self.collate: Collate[MixedBatch] = partial(collate_mixed, tokenizer=tokenizer, size=config.image_size)
+        words = WordMask.of(tokenizer, config.loss.mlm_rate) if config.loss.mlm_weight else None
+        self.collate: Collate[MixedBatch] = partial(
+            collate_mixed, tokenizer=tokenizer, size=config.image_size, words=words
+        )
 
     @classmethod
     def build(cls, config: RunConfig, tokenizer: Tokenizer, process: Process) -> MixedMethod:
@@ -172,7 +196,7 @@ def mixed_objective(
     """All terms of this process's share of a batch.
 
     Args:
-        batch: this process's studies, on the CPU (what goes where is decided there).
+        batch: this process's studies, on the CPU if there are pieces.
         weights: a term of weight 0 is not computed, and what only it asks for is neither hidden nor taken out.
         piece: studies that go through the network at a time; 0 = all.
 
@@ -181,69 +205,51 @@ def mixed_objective(
         whole batch, times ``world``: the mean over processes is the term of the whole batch. One without items is 0.
     """
     pieces = batch.pieces(piece) if piece else [batch]
-    sums = [_masked(net, each, weights, device) for each in pieces]
-    regenerated, missed, asked = (torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True))
-    pairs = sum(len(_of_pairs(each)[0]) for each in pieces)
-    here = [asked.new_tensor(len(batch.image_of)), asked, asked.new_tensor(pairs)]
-    counts = _counts(here, world)
-    totals = counts.sum(dim=0).clamp(min=1)
+    on = [each.to(device) for each in pieces]
+    sums = [_masked(net, each, weights) for each in on]
+    regenerated, missed = (torch.stack(values).sum(dim=0) for values in zip(*sums, strict=True))
+    images, words, pairs = _of_all([len(batch.image_of), sum(batch.asked), len(batch.pairs[0])], world)
     parts: dict[str, Tensor] = {}
     if weights.regeneration_weight:
-        parts["regeneration"] = regenerated / int(totals[0]) * world
+        parts["regeneration"] = regenerated / max(sum(images), 1) * world
     if weights.mlm_weight:
-        parts["mlm"] = missed / int(totals[1]) * world
+        parts["mlm"] = missed / max(sum(words), 1) * world
     if weights.alignment_weight:
-        rows = torch.cat([_pair_rows(net, each, device) for each in pieces], dim=1)
-        parts["alignment"] = alignment(net, rows, weights.label_smoothing, counts[:, 2].tolist())
+        rows = torch.cat([_pair_rows(net, each) for each in on], dim=1)
+        parts["alignment"] = alignment(net, rows, weights.label_smoothing, pairs)
     loss = sum((getattr(weights, f"{name}_weight") * value for name, value in parts.items()), torch.zeros_like(missed))
     return loss, parts
 
 
-def _masked(net: MixedNet, batch: MixedBatch, weights: Loss, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of this process's images the sum of ``regeneration``, of its masked tokens the sum of -log p and their number."""
-    image_rows, text_rows = _rows(batch)
-    on = batch.to(device)
+def _masked(net: MixedNet, batch: MixedBatch, weights: Loss) -> tuple[Tensor, Tensor]:
+    """Of this process's images the sum of ``regeneration``, of its masked tokens the sum of -log p."""
     missed = regenerated = net.log_scale.new_zeros(())
-    asked = on.keys.new_zeros(())
-    tokens, words = on.tokens, torch.full_like(on.tokens, -1)
-    if weights.mlm_weight and len(tokens):
-        tokens, words = net.words.take_out(tokens, on.mask, row_keys(on.keys, kind=2, samples=1)[on.text_of])
-        asked = (words >= 0).sum()
     hidden = None
     if weights.regeneration_weight:
-        keys = row_keys(on.keys, kind=3, samples=1)[on.image_of]
+        keys = row_keys(batch.keys, kind=3, samples=1)[batch.image_of]
         hidden = hidden_cells(keys, net.grid, net.mask_ratio)
-    # Images alone, texts alone, both together: rows of the batch's images and of its texts.
-    for i, t in ((image_rows[0], None), (None, text_rows[0]), (image_rows[1], text_rows[1])):
-        i = None if i is None or not len(i) else i.to(device)
-        t = None if t is None or not len(t) else t.to(device)
-        wanted = (i is not None and weights.regeneration_weight) or (t is not None and weights.mlm_weight)
-        if not wanted:
+    image, text, joint_image, joint_text = batch.seen
+    none = image[:0]
+    for i, t, asked in ((image, none, 0), (none, text, batch.asked[0]), (joint_image, joint_text, batch.asked[1])):
+        if not ((len(i) and weights.regeneration_weight) or (len(t) and weights.mlm_weight)):
             continue
-        covered = hidden[i] if i is not None and hidden is not None else None
-        images = None if i is None else on.images[i]
-        text = (None, None) if t is None else (tokens[t], on.mask[t])
-        image_states, text_states = net(images, covered, *text)
+        images = batch.images[i] if len(i) else None
+        covered = hidden[i] if len(i) and hidden is not None else None
+        said = (batch.said[t], batch.mask[t]) if len(t) else (None, None)
+        image_states, text_states = net(images, covered, *said)
         if images is not None and covered is not None:
             regenerated = regenerated + regeneration(net, image_states, images, covered).sum()
-        if t is not None and weights.mlm_weight:
-            missed = missed + net.words(text_states, words[t], net.word_embeddings.weight).sum()
-    return regenerated, missed, asked
+        if len(t) and weights.mlm_weight:
+            missed = missed + net.words(text_states, batch.words[t], asked, net.word_embeddings.weight).sum()
+    return regenerated, missed
 
 
-def _of_pairs(batch: MixedBatch) -> tuple[Tensor, Tensor]:
-    """Rows of the batch's images, and of its texts, that are in pairs, int64 [p] each, row by row the same studies."""
-    image_of, text_of = batch.image_of, batch.text_of
-    return torch.isin(image_of, text_of).nonzero().flatten(), torch.isin(text_of, image_of).nonzero().flatten()
-
-
-def _pair_rows(net: MixedNet, batch: MixedBatch, device: torch.device) -> Tensor:
+def _pair_rows(net: MixedNet, batch: MixedBatch) -> Tensor:
     """Unit-norm embeddings of this process's pairs, [2, p, D]: images, then texts."""
-    i, t = _of_pairs(batch)
-    if not len(i):  # takes part in the gather and in its way back
+    i, t = batch.pairs
+    if not len(i):  # takes part in the gather and in its gradient
         return net.log_scale.new_zeros(2, 0, net.image_projection.out_features).requires_grad_()
-    images, tokens, mask = (x.to(device) for x in (batch.images[i], batch.tokens[t], batch.mask[t]))
-    return torch.stack([net.encode_image(images), net.encode_text(tokens, mask)])
+    return torch.stack([net.encode_image(batch.images[i]), net.encode_text(batch.tokens[t], batch.mask[t])])
 
 
 def joint(keys: Tensor) -> Tensor:
@@ -251,27 +257,14 @@ def joint(keys: Tensor) -> Tensor:
     return keyed_mask(stream_seeds(row_keys(keys, kind=4, samples=1)), (), 0.5)
 
 
-def _rows(batch: MixedBatch) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Rows of the images that are seen alone and of those beside their text; the same of the texts. The second ones
-    belong together row by row."""
-    both = joint(batch.keys) & _has(batch.image_of, batch.studies) & _has(batch.text_of, batch.studies)
-    at = [both[of] for of in (batch.image_of, batch.text_of)]
-    images, texts = [((~x).nonzero().flatten(), x.nonzero().flatten()) for x in at]
-    return images, texts
-
-
-def _has(of: Tensor, studies: int) -> Tensor:
-    return torch.zeros(studies, dtype=torch.bool).index_fill(0, of, True)
-
-
-def _counts(mine: Sequence[Tensor], world: int) -> Tensor:
-    """How many images, words and pairs each process has, int64 [world, 3] on the CPU."""
-    row = torch.stack(list(mine))
+def _of_all(mine: list[int], world: int) -> list[list[int]]:
+    """Each of these numbers on every process, in order of rank. It goes from CPU to CPU: a step cuts its tensors by
+    them."""
     if world == 1:
-        return row[None].cpu()
-    rows = row.new_empty(world, len(row))
-    dist.all_gather_into_tensor(rows.flatten(), row)
-    return rows.cpu()
+        return [[number] for number in mine]
+    rows = torch.empty(world, len(mine), dtype=torch.int64)
+    dist.all_gather_into_tensor(rows.flatten(), torch.tensor(mine))
+    return rows.T.tolist()
 
 
 def regeneration(net: MixedNet, states: Tensor, images: Tensor, hidden: Tensor) -> Tensor:

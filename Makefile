@@ -10,9 +10,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 
 # DVC does one stage after another. JOBS of it share the data sets, then the trainings, two a process, in an order that
 # starts the demo's long ones early, then what is done with the models. One that fails leaves the others be (255, DVC's
-# status then, would end xargs). `dvc repro` alone makes the same files in one process.
+# status then, would end xargs). CXR_TURN numbers them: they take GPUs in turn. `dvc repro` alone makes the same files in
+# one process.
 JOBS ?= 2
-SHARED := sed 's/ $$//' | xargs -r -P $(JOBS) -L 1 sh -c 'dvc --wait-for-lock repro --keep-going --single-item "$$@" || exit 1' dvc
+SHARED := sed 's/ $$//' | xargs -r -P $(JOBS) --process-slot-var=CXR_TURN -L 1 sh -c 'dvc --wait-for-lock repro --keep-going --single-item "$$@" || exit 1' dvc
 repro: export CXR_REPRO := make-$(shell date +%s)
 repro: .venv/ready
 	dvc repro phantom

@@ -200,7 +200,7 @@ def evaluation(s: Setting) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, encode in (("embed", net.encode_image), ("features", net.image_tower)):
         start = time.perf_counter()
-        rows = embedder.over(encode, views, embedder.prepare_at)
+        rows = embedder.over(encode, views)
         found[f"{name}_per_second"] = round(len(views) / (time.perf_counter() - start), 1)
         must(bool(np.isfinite(rows).all()), f"{name} are not finite")
     splits = {"train": s.studies[:32], "valid": s.studies[32:48], "test": s.studies[48:]}

@@ -21,9 +21,10 @@ import torch
 
 from pipeline.config.load import load_params
 from pipeline.evaluation import embed, protocols
-from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches, read_labelled
+from pipeline.evaluation.labelled import Labelled, read_labelled
 from pipeline.evaluation.linear_probe import CachedFeatures, cache_features, linear_probe
 from pipeline.evaluation.metrics import aucs
+from pipeline.evaluation.pictures import AugmentedViews, batches
 
 DRAWS = 12
 REPETITIONS = 3
@@ -44,7 +45,7 @@ def measure(epochs: int = 300) -> dict[str, Any]:
     recipe = replace(settings.evaluate.few_shot, draws=DRAWS)
     chosen = np.arange(len(data.labels["train"]))
     labels = data.labels["train"]
-    valid, test = (embedder.over(embedder.features, data.views(s), embedder.prepare_at) for s in ("valid", "test"))
+    valid, test = (embedder.over(embedder.features, data.views(s)) for s in ("valid", "test"))
     seconds: dict[str, list[float]] = {"uncached": [], "cached": []}
     found: dict[str, list[float]] = {"uncached": [], "cached": []}
     for repetition in range(REPETITIONS):
@@ -62,7 +63,7 @@ def measure(epochs: int = 300) -> dict[str, Any]:
             features = anew
             if way == "cached":
                 work = Path("data/work/few_shot")
-                cached = cache_features(*(embedder, data, [(chosen, epochs)], settings.augment, DRAWS, own, 0, work))
+                cached = cache_features(*(embedder, data, [(chosen, epochs)], settings.augment, DRAWS, own, work))
 
                 def features(epoch: int, own: int = own, cached: CachedFeatures = cached) -> np.ndarray:
                     return cached.epoch(epoch, chosen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.adapters import load_other
@@ -23,6 +24,7 @@ def main(rows: str, name: str = "") -> None:
         with mlflow_runs.stage_run("embed_other", name, settings.other, machine.tracking) as record:
             try:
                 other = load_other(settings.other, device, machine.batch_size)
+                other = replace(other, workers=machine.loader_workers)
                 record.metrics(embed.embed_other(other, settings, INDEX, store.embeddings_of(name)))
             except MissingWeights as error:  # no failure: its cells show —
                 store.write_missing(store.embeddings_of(name), str(error))
@@ -37,7 +39,7 @@ def main(rows: str, name: str = "") -> None:
             print(f"embed {row}: as it was")
             continue
         with mlflow_runs.stage_run("embed", row, {"protocols": ours.protocols}, machine.tracking) as record:
-            record.metrics(embed.embed_run(model, ours, INDEX, out, device, machine.batch_size))
+            record.metrics(embed.embed_run(model, ours, INDEX, out, device, machine.batch_size, machine.loader_workers))
             mark_current(out, digest)
         print(f"embed {row}: " + (f"skipped: {why}" if (why := store.why_missing(out)) else "done"))
 

@@ -6,6 +6,7 @@ Model, labelled test sets, audit -> data/results/few_shot/<run>/<seed> (or <name
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.adapters import load_other
@@ -38,7 +39,8 @@ def main(rows: str, name: str, seed: str = "") -> None:
                 tower = net.image_tower if settings.options.fine_tune.shares else None
             protocol = measuring(settings.protocols, settings.test_sets[0])
             places = Path("data/index"), load_seen_images(Path("data/audit")), Path("data/work/few_shot")
-            found = few_shot.evaluate_few_shot(embedder, tower, protocol, settings, *places, machine.loader_workers)
+            embedder = replace(embedder, workers=machine.loader_workers)
+            found = few_shot.evaluate_few_shot(embedder, tower, protocol, settings, *places)
         except MissingWeights as error:  # no failure: its cells show —
             found = few_shot.nothing(str(error))
         store.write_result(Path("data/results") / RESULTS[rows] / f"{place}.json", place, found)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +25,7 @@ from pipeline.training.distributed import Process
 from pipeline.training.validation import Validation
 from tests.conftest import make_config
 
+ROOT = Path(__file__).parents[1]
 LOCKED = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # as torch 2.15 is built
 CARDS = {
     "GTX 1080": ((6, 1), False),
@@ -88,6 +92,30 @@ def test_more_processes_than_devices_are_one_line(see, monkeypatch):
     assert distributed.device_of(Train()) == torch.device("cuda", 1) == cuda_device(1, "x")
 
 
+def test_what_make_repro_runs_side_by_side_takes_devices_in_turn(see, monkeypatch):
+    """A process of torchrun goes by its rank all the same."""
+    see(count=3)
+    places = []
+    for turn in ("0", "1", "4"):
+        monkeypatch.setenv("CXR_TURN", turn)
+        places.append((distributed.device_of(Train()).index, evaluation_device(0).index))
+    assert places == [(0, 0), (1, 1), (1, 1)]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert distributed.device_of(Train()).index == 2
+
+
+def test_make_numbers_what_it_runs_side_by_side(tmp_path):
+    """By a stand-in for dvc, which waits for the other one."""
+    dvc = tmp_path / "dvc"
+    wait = f"until [ -e {tmp_path}/$((1 - CXR_TURN)) ]; do sleep .1; done"
+    dvc.write_text(f"#!/bin/sh\ntouch {tmp_path}/$CXR_TURN; {wait}\n")
+    dvc.chmod(0o755)
+    rule = "both:\n\t@printf 'one \\ntwo \\n' | $(SHARED)"
+    asked = ["make", f"--eval={rule}", "both", "JOBS=2", f"BIN={os.path.relpath(tmp_path, ROOT)}"]
+    subprocess.run(asked, cwd=ROOT, check=True, timeout=60)
+    assert {"0", "1"} <= {p.name for p in tmp_path.iterdir()}
+
+
 def test_bfloat16_where_the_card_has_it(see):
     see((7, 5))
     with pytest.raises(ParamsError, match=r"train\.precision: A card does not compute in bf16.*set fp16"):
@@ -109,7 +137,7 @@ def test_a_process_group_knows_its_device(monkeypatch, device, own):
     monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: asked.update(how, backend=backend))
     distributed.join(torch.device(device), Train())
-    assert asked["device_id"] == own and asked["backend"] == ("nccl" if own else "gloo")
+    assert asked["device_id"] == own and asked["backend"] == ("cpu:gloo,cuda:nccl" if own else "gloo")
 
 
 # memory
@@ -132,6 +160,14 @@ def test_shared_memory_that_is_too_small_is_one_line(small, monkeypatch, tmp_pat
         memory.check_shared_memory(4, (4 << 20) + 1, "train.workers")
     monkeypatch.setattr(memory, "SHARED", tmp_path / "none")
     memory.check_shared_memory(4, 1 << 40, "train.workers")
+
+
+def test_evaluation_starts_as_many_processes_as_have_room(small, monkeypatch, tmp_path):
+    """4 batches each, in half of 64 MiB."""
+    found = [memory.processes_that_fit(8, size << 20) for size in (1, 2, 8, 9)]
+    assert found == [8, 4, 1, 0]
+    monkeypatch.setattr(memory, "SHARED", tmp_path / "none")
+    assert memory.processes_that_fit(8, 1 << 40) == 8
 
 
 def test_a_loader_looks_at_shared_memory_first(small, studies, prompts, monkeypatch):

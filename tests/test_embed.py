@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,33 @@ def test_embeddings_are_the_models_and_maps_average_to_them(tmp_path, index, con
         wanted = F.normalize(projected, dim=-1)[0] @ torch.from_numpy(rows[0])
         assert maps["maps"].dtype == np.float32
         assert np.abs(maps["maps"][0] - wanted.numpy()).max() < 1e-5
+
+
+def test_how_many_processes_prepare_images_changes_nothing(tmp_path, index, config):
+    saved(tmp_path / "m", config)
+    views = [s.first_frontal for s in read_studies(index / "rsna.parquet", ("test",))]
+    alone = embed.from_checkpoint(tmp_path / "m", batch_size=2)
+    two = replace(alone, workers=2)
+    assert np.array_equal(two.embed_images(views), alone.embed_images(views)) and len(views) == 3
+    assert np.array_equal(two.over(two.features, views), alone.over(alone.features, views))
+
+
+def test_our_models_are_evaluated_under_the_autocast_of_evaluation(tmp_path, index, config, monkeypatch):
+    """Which on a GPU is bfloat16: here on the CPU, too. Rows come out in float32, and near those in float32."""
+    saved(tmp_path / "m", config)
+    views = [s.first_frontal for s in read_studies(index / "rsna.parquet", ("test",))]
+    embedder = embed.from_checkpoint(tmp_path / "m")
+    ways = (
+        lambda: embedder.embed_images(views),
+        lambda: embedder.embed_texts(PROMPTS),
+        lambda: embedder.over(embedder.features, views),
+    )
+    single = [way() for way in ways]
+    monkeypatch.setattr(embed, "evaluation_autocast", lambda device: torch.autocast(device.type, torch.bfloat16))
+    for way, wanted in zip(ways, single, strict=True):
+        found = way()
+        assert found.dtype == np.float32 and not np.array_equal(found, wanted)
+        assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
 
 
 def test_a_run_without_examples_has_no_map(tmp_path, index, config):

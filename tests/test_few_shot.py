@@ -155,7 +155,7 @@ def run(labelled, seen=None, sources=("rsna", "vindr_cxr", "siim", "openi"), opt
     folder, model = labelled
     return evaluate_few_shot(
         *(embedder_of(model, None, 32, 5), model.image_tower if tower else None, PROTOCOL),
-        *(settings(options, sources), folder, seen or {}, work or folder, 0),
+        *(settings(options, sources), folder, seen or {}, work or folder),
     )
 
 
@@ -191,10 +191,10 @@ def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory
     """With as many draws as epochs, in memory and in a file, which leaves nothing behind."""
     monkeypatch.setattr(linear_probe_module, "IN_MEMORY", in_memory)
     data, embedder = read(labelled), embedder_of(labelled[1], None, 32, 5)
-    train, valid = data.labels["train"], embedder.over(embedder.features, data.views("valid"), embedder.prepare_at)
+    train, valid = data.labels["train"], embedder.over(embedder.features, data.views("valid"))
     some = np.array([1, 4, 5, 9, 11])
     uses = [(some, 6), (np.arange(len(train)), 4)]
-    cached = cache_features(embedder, data, uses, Augment(), 6, 3, 0, tmp_path / "work")
+    cached = cache_features(embedder, data, uses, Augment(), 6, 3, tmp_path / "work")
     assert isinstance(cached.features, np.memmap) is (in_memory == 0) and not list(tmp_path.glob("work/*"))
     assert len(cached.features) == 4 * len(train) + 2 * len(some)  # what no epoch asks for is not computed
     for positions, epochs in uses:
@@ -213,7 +213,7 @@ def test_cached_draws_are_the_recipe_that_encodes_each_epoch(labelled, in_memory
 def test_draws_are_used_in_turn(labelled):
     data, embedder = read(labelled), embedder_of(labelled[1], None, 32, 5)
     all_of_it = np.arange(len(data.labels["train"]))
-    cached = cache_features(embedder, data, [(all_of_it, 7)], Augment(), 2, 3, 0, labelled[0])
+    cached = cache_features(embedder, data, [(all_of_it, 7)], Augment(), 2, 3, labelled[0])
     assert cached.rows.shape == (2, len(all_of_it))
     for epoch in range(5):
         np.testing.assert_allclose(
@@ -273,7 +273,7 @@ def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
     folder, model = labelled
     alone = evaluate_few_shot(
         *(embedder_of(model, None, 32, 5), model.image_tower, PROTOCOL),
-        *(settings(options, ("rsna", "vindr_cxr"), ("vindr_cxr",)), folder, {}, folder, 0),
+        *(settings(options, ("rsna", "vindr_cxr"), ("vindr_cxr",)), folder, {}, folder),
     )
     assert {key.name for key in alone["metrics"]} == {"vindr_cxr_p100_auc", "vindr_cxr_ft100_auc"}
     assert alone["metrics"] == {key: found["metrics"][key] for key in alone["metrics"]}
@@ -282,7 +282,7 @@ def test_one_data_set_at_some_shares_is_the_same_alone(labelled, found):
 def test_a_share_that_no_metric_can_be_named_after_ends_before_any_work(labelled):
     options = replace(OPTIONS, shares={"tenth": 0.1}, fine_tune=FineTune())
     with pytest.raises(ValueError, match=r"a share is named p and its percent, for fine-tuning ft .*, not 'tenth'"):
-        evaluate_few_shot(None, None, PROTOCOL, settings(options, ("rsna",)), labelled[0], {}, labelled[0], 0)
+        evaluate_few_shot(None, None, PROTOCOL, settings(options, ("rsna",)), labelled[0], {}, labelled[0])
 
 
 def resampled(truth, logits, row):
@@ -307,7 +307,7 @@ def test_clean_metrics_leave_out_what_training_has_shown(labelled, found):
     keys = [share_key("rsna", name) for name in options.shares]
     assert set(result["metrics"]) == {*keys, *map(of_clean, keys)}
     keep = np.array([i not in (0, 3) for i in range(len(tests))])
-    logits = probe(*(embedder_of(labelled[1], None, 32, 5), data, Augment(), options, 3, 0, labelled[0]))
+    logits = probe(*(embedder_of(labelled[1], None, 32, 5), data, Augment(), options, 3, labelled[0]))
     weights = resamples([s.patient for s in tests], BOOTSTRAP, 3)[:, keep]
     for name in options.shares:
         truth, rows = data.labels["test"][keep], logits[name][0][keep]
@@ -361,7 +361,7 @@ def test_the_probe_of_somebody_elses_model(labelled, project):
         return features(augment_view(v, 320, record.augment, rng) for v, rng in zip(views, rngs, strict=True))
 
     some, embedder = np.array([0, 3, 8]), adapters.load_other(record.others["theirs"])
-    cached = cache_features(embedder, data, [(some, 1)], record.augment, 2, record.seed, 0, project)
+    cached = cache_features(embedder, data, [(some, 1)], record.augment, 2, record.seed, project)
     np.testing.assert_allclose(cached.epoch(0, some), epoch(0, some), atol=1e-4)
     valid, test = (features(load_view(v) for v in data.views(split)) for split in ("valid", "test"))
     truth = data.labels["test"][:, 0]
@@ -491,7 +491,7 @@ def test_fine_tuning_builds_one_loader_whatever_its_workers(labelled, monkeypatc
     data = read(labelled, "vindr_cxr")
     chosen, valid = np.arange(12), evaluation_pictures(data, "valid", 32)
     built, real, found = [], torch.utils.data.DataLoader, []
-    monkeypatch.setattr("pipeline.evaluation.labelled.DataLoader", lambda *a, **k: built.append(1) or real(*a, **k))
+    monkeypatch.setattr("pipeline.evaluation.pictures.DataLoader", lambda *a, **k: built.append(1) or real(*a, **k))
     for workers in (0, 1):
         torch.manual_seed(4)
         tower = ImageTower(RESNET, 32, load_weights=False)

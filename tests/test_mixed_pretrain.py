@@ -157,7 +157,7 @@ def test_evaluation_sees_a_mixed_model_as_any_other(trained, tmp_path):
         assert np.abs(stored["images"] - net.encode_image(pictures).numpy()).max() < 1e-5
         rows = torch.cat([net.encode_text(*tokenizer([text])) for text in PROMPTS]).numpy()
         assert np.abs(np.load(tmp_path / "prompts.npz")["embeddings"] - rows).max() < 1e-5
-        features = embedder.over(embedder.features, [s.first_frontal for s in tests], embedder.prepare_at)
+        features = embedder.over(embedder.features, [s.first_frontal for s in tests])
         assert np.abs(features - net.image_features(pictures).numpy()).max() < 1e-4
         filled = net.regenerate(pictures[:2], hidden_cells(torch.arange(2), net.grid, 0.5), *tokenizer(PROMPTS))
     assert filled.shape == (2, 32, 32) and filled.dtype == torch.float32

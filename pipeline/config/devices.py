@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
@@ -9,8 +10,17 @@ import torch
 from pipeline.config.records import ParamsError
 
 
+def turn() -> int:
+    """The number of this process among those that ``make repro`` runs side by side (its Makefile sets ``CXR_TURN``), by
+    which they take the machine's devices in turn; 0 for a process by itself."""
+    return int(os.environ.get("CXR_TURN", "0"))
+
+
 def cuda_device(number: int, key: str) -> torch.device:
-    """CUDA device ``number`` of this machine, checked and made the current one; torch sees one at least.
+    """CUDA device ``number`` of this machine, checked, made the current one and set up; torch sees one at least.
+
+    Products in float32 stay in float32; convolutions may use TF32, which is torch's default. Results on a GPU depend on
+    the algorithms that were fastest, so they are not bit for bit the same every time.
 
     Args:
         key: of params.yaml that sends work there, for the errors.
@@ -33,6 +43,7 @@ def cuda_device(number: int, key: str) -> torch.device:
         )
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
+    torch.backends.cudnn.benchmark = True  # pictures come in few shapes: each one's algorithms are timed once
     return device
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from pipeline.config.devices import computes_bf16, cuda_device
+from pipeline.config.devices import computes_bf16, cuda_device, turn
 
 
 def evaluation_device(threads: int) -> torch.device:
-    """Where models are evaluated: on CUDA if there is one, else on the CPU in so many threads (0 = torch's choice).
+    """Where models are evaluated: on CUDA if there is any, of several devices one by ``turn``, else on the CPU in so
+    many threads (0 = torch's choice).
 
     A fixed number of threads makes figures independent of the number of cores.
 
@@ -20,10 +21,12 @@ def evaluation_device(threads: int) -> torch.device:
     """
     if threads:
         torch.set_num_threads(threads)
-    return cuda_device(0, "evaluate") if torch.cuda.is_available() else torch.device("cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return cuda_device(turn() % torch.cuda.device_count(), "evaluate")
 
 
 def evaluation_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Under which an evaluation trains: bfloat16 on a GPU that has it, else float32."""
+    """Under which our models are evaluated and fine-tuned: bfloat16 on a GPU that has it, else float32."""
     half = device.type == "cuda" and computes_bf16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=half)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from pipeline.config.settings import EmbedOtherSettings, EmbedSettings
 from pipeline.evaluation.candidates import candidate_texts
+from pipeline.evaluation.device import evaluation_autocast
 from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.protocols import RetrievalSet, load_protocol, prompt_texts, retrieval_sets
 from pipeline.evaluation.store import write_missing
@@ -38,18 +40,28 @@ def from_checkpoint(folder: Path, device: torch.device | str = "cpu", batch_size
 
 
 def embedder_of(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int = 256) -> Embedder:
-    """A model in memory, in eval mode, as an ``Embedder`` on the device it is on."""
+    """A model in memory, in eval mode, as an ``Embedder`` on the device it is on, under ``evaluation_autocast``."""
     device = net.log_scale.device
 
     def encode_texts(texts: list[str]) -> Tensor:
         tokens, mask = tokenizer(texts)
-        return net.encode_text(tokens.to(device), mask.to(device))
+        with evaluation_autocast(device):
+            return net.encode_text(tokens.to(device), mask.to(device))
+
+    def encode_images(images: Tensor) -> Tensor:
+        with evaluation_autocast(device):
+            return net.encode_image(images)
+
+    def features(images: Tensor) -> Tensor:
+        with evaluation_autocast(device):
+            pooled: Tensor = net.image_tower(images)
+        return pooled
 
     return Embedder(
         prepare=lambda picture: evaluation_crop(picture, image_size),
-        encode_images=net.encode_image,
+        encode_images=encode_images,
         encode_texts=encode_texts,
-        features=net.image_tower,
+        features=features,
         size=image_size,
         scale=float(net.scale.detach()),
         device=device,
@@ -58,7 +70,13 @@ def embedder_of(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int
 
 
 def embed_run(
-    model: Path, settings: EmbedSettings, index: Path, out: Path, device: torch.device, batch_size: int
+    model: Path,
+    settings: EmbedSettings,
+    index: Path,
+    out: Path,
+    device: torch.device,
+    batch_size: int,
+    workers: int = 0,
 ) -> dict[str, int]:
     """Write the embeddings and similarity maps of one of our checkpoints; the counts of ``write_embeddings``.
 
@@ -68,7 +86,7 @@ def embed_run(
     if not run.aligned:
         write_missing(out, NOT_ALIGNED)
         return {}
-    embedder = embedder_of(net, tokenizer, run.image_size, batch_size)
+    embedder = replace(embedder_of(net, tokenizer, run.image_size, batch_size), workers=workers)
     first = load_protocol(settings.protocols[0])
     sets = retrieval_sets(first, settings.sources).values()
     counts = write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.test_sets, index, out)

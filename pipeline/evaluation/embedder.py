@@ -6,18 +6,17 @@ whose model it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.storage.shards import load_view
+from pipeline.evaluation.pictures import Pictures, Prepare, PreparedViews, batches
 from pipeline.study import View
-
-Prepare = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Embedder:
             so that they are not resized twice.
         scale: factor on the cosines that the model was trained with, for probabilities.
         batch_size: images, or texts, encoded at a time.
+        workers: processes that read and prepare images; 0: this one.
         local_scores: (stacked inputs, sentences) -> [B, M] scores that need more than one row an image (GLoRIA's words
             against regions); None for everybody else. The same sentences come with every batch.
     """
@@ -46,10 +46,11 @@ class Embedder:
     device: torch.device
     batch_size: int = 256
     local_scores: Callable[[Tensor, list[str]], Tensor] | None = None
+    workers: int = 0
 
     def embed_images(self, views: Sequence[View], label: str = "") -> np.ndarray:
         """Unit-norm embeddings of views in order, float32 [N, D]."""
-        return _unit(self.over(self.encode_images, views, self.prepare_at, label))
+        return _unit(self.over(self.encode_images, views, label))
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit-norm embeddings of texts in order, float32 [M, D]; batched by length so that little is padding."""
@@ -73,32 +74,22 @@ class Embedder:
         if score is None:
             raise ValueError("this model has no local scores")
         sentences = list(texts)
-        return self.over(lambda inputs: score(inputs, sentences), views, self.prepare_at, label)
+        return self.over(lambda inputs: score(inputs, sentences), views, label)
 
-    def prepare_at(self, picture: np.ndarray, _: int) -> np.ndarray:
-        """``prepare``, whatever the position of the picture."""
-        return self.prepare(picture)
+    def over(self, encode: Callable[[Tensor], Tensor], views: Sequence[View], label: str = "") -> np.ndarray:
+        """``encode`` over views in order, float32 [N, ...]."""
+        pictures, count = PreparedViews(views, self.prepare), self.batch_size
+        parts = [list(range(start, min(start + count, len(views)))) for start in range(0, len(views), count)]
+        return np.concatenate(list(self.encoded(encode, pictures, parts, label)))
 
     @torch.inference_mode()
-    def over(
-        self,
-        encode: Callable[[Tensor], Tensor],
-        views: Sequence[View],
-        prepare: Callable[[np.ndarray, int], np.ndarray],
-        label: str = "",
-    ) -> np.ndarray:
-        """``encode`` over views in order, float32 [N, ...].
-
-        Args:
-            prepare: (decoded uint8 [H, W], position in ``views``) -> one input of the image encoder.
-        """
-        parts = []
-        starts = range(0, len(views), self.batch_size)
-        for start in tqdm(starts, desc=label, unit="batch", mininterval=1, leave=False):
-            part = views[start : start + self.batch_size]
-            inputs = np.stack([prepare(load_view(v), start + i) for i, v in enumerate(part)])
-            parts.append(encode(torch.from_numpy(inputs).to(self.device)).float().cpu().numpy())
-        return np.concatenate(parts)
+    def encoded(
+        self, encode: Callable[[Tensor], Tensor], pictures: Pictures, parts: Sequence[list[Any]], label: str = ""
+    ) -> Iterator[np.ndarray]:
+        """``encode`` over the items of each part, float32 [B, ...], while the next ones are prepared."""
+        loader = batches(pictures, parts, self.workers, self.batch_size)
+        for inputs, _ in tqdm(loader, total=len(parts), desc=label, unit="batch", mininterval=1, leave=False):
+            yield encode(inputs.to(self.device, non_blocking=True)).float().cpu().numpy()
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

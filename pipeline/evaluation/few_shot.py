@@ -23,18 +23,12 @@ from pipeline.evaluation.seen_images import SeenImages, clean_images
 
 
 def tuned(
-    tower: Tower,
-    data: Labelled,
-    size: int,
-    augment: Augment,
-    options: FewShot,
-    batch_size: int,
-    seed: int,
-    workers: int,
+    tower: Tower, data: Labelled, embedder: Embedder, augment: Augment, options: FewShot, seed: int
 ) -> dict[str, dict[int, np.ndarray]]:
     """As ``probe``, of the whole encoder fine-tuned."""
-    recipe = options.fine_tune
-    valid, test = (evaluation_pictures(data, split, size).to(tower.mean.device) for split in ("valid", "test"))
+    recipe, size, batch_size, workers = options.fine_tune, embedder.size, embedder.batch_size, embedder.workers
+    pictures = (evaluation_pictures(data, split, size, workers) for split in ("valid", "test"))
+    valid, test = (each.to(tower.mean.device) for each in pictures)
     logits: dict[str, dict[int, np.ndarray]] = {name: {} for name in recipe.shares}
     for name, share in recipe.shares.items():
         for s in options.seeds:
@@ -60,7 +54,6 @@ def evaluate_few_shot(
     index: Path,
     seen: SeenImages,
     work: Path,
-    workers: int,
 ) -> dict[str, Any]:
     """Probe the test sets of ``settings`` at every share (form of the answer: docs/results.md).
 
@@ -71,7 +64,6 @@ def evaluate_few_shot(
         settings: with the data sets that the model was pre-trained on the probed data set itself counts, all of it, in
             what is not clean.
         work: folder for features that are too many for memory.
-        workers: processes that prepare images; 0: this one.
 
     Raises:
         ValueError: a share whose name is not p or ft and its percent.
@@ -85,9 +77,9 @@ def evaluate_few_shot(
         if data is None:
             result["notes"].append(f"{dataset}: a split has no study")
             continue
-        logits = probe(embedder, data, augment, options, seed, workers, work)
+        logits = probe(embedder, data, augment, options, seed, work)
         if tower is not None:
-            logits |= tuned(tower, data, embedder.size, augment, options, embedder.batch_size, seed, workers)
+            logits |= tuned(tower, data, embedder, augment, options, seed)
         tests = data.studies["test"]
         weights = resamples([s.patient for s in tests], bootstrap, seed)
         unseen = clean_images(seen, dataset, tests, [*settings.trained_on, dataset])

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from pipeline.config.params import Augment, FineTune
 from pipeline.evaluation.device import evaluation_autocast
-from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches
+from pipeline.evaluation.labelled import Labelled
+from pipeline.evaluation.pictures import AugmentedViews, PreparedViews, batches
 from pipeline.storage.evaluation_crop import evaluation_crop
-from pipeline.storage.shards import load_view
 from pipeline.training.schedule import warmup_cosine
+
+READ = 64  # pictures that a process reads at a time
 
 
 class Tower(Protocol):
@@ -52,9 +54,12 @@ class Classifier(nn.Module):
         return logits
 
 
-def evaluation_pictures(data: Labelled, split: str, size: int) -> Tensor:
+def evaluation_pictures(data: Labelled, split: str, size: int, workers: int = 0) -> Tensor:
     """Every image of a split as evaluation sees it, uint8 [N, size, size]."""
-    return torch.from_numpy(np.stack([evaluation_crop(load_view(v), size) for v in data.views(split)]))
+    views = data.views(split)
+    parts = [list(range(start, min(start + READ, len(views)))) for start in range(0, len(views), READ)]
+    pictures = PreparedViews(views, lambda picture: evaluation_crop(picture, size))
+    return torch.cat([images for images, _ in batches(pictures, parts, workers, READ)])
 
 
 def fine_tune(
@@ -103,8 +108,8 @@ def fine_tune(
         model.train()
         for images, positions in islice(loader, steps):
             with evaluation_autocast(device):
-                logits = model(images.to(device), keys.popleft().to(device))
-            loss = F.binary_cross_entropy_with_logits(logits.float(), target[positions].to(device))
+                logits = model(images.to(device, non_blocking=True), keys.popleft().to(device, non_blocking=True))
+            loss = F.binary_cross_entropy_with_logits(logits.float(), target[positions].to(device, non_blocking=True))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

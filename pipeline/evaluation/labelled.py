@@ -1,22 +1,17 @@
-"""A labelled data set for linear probe and fine-tuning: its splits, its subsets, augmented draws of its images."""
+"""A labelled data set for linear probe and fine-tuning: its splits and subsets."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
-from pipeline.config.params import Augment
 from pipeline.evaluation.protocols import Protocol, classes_of
 from pipeline.storage.index import read_studies
-from pipeline.storage.memory import AHEAD, check_shared_memory
 from pipeline.study import Study, View, positives
-from pipeline.training.augment import augment_view
 
 
 @dataclass(frozen=True)
@@ -81,42 +76,3 @@ def subset(labels: np.ndarray, share: float, seed: int, how: Literal["stratified
     fill(~np.any(labels, axis=1), take)
     fill(np.ones(count, dtype=bool), take)
     return np.flatnonzero(chosen)
-
-
-class AugmentedViews(Dataset[tuple[np.ndarray, int]]):
-    """Training images under augmentation; the draw of an image depends on seed, draw and its position alone."""
-
-    def __init__(
-        self,
-        views: Sequence[View],
-        size: int,
-        options: Augment,
-        seed: int,
-        prepare: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> None:
-        """``prepare``: uint8 [size, size] -> model input."""
-        self.views, self.size, self.options = views, size, options
-        self.seed, self.prepare = seed, prepare
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int]:
-        """The model's input and the position of the image; ``item``: (draw, position in ``views``)."""
-        draw, position = item
-        rng = np.random.default_rng([self.seed, draw, position])
-        picture = augment_view(self.views[position], self.size, self.options, rng)
-        return (self.prepare(picture) if self.prepare else picture), position
-
-
-def batches(
-    data: AugmentedViews, parts: Iterable[list[tuple[int, int]]], workers: int, most: int
-) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order, by ``workers`` processes; ``most``:
-    items of a part at most."""
-    if workers:
-        check_shared_memory(workers, most * data[0, 0][0].nbytes, "train.workers")
-    return DataLoader(
-        data, batch_sampler=parts, num_workers=workers, collate_fn=_stack, prefetch_factor=AHEAD if workers else None
-    )
-
-
-def _stack(items: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(np.stack([x for x, _ in items])), torch.tensor([position for _, position in items])

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
 from pipeline.config.params import Augment, FewShot
 from pipeline.evaluation.embedder import Embedder
-from pipeline.evaluation.labelled import AugmentedViews, Labelled, batches, subset
+from pipeline.evaluation.labelled import Labelled, subset
+from pipeline.evaluation.pictures import AugmentedViews
 from pipeline.training.schedule import warmup_cosine
 
 IN_MEMORY = 1 << 30  # bytes of cached features; more of them are kept in a file
@@ -38,7 +38,6 @@ class CachedFeatures:
         return found
 
 
-@torch.inference_mode()
 def cache_features(
     embedder: Embedder,
     data: Labelled,
@@ -46,7 +45,6 @@ def cache_features(
     augment: Augment,
     draws: int,
     seed: int,
-    workers: int,
     work: Path,
 ) -> CachedFeatures:
     """Run the frozen encoder once over every augmentation draw of every training image that is needed.
@@ -70,9 +68,7 @@ def cache_features(
     count = embedder.batch_size
     parts = [items[i : i + count] for i in range(0, len(items), count)]
     features, done = np.empty((0, 0), dtype=np.float32), 0
-    loader = batches(dataset, parts, workers, count)
-    for inputs, _ in tqdm(loader, total=len(parts), desc=data.name, unit="batch", mininterval=1, leave=False):
-        found = embedder.features(inputs.to(embedder.device)).float().cpu().numpy()
+    for found in embedder.encoded(embedder.features, dataset, parts, data.name):
         if not done:
             features = _room((len(items), found.shape[1]), work)
         features[done : done + len(found)] = found
@@ -143,7 +139,6 @@ def probe(
     augment: Augment,
     options: FewShot,
     seed: int,
-    workers: int,
     work: Path,
 ) -> dict[str, dict[int, np.ndarray]]:
     """Logits of the test images of every linear probe: share -> seed of ``options.seeds`` -> float64 [N, C].
@@ -151,15 +146,14 @@ def probe(
     A repetition draws its own subset, first weights and order; augmentation draws are common to all.
     """
     train = data.labels["train"]
-    plain = embedder.prepare_at
-    valid, test = (embedder.over(embedder.features, data.views(split), plain, data.name) for split in ("valid", "test"))
+    valid, test = (embedder.over(embedder.features, data.views(split), data.name) for split in ("valid", "test"))
     chosen = {
         (name, s): subset(train, share, seed + s, options.subset)
         for name, share in options.shares.items()
         for s in options.seeds
     }
     uses = [(positions, options.epochs[name]) for (name, _), positions in chosen.items()]
-    cached = cache_features(embedder, data, uses, augment, options.draws, seed, workers, work)
+    cached = cache_features(embedder, data, uses, augment, options.draws, seed, work)
     logits: dict[str, dict[int, np.ndarray]] = {name: {} for name in options.shares}
     for (name, s), positions in chosen.items():
 

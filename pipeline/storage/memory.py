@@ -28,6 +28,14 @@ def keep_memory() -> None:
     mallopt(m_trim_threshold, 1 << 30)
 
 
+def processes_that_fit(workers: int, size: int) -> int:
+    """So many of ``workers`` processes of a loader as have room for their batches, of ``size`` bytes each, in half of
+    shared memory; 0 if not even one has."""
+    if not SHARED.is_dir():
+        return workers
+    return min(workers, shutil.disk_usage(SHARED).total // 2 // (AHEAD * size))
+
+
 def check_shared_memory(workers: int, size: int, key: str) -> None:
     """See that the batches a loader's processes hold ready fit into shared memory: where they do not, the kernel ends
     a process by a bus error, hours later perhaps. A container has 64 MB unless it was told otherwise.

@@ -303,24 +303,46 @@ def training_batches(
     """
     keep_memory()
     steps = epoch_draws(len(data), data.config.train.batch_size, data.config.seed, epoch)[start:]
-    mine = [step[rank::world] for step in steps]
-    check_shared_memory(workers, batch_bytes(data.config, data.config.train.batch_size // world), "train.workers")
+    pin = data.config.train.device != "cpu" and torch.cuda.is_available()
+    return batches_of(data, [step[rank::world] for step in steps], collate, data.config, workers, pin)
+
+
+def batches_of(
+    data: Dataset[StudyDraw],
+    parts: Sequence[Sequence[Any]],
+    collate: Collate[B],
+    config: RunConfig,
+    workers: int,
+    pin: bool = False,
+) -> Iterator[B]:
+    """A batch of the draws in each part, in order, on the CPU.
+
+    Args:
+        workers: processes that read them; 0: this one.
+        pin: in pinned memory.
+
+    Raises:
+        ParamsError: what the processes hold ready does not fit shared memory.
+    """
+    check_shared_memory(workers, batch_bytes(config, max(map(len, parts), default=0)), "train.workers")
     loader: DataLoader[B] = DataLoader(
         data,  # type: ignore[arg-type]  # of draws, which ``collate`` makes batches of
-        batch_sampler=mine,
+        batch_sampler=parts,  # type: ignore[arg-type]
         num_workers=workers,
         collate_fn=collate,
         prefetch_factor=AHEAD if workers else None,
-        pin_memory=data.config.train.device != "cpu" and torch.cuda.is_available(),
+        pin_memory=pin,
         worker_init_fn=serve_to_the_end,
     )
-    return iter(loader)
+    with torch.random.fork_rng(devices=[]):  # a new loader draws a number that nothing needs
+        return iter(loader)
 
 
 def batch_bytes(config: RunConfig, studies: int) -> int:
-    """Bytes of a batch of so many studies at most: pictures in uint8, ids and mask of the longest texts in int64."""
+    """Bytes of a batch of so many studies at most: pictures in uint8; of the longest texts ids and mask, and twice what
+    a masked text has, in int64."""
     images, texts = samples_needed(config.loss)
-    return studies * (images * config.image_size**2 + 16 * texts * config.text_encoder.max_tokens)
+    return studies * (images * config.image_size**2 + 32 * texts * config.text_encoder.max_tokens)
 
 
 def serve_to_the_end(worker: int) -> None:

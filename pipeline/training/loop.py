@@ -258,9 +258,8 @@ def _epoch(
     """
     options, process = t.config.train, t.process
     t.method.learner.train()
-    with torch.random.fork_rng(devices=[]):  # a new loader draws a number that nothing needs
-        at = progress.epoch, process.rank, process.world, options.workers, progress.step
-        batches = Waiting(training_batches(t.data, t.method.collate, *at), progress.waited)
+    at = progress.epoch, process.rank, process.world, options.workers, progress.step
+    batches = Waiting(training_batches(t.data, t.method.collate, *at), progress.waited)
     begun = time.perf_counter() - progress.seconds
     saved_at = time.perf_counter()
     unread: deque[_Step] = deque()

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset
 
 from pipeline.config.records import ParamsError
 from pipeline.config.run_config import RunConfig
-from pipeline.storage.memory import AHEAD, check_shared_memory, local_world
-from pipeline.training.batches import StudyDraw, ValidationSet, batch_bytes, serve_to_the_end, validation_parts
+from pipeline.storage.memory import local_world
+from pipeline.training.batches import StudyDraw, ValidationSet, batches_of, validation_parts
 from pipeline.training.distributed import any_of, gather_rows
 from pipeline.training.method import Method
 
@@ -78,26 +78,13 @@ class Validation:
         process = self.method.process
         mine = [part.tolist() for _, part in self._parts[process.rank :: process.world]]
         yield from self._kept
-        for batch in self._read(mine[len(self._kept) :]):
+        left = mine[len(self._kept) :]
+        if not left:
+            return
+        sets: ConcatDataset[StudyDraw] = ConcatDataset(self.sets)
+        for batch in batches_of(sets, left, self.method.collate, self.config, self.config.train.workers):
             self._bytes += batch.nbytes
             if self._bytes <= KEPT // local_world():
                 # A copy: what a process of the loader hands over holds shared memory and a file for each tensor.
                 self._kept.append(batch.each(torch.clone) if self.config.train.workers else batch)
             yield batch
-
-    def _read(self, parts: list[list[int]]) -> Iterator[Any]:
-        if not parts:
-            return
-        workers = self.config.train.workers
-        check_shared_memory(workers, batch_bytes(self.config, max(map(len, parts))), "train.workers")
-        loader: DataLoader[StudyDraw] = DataLoader(
-            ConcatDataset(self.sets),
-            batch_sampler=parts,
-            num_workers=workers,
-            collate_fn=self.method.collate,
-            prefetch_factor=AHEAD if workers else None,
-            worker_init_fn=serve_to_the_end,
-        )
-        with torch.random.fork_rng(devices=[]):  # a new loader draws a number that nothing needs
-            batches = iter(loader)
-        yield from batches

@@ -1,0 +1,77 @@
+"""Pictures on their way to an image encoder: read and prepared by processes beside the one that encodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.config.params import Augment
+from pipeline.storage.memory import AHEAD, processes_that_fit
+from pipeline.storage.shards import load_view
+from pipeline.study import View
+from pipeline.training.augment import augment_view
+
+Prepare = Callable[[np.ndarray], np.ndarray]
+Pictures = Dataset[tuple[np.ndarray, int]]  # an item is a model input and the position of its image
+
+
+class PreparedViews(Pictures):
+    """Images as evaluation sees them, addressed by their position."""
+
+    def __init__(self, views: Sequence[View], prepare: Prepare) -> None:
+        """``prepare``: decoded grey picture, uint8 [H, W] -> model input."""
+        self.views, self.prepare = views, prepare
+
+    def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
+        """The model's input and the position of the image."""
+        return self.prepare(load_view(self.views[position])), position
+
+
+class AugmentedViews(Pictures):
+    """Training images under augmentation; the draw of an image depends on seed, draw and its position alone."""
+
+    def __init__(
+        self, views: Sequence[View], size: int, options: Augment, seed: int, prepare: Prepare | None = None
+    ) -> None:
+        """``prepare``: uint8 [size, size] -> model input."""
+        self.views, self.size, self.options = views, size, options
+        self.seed, self.prepare = seed, prepare
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int]:
+        """The model's input and the position of the image; ``item``: (draw, position in ``views``)."""
+        draw, position = item
+        rng = np.random.default_rng([self.seed, draw, position])
+        picture = augment_view(self.views[position], self.size, self.options, rng)
+        return (self.prepare(picture) if self.prepare else picture), position
+
+
+def batches(data: Pictures, parts: Iterable[list[Any]], workers: int, most: int) -> Iterable[tuple[Tensor, Tensor]]:
+    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order.
+
+    Args:
+        workers: processes that prepare them, fewer where shared memory has no room for their batches; 0: this one.
+        most: items of a part at most.
+    """
+    if workers:
+        coming = iter(parts)
+        first = next(coming)
+        parts = chain([first], coming)
+        workers = processes_that_fit(workers, most * data[first[0]][0].nbytes)
+    return DataLoader(
+        data,
+        batch_sampler=parts,
+        num_workers=workers,
+        collate_fn=_stack,
+        prefetch_factor=AHEAD if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _stack(items: Sequence[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(np.stack([x for x, _ in items])), torch.tensor([position for _, position in items])

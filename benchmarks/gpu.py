@@ -9,8 +9,9 @@ and the others go on; the exit status is then 1. On data it makes itself, withou
                   gradients that are not finite end a training; Python waits for the device once a step at most
     collectives   each one we use, and a DDP step, over one process
     speed         ms, studies/s, kernels, CPU ms, peak GB and MFU of a step at the paper's size and batch: bf16, fp16,
-                  torch's own dropout, compiled, 8 length groups, 16 studies, and the release's way
-    methods       Swin-Tiny, DeCLIP and mixed
+                  fp32 and with TF32, convolutions whose algorithms are not timed, torch's own dropout, compiled,
+                  8 length groups, 16 studies, and the release's way
+    methods       Swin-Tiny, DeCLIP and mixed, and how often each waits for the device
     training      the loop with workers from shards, stopped by SIGTERM and taken up again
     evaluation    embeddings, a probe's features, fine-tuning
 
@@ -35,11 +36,8 @@ import torch
 from benchmarks.gpu_correct import collectives, environment, masks, precision
 from benchmarks.gpu_setting import Setting
 from benchmarks.gpu_speed import evaluation, methods, speed, training
-from benchmarks.step import (
-    MEDIAN,
-    SHORT_SIDE,
-    made_up_studies,
-)
+from benchmarks.step import MEDIAN, SHORT_SIDE, made_up_studies
+from pipeline.config.devices import cuda_device
 
 DEADLINES = {  # seconds
     **{"environment": 20, "masks": 40, "precision": 80, "collectives": 40},
@@ -77,7 +75,7 @@ def main() -> None:
     asked = parser.parse_args()
     if unknown := set(asked.parts) - {part.__name__ for part in PARTS}:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    device = torch.device(asked.device, 0) if asked.device == "cuda" else torch.device(asked.device)
+    device = cuda_device(0, "--device") if asked.device == "cuda" else torch.device(asked.device)
     workers = asked.workers if asked.workers is not None else 1 if asked.tiny else 8
     whole: dict[str, Any] = {}
     began = time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from importlib.metadata import version
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from benchmarks.gpu_setting import Setting, must, optimizer_of, take_step, unscaled
+from benchmarks.gpu_setting import Setting, must, optimizer_of, unscaled, waits
 from pipeline.models.dropout_kernel import keyed_dropout
 from pipeline.models.keyed_random import stream_seeds
-from pipeline.training.distributed import gathered, summed
+from pipeline.training.distributed import any_of, backend_of, gather_rows, gathered, summed
 from pipeline.training.step import apply_gradients, compute_gradients
 
 LARGE = ((6, 33, 768), (6, 12, 255, 255), (384, 3, 49, 49), (6, 512))  # shapes of layers whose masks are compared
@@ -90,7 +89,7 @@ def precision(s: Setting) -> dict[str, Any]:
     broken = float(apply_gradients(method.net, optimizer, unscaled(s), loss)[0])
     kept = all(map(torch.equal, before, method.net.parameters()))
     must(broken > 0 and kept, "a gradient that is not finite was not seen, or reached the weights")
-    return found | {"nan_seen": True, "waits_a_step": _waits(s, small, batch)}
+    return found | {"nan_seen": True, "waits_a_step": waits(s, s.method(s.config(**small, precision=s.half)), batch)}
 
 
 def _scaler(s: Setting, small: dict[str, Any], batch: Any) -> dict[str, Any]:
@@ -108,30 +107,9 @@ def _scaler(s: Setting, small: dict[str, Any], batch: Any) -> dict[str, Any]:
     return {"scale_settled_at": scales[-1], "skipped": len(scales) - 2}
 
 
-def _waits(s: Setting, small: dict[str, Any], batch: Any) -> float:
-    """How often a step makes Python wait for the device, as torch's own check counts."""
-    if s.device.type != "cuda":
-        return 0.0
-    method = s.method(s.config(**small, precision="bf16"))
-    optimizer, off, steps = optimizer_of(method), unscaled(s), 4
-    on = batch.to(s.device)
-    take_step(method, optimizer, off, on)
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            for _ in range(steps):
-                take_step(method, optimizer, off, on)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    waits = sum("synchroniz" in str(w.message) for w in said) / steps
-    must(waits <= 1, f"Python waits {waits} times a step: {[str(w.message)[:200] for w in said][:3]}")
-    return waits
-
-
 def collectives(s: Setting) -> dict[str, Any]:
     """One process: what NCCL (gloo on the CPU) makes of each collective we use, and of DDP."""
-    backend, port = ("nccl" if s.device.type == "cuda" else "gloo"), 29500 + os.getpid() % 1000
+    backend, port = backend_of(s.device), 29500 + os.getpid() % 1000
     own = s.device if s.device.type == "cuda" else None
     dist.init_process_group(backend, f"tcp://127.0.0.1:{port}", rank=0, world_size=1, device_id=own)
     try:
@@ -142,6 +120,11 @@ def collectives(s: Setting) -> dict[str, Any]:
             torch.equal(both.detach(), 2 * x.detach()) and x.grad is not None and bool(x.grad.eq(2).all()),
             "a collective changed its input",
         )
+        flags, row = any_of([True, False], s.device), gather_rows(torch.arange(3.0), s.device)
+        must(flags == [True, False] and row.tolist() == [[0, 1, 2]], f"flags are {flags}, a row is {row}")
+        rows = torch.empty(1, 3, dtype=torch.int64)  # from CPU to CPU, as mixed runs send sizes
+        dist.all_gather_into_tensor(rows.flatten(), torch.arange(3))
+        must(rows.tolist() == [[0, 1, 2]], f"on the CPU a row is {rows}")
         config = s.config(batch_size=min(16, s.batch))
         method = s.method(config)
         batch = method.collate(s.draws(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ class Setting:
     studies: list[Study]
     workers: int
     folder: Path
+
+    @property
+    def half(self) -> str:
+        """The precision that is timed: bf16, on the CPU fp32."""
+        return "bf16" if self.device.type == "cuda" else "fp32"
 
     @property
     def batch(self) -> int:
@@ -86,6 +92,26 @@ def take_step(method: Any, optimizer: torch.optim.Optimizer, scaler: torch.amp.G
     apply_gradients(method.learner, optimizer, scaler, loss)
     method.net.clamp_scale()
     return loss
+
+
+def waits(s: Setting, method: Any, batch: Any) -> float:
+    """How often a step makes Python wait for the device, as torch's own check counts."""
+    if s.device.type != "cuda":
+        return 0.0
+    optimizer, off, steps = optimizer_of(method), unscaled(s), 4
+    on = batch.to(s.device)
+    take_step(method, optimizer, off, on)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            for _ in range(steps):
+                take_step(method, optimizer, off, on)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    found = sum("synchroniz" in str(w.message) for w in said) / steps
+    must(found <= 1, f"Python waits {found} times a step: {[str(w.message)[:200] for w in said][:3]}")
+    return found
 
 
 def wait(s: Setting) -> None:

@@ -15,11 +15,8 @@ from unittest import mock
 import numpy as np
 import torch
 
-from benchmarks.gpu_setting import Setting, must, optimizer_of, take_step, unscaled, wait
-from benchmarks.step import (
-    padded_whole,
-    release_loss,
-)
+from benchmarks.gpu_setting import Setting, must, optimizer_of, take_step, unscaled, wait, waits
+from benchmarks.step import padded_whole, release_loss
 from pipeline.config.params import Augment, FineTune, ImageEncoder, MixedModel
 from pipeline.config.run_config import NOT_MIXED, Roles, RunConfig
 from pipeline.evaluation.embed import embedder_of
@@ -38,10 +35,10 @@ from pipeline.training.throughput import peak
 
 def speed(s: Setting) -> dict[str, Any]:
     """Of a step on ready batches: our ways, and the release's in the same run."""
-    half = "bf16" if s.device.type == "cuda" else "fp32"
+    half = s.half
     ways: dict[str, RunConfig] = {
         half: s.config(half),
-        **({"fp16": s.config("fp16")} if s.device.type == "cuda" else {}),
+        **({"fp16": s.config("fp16"), "fp32": s.config()} if s.device.type == "cuda" else {}),
         "no_dropout": s.config(half, dropout=0.0),
         "groups_8": s.config(half, length_groups=8),
         "b_16": s.config(half, batch_size=min(16, s.batch)),
@@ -51,6 +48,15 @@ def speed(s: Setting) -> dict[str, Any]:
     for way, config in ways.items():
         found[way] = _timed(s, s.method(config), config)
     config = s.config(half)
+    if s.device.type == "cuda":
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+            found["untimed_convolutions"] = _timed(s, s.method(config), config)
+        exact = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            found["tf32"] = _timed(s, s.method(s.config()), s.config())
+        finally:
+            torch.set_float32_matmul_precision(exact)
     with mock.patch.object(encoders, "draw_by_study", lambda *_: Rows()):  # dropout stays torch's own
         theirs = s.method(config)
     found["torch_dropout"] = _timed(s, theirs, config)
@@ -114,8 +120,7 @@ def _kernels(step: Callable[[], None]) -> int:
 
 def methods(s: Setting) -> dict[str, Any]:
     """A step of Swin-Tiny, of DeCLIP and of a mixed run."""
-    half = "bf16" if s.device.type == "cuda" else "fp32"
-    config = s.config(half)
+    config = s.config(s.half)
     swin = {"patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4} if s.tiny else {}
     name = "swin_tiny_patch4_window7_224"
     means = (0.5,) * 3
@@ -154,13 +159,13 @@ def methods(s: Setting) -> dict[str, Any]:
             spent.append(time.perf_counter() - start)
         must(bool(loss.isfinite()), f"the loss of {run} is {float(loss)}")
         found[run] = {"ms": round(1000 * min(spent), 2), "loss": round(float(loss), 4)}
+        found[run]["waits_a_step"] = waits(s, method, batch)
     return found
 
 
 def training(s: Setting) -> dict[str, Any]:
     """The loop with its loader: undisturbed, and stopped by SIGTERM and taken up again."""
-    half = "bf16" if s.device.type == "cuda" else "fp32"
-    config = s.config(half, epochs=2, batch_size=min(16, s.batch), save_minutes=60.0)
+    config = s.config(s.half, epochs=2, batch_size=min(16, s.batch), save_minutes=60.0)
     config = replace(config, text_encoder=replace(config.text_encoder, vocabulary=2000), datasets=("mimic_cxr",))
     split = [replace(study, split="valid" if n % 4 == 3 else "train") for n, study in enumerate(s.studies)]
     write_studies(s.folder / "index" / "mimic_cxr.parquet", split)
@@ -197,8 +202,9 @@ def evaluation(s: Setting) -> dict[str, Any]:
     net = method.net.eval()
     views = [view for study in s.studies for view in study.views]
     embedder = embedder_of(net, s.words(config), config.image_size)  # type: ignore[arg-type]
+    embedder = replace(embedder, workers=s.workers)
     found: dict[str, Any] = {}
-    for name, encode in (("embed", net.encode_image), ("features", net.image_tower)):
+    for name, encode in (("embed", embedder.encode_images), ("features", embedder.features)):
         start = time.perf_counter()
         rows = embedder.over(encode, views)
         found[f"{name}_per_second"] = round(len(views) / (time.perf_counter() - start), 1)

@@ -171,13 +171,13 @@ def test_evaluation_starts_as_many_processes_as_have_room(small, monkeypatch, tm
 
 
 def test_a_loader_looks_at_shared_memory_first(small, studies, prompts, monkeypatch):
-    """At B = 128 and 224 pixels a batch has 14 MB: 8 processes hold 420 MB."""
+    """At B = 128 and 224 pixels a batch has 14 MB: 8 processes hold 480 MB."""
     run = make_config(image_size=224, train={"batch_size": 128, "workers": 8})
     many = [s for s in studies if s.split == "train"] * 20
-    with pytest.raises(ParamsError, match=r"train\.workers: 8 processes hold 3\d\d MiB"):
+    with pytest.raises(ParamsError, match=r"train\.workers: 8 processes hold 4\d\d MiB"):
         batches.training_batches(TrainingSet(many, prompts, run), list, 0, 0, 1, 8)
     method = SimpleNamespace(process=Process(torch.device("cpu")), learner=torch.nn.Identity(), collate=list)
-    with pytest.raises(ParamsError, match=r"train\.workers: 8 processes hold 3\d\d MiB"):
+    with pytest.raises(ParamsError, match=r"train\.workers: 8 processes hold 4\d\d MiB"):
         Validation(method, [ValidationSet(many, prompts, run)], run).loss()
 
 

@@ -1,7 +1,7 @@
 """Stage ``pretrain@run-seed``: data/corpus/<run> -> data/models/<run>/<seed>, data/results/pretrain/<run>/<seed>.csv.
 
-``--resume-anyway`` after run and seed goes on from a saved state of other code or libraries.
-Exit status: 0 done; 75 a signal stopped it and the next start goes on; else it failed, and one line says why.
+``--resume-anyway`` after run and seed resumes from a saved state of other code or libraries.
+Exit status: 0 done; 75 a signal stopped it and the next start resumes it; else it failed, and one line says why.
 """
 
 from __future__ import annotations

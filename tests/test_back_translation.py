@@ -471,7 +471,7 @@ def test_the_table_finds_every_text_and_no_other(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     write_index(tmp_path / "b.parquet", reports([1]))
     for name in ("a", "b"):
-        with pytest.raises(ValueError, match="no table of translations; make it anew"):
+        with pytest.raises(ValueError, match="no table of translations; make it again"):
             read_translations(tmp_path / f"{name}.parquet")
 
 

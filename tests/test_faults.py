@@ -105,7 +105,7 @@ def test_dvc_repro_goes_on_after_kill_9(make):
         os.killpg(process.pid, signal.SIGKILL)  # dvc and the training alike
         process.wait()
     said = killed.run("dvc", "repro").stdout
-    assert re.search(r"training goes on in epoch [1-9]", said)
+    assert re.search(r"training resumes in epoch [1-9]", said)
     assert killed.outputs() == whole.outputs()
     assert not killed.state.exists()
     assert "up to date" in killed.run("dvc", "repro").stdout
@@ -159,7 +159,7 @@ def test_a_full_disk(make):
         goes_on = subprocess.run(
             (sys.executable, *STAGE), cwd=full.folder, env=full.env, capture_output=True, text=True
         )
-        assert "training goes on in epoch" in goes_on.stdout
+        assert "training resumes in epoch" in goes_on.stdout
     finally:
         subprocess.run(("umount", str(work)), check=True)
     assert full.outputs() == whole.outputs()
@@ -176,7 +176,7 @@ def test_torchrun_goes_on_after_a_killed_rank(make):
         killed.ranks(process)[rank].kill()
     assert process.wait() == 0
     said = (killed.folder / "log").read_text()
-    assert len(re.findall(r"training goes on in epoch [1-9]", said)) == 2
+    assert len(re.findall(r"training resumes in epoch [1-9]", said)) == 2
     assert killed.outputs() == whole.outputs()
 
 
@@ -216,5 +216,5 @@ def test_two_nodes_stop_together_and_go_on(make):
     said = (stopped.folder / "log").read_text()
     assert "stopped by a signal in epoch" in said
     assert [agent.wait() for agent in agents(stopped)] == [0, 0]
-    assert "training goes on in epoch" in (stopped.folder / "log").read_text()
+    assert "training resumes in epoch" in (stopped.folder / "log").read_text()
     assert stopped.outputs() == whole.outputs()

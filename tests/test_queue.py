@@ -137,7 +137,7 @@ def test_a_killed_worker_loses_no_experiment(clone):
     start(clone)
     wait(lambda: lost in run(clone, "dvc", "exp", "list", "--name-only").split())
     wait(lambda: not workers(clone))
-    assert "training goes on in epoch" in run(clone, "dvc", "queue", "logs", lost)
+    assert "training resumes in epoch" in run(clone, "dvc", "queue", "logs", lost)
     assert "no experiment was left" in run(clone, sys.executable, "-m", "stages.requeue")
 
     assert workspace(clone) == before

@@ -146,7 +146,7 @@ def test_a_killed_training_ends_as_if_it_had_not_been(forks, corpus, tmp_path):
     assert forks(folder, tmp_path / "killed")[0] == 0
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
     assert (tmp_path / "killed" / "best").read_text() == (tmp_path / "whole" / "best").read_text()
-    assert "goes on in epoch" in (tmp_path / "killed" / "said").read_text()
+    assert "resumes in epoch" in (tmp_path / "killed" / "said").read_text()
     left = sorted(p.name.split("-")[0] for p in (tmp_path / "killed" / "work").iterdir())
     assert left == ["best", "lock", "state.pt"]  # what writes the outputs again
 
@@ -165,7 +165,7 @@ def test_a_killed_training_with_a_memory_ends_as_if_it_had_not_been(forks, corpu
     assert int(queue["queue._extra_state"]) > 20 and queue["queue.texts"].norm(dim=1).allclose(torch.ones(20))
     assert forks(folder, tmp_path / "killed")[0] == 0
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
-    assert "goes on in epoch" in (tmp_path / "killed" / "said").read_text()
+    assert "resumes in epoch" in (tmp_path / "killed" / "said").read_text()
 
 
 @pytest.mark.drill
@@ -190,7 +190,7 @@ def test_drill_of_kills_at_random_moments(forks, corpus, tmp_path):
         rows, files = outputs(out)
         files["run.json"] = whole[1]["run.json"]  # it holds save_minutes
         assert (rows, files) == whole and (out / "best").read_text() == (tmp_path / "whole" / "best").read_text()
-        resumed += (out / "said").read_text().count("goes on in epoch")
+        resumed += (out / "said").read_text().count("resumes in epoch")
     print(f"{kills} kills, {resumed} times a training went on")
     assert kills == 24 and resumed >= 12
 
@@ -213,7 +213,7 @@ def test_a_signal_stops_after_the_step_and_the_next_start_goes_on(corpus, tmp_pa
     monkeypatch.setattr(loop, "compute_gradients", lambda *args: steps.append(1) or real(*args))
     best = train(folder, tmp_path / "a")
     assert len(steps) == 10 - step
-    assert f"training goes on in epoch {(step - 1) // 5} at step {(step - 1) % 5 + 1}" in capsys.readouterr().out
+    assert f"training resumes in epoch {(step - 1) // 5} at step {(step - 1) % 5 + 1}" in capsys.readouterr().out
     assert train(folder, tmp_path / "b") == best
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
@@ -355,7 +355,7 @@ def test_a_changed_parameter_never_resumes(corpus, tmp_path, monkeypatch, capsys
     folder = corpus(make_config(train={"lr": 2e-3}))
     best = train(folder, tmp_path / "a")
     out = capsys.readouterr().out
-    assert "the saved state is of another training (parameters changed); training starts anew" in out
+    assert "the saved state is of another training (parameters changed); training starts from the beginning" in out
     assert train(folder, tmp_path / "b") == best
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
@@ -363,8 +363,8 @@ def test_a_changed_parameter_never_resumes(corpus, tmp_path, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("anyway", "says"),
     [
-        (False, "the saved state is of another training (code, libraries changed); training starts anew"),
-        (True, "code and libraries changed, and the state is used as asked; training goes on in epoch 1 at step 2"),
+        (False, "the saved state is of another training (code, libraries changed); training starts from the beginning"),
+        (True, "code and libraries changed, and the state is used as asked; training resumes in epoch 1 at step 2"),
     ],
 )
 def test_changed_code_resumes_only_when_asked_to(corpus, tmp_path, monkeypatch, capsys, anyway, says):
@@ -380,7 +380,7 @@ def test_changed_parameters_never_resume_however_asked(corpus, tmp_path, monkeyp
     stop(corpus(make_config()), tmp_path / "a", monkeypatch)
     monkeypatch.setattr(identity, "code_digest", lambda library: "other")
     train(corpus(make_config(train={"lr": 2e-3})), tmp_path / "a", anyway=True)
-    assert "another training (code, parameters changed); training starts anew" in capsys.readouterr().out
+    assert "another training (code, parameters changed); training starts from the beginning" in capsys.readouterr().out
 
 
 class Evil:
@@ -403,7 +403,7 @@ def test_a_state_that_cannot_be_used_is_not(corpus, tmp_path, monkeypatch, capsy
     best = train(folder, tmp_path / "a")
     said = "weights of the best epoch are gone" if damage == "no best" else "state is damaged"
     out = capsys.readouterr().out
-    assert said in out and "training starts anew" in out
+    assert said in out and "training starts from the beginning" in out
     assert not (tmp_path / "evil").exists()
     assert train(folder, tmp_path / "b") == best
 
@@ -455,7 +455,7 @@ def test_a_finished_training_of_other_parameters_is_removed(corpus, tmp_path, ca
     train(corpus(make_config()), tmp_path / "a")
     folder = corpus(make_config(train={"lr": 2e-3}))
     best = train(folder, tmp_path / "a")
-    assert "another training (parameters changed); training starts anew" in capsys.readouterr().out
+    assert "another training (parameters changed); training starts from the beginning" in capsys.readouterr().out
     assert best == train(folder, tmp_path / "b") and outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
 

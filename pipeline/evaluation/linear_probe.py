@@ -50,7 +50,7 @@ def cache_features(
     """Run the frozen encoder once over every augmentation draw of every training image that is needed.
 
     A crop is made at the embedder's ``size`` and goes through its own ``prepare``, as a whole picture does. With at
-    least as many draws as epochs, every epoch finds a draw of its own: the recipe that encodes each epoch anew. More
+    least as many draws as epochs, every epoch finds a draw of its own: the recipe that encodes every epoch. More
     than ``IN_MEMORY`` bytes are kept in a file without a name below ``work``, which goes with the process.
 
     Args:

@@ -1,4 +1,4 @@
-"""Keyed dropout as one operation: it reads, hashes and writes, and nothing is kept for the way back.
+"""Keyed dropout as one operation: it reads, hashes and writes, and nothing is kept for the backward pass.
 
 The kernel is ours, because the mask must be the same on any device and number of processes; by torch's own operations
 it takes 30 launches and ten times the memory traffic of the values. On the CPU those operations are used.
@@ -29,7 +29,7 @@ def keyed_dropout(x: Tensor, seeds: Tensor, rate: float, whole_rows: bool) -> Te
 
     Returns:
         The same shape and type. The mask depends on seeds and position in the row alone: it has the same bits on every
-        device, and on the way back.
+        device, and in the backward pass.
     """
     rows = x.unflatten(0, (len(seeds), -1))
     if whole_rows:
@@ -79,9 +79,9 @@ def by_triton(x: Tensor, seeds: Tensor, rate: float, whole_rows: bool) -> Tensor
 
     from pipeline.models.dropout_triton import kernel
 
-    result = torch.empty_like(x)  # with the strides that torch expects of it
+    dense = x
     if not (whole_rows and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
-        x = x.contiguous()  # a row is one piece of memory in either case
+        dense = x.contiguous()  # a row is one piece of memory in either case
     shape = () if whole_rows else (x.shape[0] // len(seeds), *x.shape[1:])
     if len(shape) > DIMENSIONS:
         raise ValueError(f"keyed dropout of rows with {len(shape)} dimensions; there are {DIMENSIONS} at most")
@@ -89,11 +89,11 @@ def by_triton(x: Tensor, seeds: Tensor, rate: float, whole_rows: bool) -> Tensor
     for size in reversed(shape[1:]):
         strides.insert(0, strides[0] * size)
     strides += [1] * (DIMENSIONS - len(strides))
-    out = torch.empty_like(x)
+    out = torch.empty_like(dense)
     count = x.numel()
     kernel[(triton.cdiv(count, BLOCK),)](
-        *(x, out, seeds.contiguous(), count, count // len(seeds), threshold(rate), 1 / (1 - rate), *strides),
+        *(dense, out, seeds.contiguous(), count, count // len(seeds), threshold(rate), 1 / (1 - rate), *strides),
         DIMENSIONS=len(shape),
         BLOCK=BLOCK,
     )
-    return out if out.stride() == result.stride() else result.copy_(out)
+    return out if dense is x else torch.empty_like(x).copy_(out)  # torch expects the strides of ``x``

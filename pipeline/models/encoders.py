@@ -31,8 +31,8 @@ class ImageTower(nn.Module):
         except (OSError, RuntimeError, TypeError) as error:
             if pretrained:
                 raise ParamsError(
-                    f"model.image_encoders: weights of {options.name} could not be had ({type(error).__name__}); they "
-                    "come from the Hugging Face hub: allow network access once, or set pretrained: false"
+                    f"model.image_encoders: weights of {options.name} could not be loaded ({type(error).__name__}); "
+                    "they come from the Hugging Face hub: allow network access once, or set pretrained: false"
                 ) from None
             raise ParamsError(f"model.image_encoders: timm cannot build {options.name}: {error}") from None
         self.model = self.model.to(memory_format=torch.channels_last)

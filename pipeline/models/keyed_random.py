@@ -23,7 +23,7 @@ def _shifted(x: Tensor, by: int) -> Tensor:
 
 
 def mix_bits(x: Tensor) -> Tensor:
-    """A bijection of int64 (or int32) after which every bit of the input sways every bit of the output."""
+    """A bijection of int64 (or int32) after which every bit of the input affects every bit of the output."""
     if x.dtype == torch.int64:
         x = (x ^ _shifted(x, 30)) * _FIRST64
         x = (x ^ _shifted(x, 27)) * _SECOND64

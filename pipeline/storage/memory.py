@@ -16,7 +16,7 @@ AHEAD = 4  # batches that each process of a loader prepares beforehand
 def keep_memory() -> None:
     """Make this process keep the memory it frees, where the C library is glibc.
 
-    Every picture and every batch needs the same few blocks. Handed back to the system and fetched anew each time, they
+    Every picture and every batch needs the same few blocks. Handed back to the system and fetched again each time, they
     cost as much as the work on them: each page is cleared and mapped again. Forked processes are made to keep theirs.
     """
     try:

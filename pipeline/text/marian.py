@@ -33,7 +33,7 @@ class RoundTrip:
     """English -> another language -> English.
 
     A text is translated sentence by sentence, as these models were trained to, and its sentences are a batch of their
-    own: no other text shares it, and the random numbers start anew for each text. So a translation depends on seed and
+    own: no other text shares it, and each text starts the random numbers again. So a translation depends on seed and
     text (and, in the last bits of a sum, on the kind of device) alone.
     """
 

@@ -82,7 +82,7 @@ def read_pools(path: Path) -> PromptSentences:
     except FileNotFoundError:
         raise PromptError(f"{path}: not found; the prompts stage writes it (dvc repro prompts)") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise PromptError(f"{path}: not a file of prompt sentences; dvc repro --force prompts writes it anew") from None
+        raise PromptError(f"{path}: not a file of prompt sentences; dvc repro --force prompts mends it") from None
 
 
 def expand(template: str, expression: str = "") -> list[str]:
@@ -135,7 +135,7 @@ def caption(
         labels: class -> 1, 0 or -1; a class that is not mentioned says nothing. Their order does not matter.
         prompts: the sentences.
         rng: its state is all the randomness there is.
-        negatives: how many negative classes to name, drawn anew each time (ChestX-ray14: 3, section 4.1), all of them
+        negatives: how many negative classes to name, drawn again each time (ChestX-ray14: 3, section 4.1), all of them
             where there are fewer; None names every label as it is (CheXpert).
 
     Returns:

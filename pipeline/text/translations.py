@@ -76,5 +76,5 @@ def read_translations(path: Path) -> Translations:
     except (OSError, pa.ArrowException):
         table = None
     if table is None or table.schema.remove_metadata() != TRANSLATION_SCHEMA:
-        raise ValueError(f"{path}: no table of translations; make it anew: dvc repro -f back_translate")
+        raise ValueError(f"{path}: no table of translations; make it again: dvc repro -f back_translate")
     return Translations(table)

@@ -1,4 +1,4 @@
-"""Where a stage keeps what it goes on from after a kill, and the repository it belongs to."""
+"""Where a stage keeps what it resumes from after a kill, and the repository it belongs to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def repository_root() -> Path:
 
 
 def work_folder(name: str) -> Path:
-    """Folder for what a stage goes on from after a kill, of no output: data/work/<name>.
+    """Folder for what a stage resumes from after a kill, of no output: data/work/<name>.
 
     A queued experiment runs in a copy that is thrown away, and so has its own below the original repository.
     """

@@ -52,7 +52,7 @@ class GlobalBatchNorm(_BatchNorm):
 
 
 def has_batch_norm(model: nn.Module) -> bool:
-    """Whether rows of a batch sway one another in training."""
+    """Whether rows of a batch affect one another in training."""
     return any(isinstance(m, _BatchNorm) for m in model.modules())
 
 

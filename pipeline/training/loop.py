@@ -1,6 +1,6 @@
 """Pre-training of one run (paper section 4.2): AdamW, warm-up, cosine, AMP, DDP, best by validation.
 
-Whatever ends a training, a later one of the same parameters goes on from its saved state
+Whatever ends a training, a later one of the same parameters resumes from its saved state
 (``pipeline.training.resume``). What is particular to a method is in ``pipeline.training.methods``.
 """
 
@@ -104,15 +104,15 @@ def train_run(
         out: folder for model.safetensors, run.json and the tokenizer; it appears whole, at the end.
         history: csv file with a row an epoch: ``BEFORE_TERMS``, the method's terms, ``scale`` and, in fp16, ``FP16``.
         work: folder of the training state, on a file system that all processes see. A training whose state it holds
-            goes on from there, on a CPU to the same bits as if it had never been interrupted. At the end the state
+            resumes there, on a CPU to the same bits as if it had never been interrupted. At the end the state
             shrinks to what can write the outputs again, until ``resume.forget``.
         tell: called by rank 0 with each row and its epoch, and every ``CURVE`` steps with the loss (``step_loss``) and
-            the number of steps done. A training that goes on tells all of it again. A row told has also
+            the number of steps done. A training that resumes tells all of it again. A row told has also
             ``studies_per_second``, ``seconds``, ``waiting``, the share of them spent waiting for data, and, if the
             device's peak is known, ``mfu``, the model's FLOPs over it.
         seed: added to the run's.
         speed: keys of ``train`` instead of the run's own, such that change no result.
-        resume_anyway: go on also from a state of other code or libraries.
+        resume_anyway: resume also from a state of other code or libraries.
 
     Returns:
         The best validation loss.
@@ -333,7 +333,7 @@ def _count(t: _Training, step: _Step, progress: resume.Progress, bar: tqdm, mete
 
 def _stopped(where: str, progress: resume.Progress, refused: str, bar: tqdm) -> str:
     bar.close()
-    saved = refused or "the state is saved, and the next start goes on from there"
+    saved = refused or "the state is saved, and the next start resumes from it"
     return f"stopped by a signal in epoch {progress.epoch} {where}; {saved}"
 
 

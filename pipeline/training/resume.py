@@ -1,4 +1,4 @@
-"""What an interrupted training goes on from: its state on disk, and whether that state is of this very training.
+"""What an interrupted training resumes from: its state on disk, and whether that state is of this very training.
 
 The work folder of a run holds ``state.pt`` (written whole or not at all) and ``best-<epoch>.safetensors``, the weights
 of the best epoch that the state knows of. Neither holds code: they are read as tensors, numbers and text alone.
@@ -7,7 +7,7 @@ When a training has written its outputs, its state shrinks to what can write the
 the history, and the weights of the best epoch. The stage then calls ``forget``, if whoever started it is still there to
 see it end. If not (DVC was killed, and the training went on and ended well), DVC knows nothing of the outputs and
 removes them before it trains again; the next start with the same identity writes them from here and trains nothing. A
-training whose end was seen leaves nothing behind, so ``dvc repro --force`` trains it anew.
+training whose end was seen leaves nothing behind, so ``dvc repro --force`` trains it again.
 """
 
 from __future__ import annotations
@@ -140,16 +140,16 @@ class Saved:
         progress = Progress()
         if saved:
             progress = Progress(**saved["progress"])
-            goes_on = f"training goes on in epoch {progress.epoch} at step {progress.step}"
+            now = f"training resumes in epoch {progress.epoch} at step {progress.step}"
             if saved["finished"]:
-                goes_on = "training had finished, and whoever started it was gone; its outputs are written from here"
+                now = "training had finished, and whoever started it was gone; its outputs are written from here"
             else:
                 for name, part in self.parts.items():
                     part.load_state_dict(saved[name])
                 self._set_random(saved["random"][self.process.rank % len(saved["random"])])
-            said = f"{said}{goes_on}"
+            said = f"{said}{now}"
         elif said:
-            said = f"{said}; training starts anew"
+            said = f"{said}; training starts from the beginning"
         if self.process.rank == 0:
             if said:
                 print(f"{self.work}: {said}")

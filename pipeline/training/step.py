@@ -85,7 +85,7 @@ def apply_gradients(
 
 
 class Later:
-    """Numbers of a step, copied from the device while it goes on to the next one."""
+    """Numbers of a step, copied from the device while it begins the next one."""
 
     def __init__(self, numbers: Tensor) -> None:
         """``numbers``: [N], on any device."""
@@ -116,8 +116,8 @@ def made_ready(learner: Learner, net: Net, options: Train, process: Process) -> 
 
 
 def distributed_module(learner: nn.Module, process: Process) -> nn.Module:
-    """The learner, averaging its gradients over processes on the way back. Its buffers are not sent round: BatchNorm
-    over all processes keeps them alike, and DeCLIP's queue is filled alike everywhere."""
+    """The learner, whose gradients become averages over processes in the backward pass. Its buffers are not sent:
+    BatchNorm over all processes keeps them alike, and DeCLIP's queue is filled alike everywhere."""
     return DistributedDataParallel(learner, broadcast_buffers=False) if process.world > 1 else learner
 
 

@@ -137,8 +137,8 @@ def gradients_in_pieces(
     1. Embed piece by piece and forget the activations. 2. The loss of all embeddings gives the gradient of each.
     3. Embed each piece again, with activations, and send its embeddings' gradient back.
 
-    An image tower with BatchNorm cannot be cut, since its rows sway one another: it sees the whole batch once, keeps
-    what is between its blocks, and computes each block again on the way back.
+    An image tower with BatchNorm cannot be cut, since its rows affect one another: it sees the whole batch once, keeps
+    what is between its blocks, and computes each block again in the backward pass.
 
     Args:
         batch: on the device; ``groups``: its texts, each a row of arguments of ``encode_text``.
@@ -182,7 +182,7 @@ def gradients_in_pieces(
 
 def contrast_alone(net: CxrClip, batch: Batch, config: RunConfig, process: Process) -> Tensor:
     """The contrastive loss of a batch by itself, whatever other processes do; ``net`` is in evaluation mode, where rows
-    do not sway one another, and sees ``FORWARD`` studies at a time."""
+    do not affect one another, and sees ``FORWARD`` studies at a time."""
     device = process.device
     batch = batch.to(device)
     pieces = _cut(batch.images, size=FORWARD * len(batch.images) // batch.studies)

@@ -221,6 +221,16 @@ def within(path: str, section: str) -> bool:
     return path == section or path.startswith(f"{section}.")
 
 
+def named(after: set[str]) -> str:
+    """Stages in the order of dvc.yaml; those that evaluate, if all of them follow, by one name."""
+    ours = {"embed", "zero_shot", "few_shot", "few_shot_official", "retrieval", "regenerate"}
+    for name, group in (("all evaluation", ours | {"embed_other", "few_shot_other"}), ("evaluation of runs", ours)):
+        if group <= after:
+            first = next(s for s in DVC if s in group)
+            return ", ".join(f"*{name}*" if s == first else s for s in DVC if s in after - group | {first})
+    return ", ".join(s for s in DVC if s in after) or "—"
+
+
 def table() -> str:
     """Parameter -> the stages that read it and, once each, those that follow them. A section has one line, and one more
     for each key that other stages read."""
@@ -239,7 +249,7 @@ def table() -> str:
     for path in sorted(rows, key=lambda p: (order.index(p.split(".")[0]), p)):
         stages = rows[path]
         after = {late for stage in stages for late in downstream(stage)} - set(stages)
-        text += f"| `{path}` | {', '.join(stages)} | {', '.join(s for s in DVC if s in after) or '—'} |\n"
+        text += f"| `{path}` | {named(set(stages))} | {named(after)} |\n"
     return text + "| any | settings, tables | — |\n"
 
 

@@ -304,6 +304,13 @@ def test_a_run_like_another_names_its_differences_alone(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_the_profile_of_one_gpu_is_the_papers():
+    """But for how it is computed: the batch, and so the training, is the same."""
+    root = Path(__file__).parents[1]
+    paper, one = (load_params(root / "profiles" / f"{profile}.yaml") for profile in ("paper", "h100"))
+    assert one == replace(paper, train=replace(paper.train, launcher="python", precision="bf16", workers=16))
+
+
 def test_the_rows_of_table_4_differ_in_what_they_are_named_for():
     root = Path(__file__).parents[1]
     for profile in ("demo", "paper"):

@@ -4,12 +4,13 @@ Each part has a deadline of its own and ends with a JSON line; the last line is 
 and the others go on; the exit status is then 1. On data it makes itself, without DVC and MLflow.
 
     environment   versions, the device, what torch was built for
-    masks         keyed dropout has the same bits as on the CPU
+    masks         keyed dropout has the same bits as on the CPU, and attention as one operation the same values
     precision     steps in bf16 and fp16 against fp32; micro-batches against the whole; a scale of 2^40 comes down;
                   gradients that are not finite end a training; Python waits for the device once a step at most
     collectives   each one we use, and a DDP step, over one process
     speed         ms, studies/s, kernels, CPU ms, peak GB and MFU of a step at the paper's size and batch: bf16, fp16,
-                  fp32 and with TF32, convolutions whose algorithms are not timed, torch's own dropout, compiled,
+                  fp32 and with TF32, attention by torch's operations, convolutions whose algorithms are not timed,
+                  torch's own dropout, compiled,
                   8 length groups, 16 studies, and the release's way
     methods       Swin-Tiny, DeCLIP and mixed, and how often each waits for the device
     training      the loop with workers from shards, stopped by SIGTERM and taken up again
@@ -41,7 +42,7 @@ from pipeline.config.devices import cuda_device
 
 DEADLINES = {  # seconds
     **{"environment": 20, "masks": 40, "precision": 80, "collectives": 40},
-    **{"speed": 150, "methods": 60, "training": 60, "evaluation": 60},
+    **{"speed": 180, "methods": 60, "training": 60, "evaluation": 60},
 }
 PARTS: tuple[Callable[[Setting], dict[str, Any]], ...] = (
     *(environment, masks, precision, collectives),

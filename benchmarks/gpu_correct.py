@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from benchmarks.gpu_setting import Setting, must, optimizer_of, unscaled, waits
+from pipeline.models.attention_kernel import is_fused, keyed_attention
 from pipeline.models.dropout_kernel import keyed_dropout
 from pipeline.models.keyed_random import stream_seeds
 from pipeline.training.distributed import any_of, backend_of, gather_rows, gathered, summed
@@ -53,7 +54,41 @@ def masks(s: Setting) -> dict[str, Any]:
                     found.append((y.detach().cpu(), on.grad.cpu()))
                 must(all(map(torch.equal, *found)), f"{dtype} {shape} whole_rows={whole_rows} differs")
                 compared += 2 * x.numel()
-    return {"values": compared, "equal": True}
+    return {"values": compared, "equal": True, "attention_off": _attention(s)}
+
+
+def _attention(s: Setting) -> dict[str, float]:
+    """Attention as one operation against the same by torch's operations in float32, on the device: relative distance of
+    output and gradients together."""
+    if s.device.type != "cuda":
+        return {}
+    rows, heads, length, width = 4, 12, 131, 64
+    draws = torch.Generator(s.device).manual_seed(0)
+    given = torch.randn(4, rows, length, heads, width, device=s.device, generator=draws)
+    seeds = stream_seeds(torch.arange(rows, device=s.device) * 12345)
+    ends = torch.tensor([131, 64, 100, 3], device=s.device).view(rows, 1, 1, 1)
+    found: dict[str, float] = {}
+    for dtype, limit in ((torch.float32, 1e-5), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)):
+        values, padding = given.to(dtype), torch.arange(length, device=s.device) >= ends
+        results = []
+        for kind in (dtype, torch.float32):
+            q, k, v = (x.transpose(1, 2).to(kind).requires_grad_() for x in values[:3])
+            bias = torch.zeros(rows, 1, 1, length, dtype=kind, device=s.device)
+            bias = bias.masked_fill_(padding, torch.finfo(dtype).min)
+            if not results:
+                must(is_fused(q, bias), "attention is not fused")
+                out = keyed_attention(q, k, v, bias, seeds, 0.1, width**-0.5)[0]
+            else:
+                weights = (width**-0.5 * q @ k.transpose(2, 3) + bias).softmax(-1)
+                out = (keyed_dropout(weights, seeds, 0.1, False) @ v).transpose(1, 2)
+            out.backward(values[3].to(kind))
+            assert q.grad is not None and k.grad is not None and v.grad is not None
+            parts = (out.detach().transpose(1, 2), q.grad, k.grad, v.grad)
+            results.append(torch.cat([x.flatten().double() for x in parts]))
+        off = float((results[0] - results[1]).norm() / results[1].norm())
+        must(off < limit, f"attention in {dtype} is off by {off}")
+        found[str(dtype).removeprefix("torch.")] = round(off, 8)
+    return found
 
 
 def precision(s: Setting) -> dict[str, Any]:

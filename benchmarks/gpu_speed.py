@@ -22,7 +22,7 @@ from pipeline.config.run_config import NOT_MIXED, Roles, RunConfig
 from pipeline.evaluation.embed import embedder_of
 from pipeline.evaluation.fine_tune import evaluation_pictures, fine_tune
 from pipeline.evaluation.labelled import Labelled
-from pipeline.models import encoders
+from pipeline.models import encoders, keyed_dropout
 from pipeline.models.keyed_dropout import Rows
 from pipeline.storage.index import write_studies
 from pipeline.training import loop, resume
@@ -49,6 +49,8 @@ def speed(s: Setting) -> dict[str, Any]:
         found[way] = _timed(s, s.method(config), config)
     config = s.config(half)
     if s.device.type == "cuda":
+        with mock.patch.object(keyed_dropout, "is_fused", lambda *_: False):
+            found["attention_apart"] = _timed(s, s.method(config), config)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False):
             found["untimed_convolutions"] = _timed(s, s.method(config), config)
         exact = torch.get_float32_matmul_precision()

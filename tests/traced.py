@@ -99,6 +99,7 @@ def backward(root: Tensor, gradient: Tensor | None = None) -> None:
     while ready:
         node = ready.pop()
         grads = given.pop(node, [])
+        grads += [None] * (len(node._input_metadata) - len(grads))  # outputs that nothing was made of
         if hasattr(node, "variable"):
             (grad,) = grads or [None]
             if grad is not None:

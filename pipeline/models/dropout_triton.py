@@ -8,10 +8,19 @@ import triton.language as tl  # type: ignore[import-untyped]
 
 
 @triton.jit
-def _mixed(x):  # type: ignore[no-untyped-def]  # uint32, as keyed_random.mix_bits
+def mixed(x):  # type: ignore[no-untyped-def]
+    """``keyed_random.mix_bits`` of uint32."""
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
+
+
+@triton.jit
+def dropped(position, first, second, threshold):  # type: ignore[no-untyped-def]
+    """``keyed_random.keyed_mask`` at positions whose hash is known, of rows with these two seeds."""
+    number = (position ^ first.to(tl.uint32, bitcast=True)) * (second.to(tl.uint32, bitcast=True) | 1)
+    number = (number ^ (number >> 16)) * 0x7FEB352D
+    return number.to(tl.int32, bitcast=True) < threshold
 
 
 @triton.jit
@@ -37,21 +46,18 @@ def kernel(  # type: ignore[no-untyped-def]
     place = at % row_size
     position = tl.zeros((BLOCK,), tl.uint32)
     if DIMENSIONS > 0:
-        position = _mixed(position + (place // stride0).to(tl.uint32) * 0x9E3779B1)
+        position = mixed(position + (place // stride0).to(tl.uint32) * 0x9E3779B1)
         place = place % stride0
     if DIMENSIONS > 1:
-        position = _mixed(position + (place // stride1).to(tl.uint32) * 0x9E3779B1)
+        position = mixed(position + (place // stride1).to(tl.uint32) * 0x9E3779B1)
         place = place % stride1
     if DIMENSIONS > 2:
-        position = _mixed(position + (place // stride2).to(tl.uint32) * 0x9E3779B1)
+        position = mixed(position + (place // stride2).to(tl.uint32) * 0x9E3779B1)
         place = place % stride2
     if DIMENSIONS > 3:
-        position = _mixed(position + (place // stride3).to(tl.uint32) * 0x9E3779B1)
-    first = tl.load(seeds + 2 * row, mask=inside, other=0).to(tl.uint32, bitcast=True)
-    second = tl.load(seeds + 2 * row + 1, mask=inside, other=0).to(tl.uint32, bitcast=True)
-    number = (position ^ first) * (second | 1)
-    number = (number ^ (number >> 16)) * 0x7FEB352D
-    dropped = number.to(tl.int32, bitcast=True) < threshold
+        position = mixed(position + (place // stride3).to(tl.uint32) * 0x9E3779B1)
+    first = tl.load(seeds + 2 * row, mask=inside, other=0)
+    second = tl.load(seeds + 2 * row + 1, mask=inside, other=0)
     value = tl.load(x + at, mask=inside, other=0.0)
-    kept = tl.where(dropped, 0.0, value.to(tl.float32)) * factor
+    kept = tl.where(dropped(position, first, second, threshold), 0.0, value.to(tl.float32)) * factor
     tl.store(out + at, kept.to(value.dtype), mask=inside)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.records import ParamsError
+from pipeline.models.attention_kernel import is_fused, keyed_attention
 from pipeline.models.dropout_kernel import keyed_dropout
 from pipeline.models.keyed_random import stream_seeds
 
@@ -49,11 +50,13 @@ class StudyDropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> the same shape; [B * parts, ...] where the tower cut each row into parts, such as windows."""
-        if not self.training:
-            return x
+        return keyed_dropout(x, self.seeds(), self.p, self.whole_rows) if self.training else x
+
+    def seeds(self) -> Tensor:
+        """This layer's seed of each row in flight, int32 [B, 2]."""
         if self.rows.seeds is None:
             raise RuntimeError("dropout in training needs the keys of the rows: pass them to the tower's forward")
-        return keyed_dropout(x, self.rows.seeds[self.layer], self.p, self.whole_rows)
+        return self.rows.seeds[self.layer]
 
 
 def draw_by_study(model: nn.Module, what: str) -> Rows:
@@ -142,7 +145,12 @@ def _attention(
     if not dropout:  # evaluation, or no dropout here
         out = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scaling)
         return out.transpose(1, 2).contiguous(), None
-    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if is_fused(query, attention_mask):
+        assert attention_mask is not None
+        drop: StudyDropout = module.dropout
+        return keyed_attention(query, key, value, attention_mask, drop.seeds(), drop.p, scale)[0], None
+    scores = (query * scale) @ key.transpose(2, 3)
     if attention_mask is not None:
         scores = scores + attention_mask
     with torch.autocast(query.device.type, enabled=False):  # softmax sums in float32 without a copy in it

@@ -70,7 +70,7 @@ def _attention(s: Setting) -> dict[str, float]:
     found: dict[str, float] = {}
     for dtype, limit in ((torch.float32, 1e-5), (torch.float16, 5e-3), (torch.bfloat16, 3e-2)):
         values, padding = given.to(dtype), torch.arange(length, device=s.device) >= ends
-        results = []
+        results: list[Tensor] = []
         for kind in (dtype, torch.float32):
             q, k, v = (x.transpose(1, 2).to(kind).requires_grad_() for x in values[:3])
             bias = torch.zeros(rows, 1, 1, length, dtype=kind, device=s.device)

@@ -1,4 +1,4 @@
-"""Attention with keyed dropout as a GPU computes it: in Triton's interpreter, and compiled for cards that are not here."""
+"""Attention with keyed dropout as a GPU computes it: in Triton's interpreter, and compiled for absent cards."""
 
 import os
 import subprocess
@@ -19,12 +19,13 @@ from pipeline.models.keyed_random import keyed_mask, stream_seeds
 
 torch.manual_seed(0)
 for dtype, most in ((torch.float32, 2e-6), (torch.float16, 2e-3)):
-    for heads, length, width in ((2, 70, 16), (3, 5, 32), (1, 65, 64)):
+    for heads, length, width in ((2, 40, 16), (3, 5, 32), (1, 33, 64)):
         seeds = stream_seeds(torch.randint(-2**62, 2**62, (3,)))
         q, k, v = (torch.randn(3, length, heads, width).to(dtype).transpose(1, 2) for _ in range(3))
         k = k.contiguous()  # strides of each their own
         ends = torch.tensor([length, length // 2, length - 1]).view(3, 1, 1, 1)
-        bias = torch.zeros(3, 1, 1, length, dtype=dtype).masked_fill_(torch.arange(length) >= ends, torch.finfo(dtype).min)
+        bias = torch.zeros(3, 1, 1, length, dtype=dtype)
+        bias.masked_fill_(torch.arange(length) >= ends, torch.finfo(dtype).min)
         grad = torch.randn(3, length, heads, width).to(dtype)
 
         exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
@@ -90,10 +91,8 @@ def test_the_kernels_compile_for_an_h100(tmp_path):
 
 @pytest.mark.drill
 def test_the_kernels_compile_for_every_card_and_type(tmp_path):
-    compiles(
-        tmp_path,
-        *(f"{card}:{kind}" for card in (75, 80, 86, 90, 120) for kind in ("bf16", "fp16", "fp32")[card == 75 :]),
-    )
+    kinds = ("bf16", "fp16", "fp32")  # of which sm_75 lacks the first
+    compiles(tmp_path, *(f"{card}:{kind}" for card in (75, 80, 86, 90, 120) for kind in kinds[card == 75 :]))
 
 
 def test_what_is_fused():

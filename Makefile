@@ -15,6 +15,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 JOBS ?= 2
 SHARED := sed 's/ $$//' | xargs -r -P $(JOBS) --process-slot-var=CXR_TURN -L 1 sh -c 'dvc --wait-for-lock repro --keep-going --single-item "$$@" || exit 1' dvc
 repro: export CXR_REPRO := make-$(shell date +%s)
+repro: export CXR_JOBS := $(JOBS)
 repro: .venv/ready
 	dvc repro phantom
 	dvc stage list --name-only > .dvc/tmp/stages

@@ -144,7 +144,7 @@ def _scaler(s: Setting, small: dict[str, Any], batch: Any) -> dict[str, Any]:
 
 def collectives(s: Setting) -> dict[str, Any]:
     """One process: what NCCL (gloo on the CPU) makes of each collective we use, and of DDP."""
-    backend, port = backend_of(s.device), 29500 + os.getpid() % 1000
+    backend, port = backend_of(s.device, from_cpu=True), 29500 + os.getpid() % 1000
     own = s.device if s.device.type == "cuda" else None
     dist.init_process_group(backend, f"tcp://127.0.0.1:{port}", rank=0, world_size=1, device_id=own)
     try:

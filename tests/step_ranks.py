@@ -71,8 +71,8 @@ def collate_of(config: RunConfig) -> Collate:
     """What a method's loader makes of draws."""
     if not has_declip_terms(config.loss):
         return collator(Ids(), config)
-    words = WordMask.of(Ids(), config.loss.mlm_rate) if config.loss.mlm_weight else None
-    return partial(collate_declip, tokenizer=Ids(), groups=config.train.length_groups, words=words)
+    taker = WordMask.of(Ids(), config.loss.mlm_rate) if config.loss.mlm_weight else None
+    return partial(collate_declip, tokenizer=Ids(), groups=config.train.length_groups, taker=taker)
 
 
 def model(config: RunConfig, dtype: torch.dtype = torch.float64) -> CxrClip | Learner:

@@ -263,7 +263,7 @@ def test_no_term_of_declip_no_learner(config):
         heads = method.learner.heads
         assert type(method) is DeclipMethod and method.terms == ("mvs", "icl", "tcl", name)
         assert [p for p in ("queue", "simsiam", "words") if getattr(heads, p) is not None] == [part]
-    taken = method.collate.keywords["words"]
+    taken = method.collate.keywords["taker"]
     assert taken.special.nonzero().flatten().tolist() == sorted(words.tokenizer.all_special_ids)
     words.tokenizer.mask_token = None
     with pytest.raises(ParamsError, match=r"loss\.mlm_weight: the tokenizer .* has no \[MASK\]"):

@@ -136,8 +136,9 @@ def test_a_process_group_knows_its_device(monkeypatch, device, own):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(dist, "rendezvous", lambda url: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **how: asked.update(how, backend=backend))
-    distributed.join(torch.device(device), Train())
-    assert asked["device_id"] == own and asked["backend"] == ("cpu:gloo,cuda:nccl" if own else "gloo")
+    for from_cpu, backend in ((False, "nccl"), (True, "cpu:gloo,cuda:nccl")):  # the second for mixed runs
+        distributed.join(torch.device(device), Train(), from_cpu)
+        assert asked["device_id"] == own and asked["backend"] == (backend if own else "gloo")
 
 
 # memory
@@ -166,8 +167,17 @@ def test_evaluation_starts_as_many_processes_as_have_room(small, monkeypatch, tm
     """4 batches each, in half of 64 MiB."""
     found = [memory.processes_that_fit(8, size << 20) for size in (1, 2, 8, 9)]
     assert found == [8, 4, 1, 0]
+    monkeypatch.setenv("CXR_JOBS", "2")  # make repro runs two of these
+    assert memory.processes_that_fit(8, 2 << 20) == 2
     monkeypatch.setattr(memory, "SHARED", tmp_path / "none")
     assert memory.processes_that_fit(8, 1 << 40) == 8
+
+
+def test_a_loader_may_open_as_many_files_as_the_system_allows():
+    code = "import resource as r; from pipeline.storage.memory import allow_many_files as a; n = r.RLIMIT_NOFILE; "
+    code += "hard = r.getrlimit(n)[1]; r.setrlimit(n, (64, hard)); a(); print(r.getrlimit(n) == (hard, hard))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_a_loader_looks_at_shared_memory_first(small, studies, prompts, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from dataclasses import replace
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.config.params import Other
 from pipeline.evaluation import embed, protocols, store
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.embedder import Embedder
+from pipeline.evaluation.pictures import PreparedViews
 from pipeline.models.checkpoint import load_model, save_model
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.storage.evaluation_crop import evaluation_crop
@@ -131,6 +133,7 @@ def test_how_many_processes_prepare_images_changes_nothing(tmp_path, index, conf
     views = [s.first_frontal for s in read_studies(index / "rsna.parquet", ("test",))]
     alone = embed.from_checkpoint(tmp_path / "m", batch_size=2)
     two = replace(alone, workers=2)
+    ForkingPickler.dumps(PreparedViews(views, alone.prepare))  # spawned processes get it, too
     assert np.array_equal(two.embed_images(views), alone.embed_images(views)) and len(views) == 3
     assert np.array_equal(two.over(two.features, views), alone.over(alone.features, views))
 

@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -498,6 +499,25 @@ def test_fine_tuning_builds_one_loader_whatever_its_workers(labelled, monkeypatc
         tuned = fine_tune(tower, data, chosen, valid, 32, Augment(), 2, TUNE, 64, 8, workers)
         found.append(torch.cat([w.flatten().double() for w in tuned.state_dict().values()]))
     assert len(built) == 2 and torch.equal(*found)
+
+
+def test_pictures_of_a_split_leave_shared_memory(labelled, monkeypatch):
+    """A batch is let go before the next ones are ready: 64 MB hold few of them."""
+    data = read(labelled, "vindr_cxr")
+    alone = evaluation_pictures(data, "train", 32)
+    monkeypatch.setattr("pipeline.evaluation.fine_tune.READ", 1)
+    held, real = [], torch.utils.data.DataLoader.__iter__
+
+    def watched(loader):
+        for images, positions in real(loader):
+            held.append(weakref.ref(images))
+            yield images, positions
+            del images
+            assert sum(ref() is not None for ref in held) <= 1
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", watched)
+    found = evaluation_pictures(data, "train", 32, workers=1)
+    assert len(held) == len(alone) > 5 and torch.equal(found, alone) and not found.is_shared()
 
 
 def test_stochastic_depth_is_drawn_in_fine_tuning(labelled):

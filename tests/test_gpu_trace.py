@@ -74,7 +74,7 @@ def traced(config: RunConfig, studies: int) -> Trace:
 
 def test_the_papers_step_starts_few_kernels_and_waits_for_none():
     """ResNet-50 and BERT-base with dropout at B = 128 in four length groups. By torch's own operations the masks took
-    9,900 of 14,300 launches, and 115 of 305 GB. Keys' and queries' gradients take a launch each, counted as one."""
+    9,900 of 14,300 launches, and 115 of 305 GB."""
     config = run_config(load_params(ROOT / "profiles" / "paper.yaml"), "resnet_m")
     bert = {"model_type": "bert", **BERT_BASE}
     config = replace(
@@ -87,7 +87,7 @@ def test_the_papers_step_starts_few_kernels_and_waits_for_none():
     trace = traced(config, 128)
     there_and_back = 2 * 4  # of each group
     assert trace.launches["cxr::keyed_dropout"] == there_and_back * (1 + 2 * 12)  # embeddings, two of each layer
-    assert trace.launches["cxr::keyed_attention"] == trace.launches["cxr::keyed_attention_backward"] == 4 * 12
+    assert trace.launches["cxr::keyed_attention"] == trace.launches["cxr::keyed_attention_backward"] / 2 == 4 * 12
     assert trace.launches.total() <= 4600
     assert trace.bytes <= 180e9
     assert not trace.waits

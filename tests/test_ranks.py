@@ -49,7 +49,7 @@ def work(rank, out, port, event, ended):
     loop.compute_gradients = gradients
     if event == "SIGSTOP":  # whoever waits for it shall not wait long
         join = loop.join
-        loop.join = lambda device, options: join(device, dataclasses.replace(options, timeout_minutes=0.15))
+        loop.join = lambda device, options, **how: join(device, dataclasses.replace(options, timeout_minutes=0.15))
     try:
         loop.train_run(corpus, out / "model", out / "history.csv", out / "work", lambda values, step: None)
         ended.put((rank, "done", ""))

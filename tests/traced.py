@@ -20,6 +20,7 @@ FREE = {  # operations that start no kernel
     *("aten::detach", "aten::_unsafe_view", "aten::reshape", "aten::_reshape_alias", "aten::view"),
     *("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"),
 }
+KERNELS = {"cxr::keyed_attention_backward": 2}  # launches of an operation that has several
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal"}  # for which Python waits for the device
 
 
@@ -39,11 +40,12 @@ class Trace(TorchDispatchMode):
         read, written = ([x for x in tree_leaves(of) if isinstance(x, Tensor)] for of in ((args, kwargs), out))
         if name.startswith("prim::") or not any(x.device.type == "cuda" for x in (*read, *written)):
             return out
-        back = name == "aten::_to_copy" and read[0].is_cuda and not written[0].is_cuda
-        if name in WAITS or (back and not (kwargs or {}).get("non_blocking")):
+        places = {x.device.type for x in (*read, *written)}
+        copies = name in ("aten::_to_copy", "aten::copy_") and len(places) > 1
+        if name in WAITS or (copies and not (kwargs or {}).get("non_blocking")):
             self.waits[name] += 1
         if not func.is_view and name not in FREE:
-            self.launches[name] += 1
+            self.launches[name] += KERNELS.get(name, 1)
             self.bytes += sum(x.numel() * x.element_size() for x in (*read, *written))
         return out
 

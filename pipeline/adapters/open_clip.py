@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -40,7 +43,7 @@ def load_open_clip(folder: Path, device: torch.device) -> Embedder:
             f"local-dir:{folder}", load_weights=False, pretrained_text=False, text_cfg=text_cfg
         )
         pictures = PreprocessCfg(**model.visual.preprocess_cfg)
-        prepare = image_transform_v2(pictures, is_train=False)
+        transform = image_transform_v2(pictures, is_train=False)
         tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     except Exception as error:  # of any class, and with texts that advise to ask a hub
         raise ValueError(f"{path}: open_clip cannot build this model ({type(error).__name__})") from None
@@ -53,7 +56,7 @@ def load_open_clip(folder: Path, device: torch.device) -> Embedder:
         return model.encode_image(inputs)
 
     return Embedder(
-        prepare=lambda picture: prepare(Image.fromarray(picture).convert("RGB")).numpy(),
+        prepare=partial(_prepared, transform=transform),
         encode_images=encode_images,
         encode_texts=lambda texts: model.encode_text(tokenizer(texts).to(device)),
         features=encode_images,
@@ -61,6 +64,11 @@ def load_open_clip(folder: Path, device: torch.device) -> Embedder:
         scale=float(model.logit_scale.exp()),
         device=device,
     )
+
+
+def _prepared(picture: np.ndarray, transform: Callable[[Image.Image], Tensor]) -> np.ndarray:
+    """uint8 [H, W] -> float32 [3, size, size], by the model's own preprocessing."""
+    return transform(Image.fromarray(picture).convert("RGB")).numpy()
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

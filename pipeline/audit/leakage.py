@@ -35,7 +35,7 @@ def datasets_in_order(datasets: Iterable[str]) -> list[str]:
 
 
 def image_id(image: AuditImage) -> ImageId:
-    """What names an image: data set, patient, study and view (CheXpert's study and view ids start anew a patient)."""
+    """What names an image: data set, patient, study and view (CheXpert counts studies and views of each patient)."""
     return image.dataset, image.patient, image.study, image.view.id
 
 

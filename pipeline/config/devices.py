@@ -13,7 +13,7 @@ from pipeline.config.records import ParamsError
 def turn() -> int:
     """The number of this process among those that ``make repro`` runs side by side (its Makefile sets ``CXR_TURN``), by
     which they take the machine's devices in turn; 0 for a process by itself."""
-    return int(os.environ.get("CXR_TURN", "0"))
+    return int(os.environ.get("CXR_TURN") or 0)
 
 
 def cuda_device(number: int, key: str) -> torch.device:

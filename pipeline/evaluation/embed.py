@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def embedder_of(net: Net, tokenizer: Tokenizer, image_size: int, batch_size: int
         return pooled
 
     return Embedder(
-        prepare=lambda picture: evaluation_crop(picture, image_size),
+        prepare=partial(evaluation_crop, size=image_size),  # which, unlike a lambda, reaches spawned processes
         encode_images=encode_images,
         encode_texts=encode_texts,
         features=features,

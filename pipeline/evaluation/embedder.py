@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline.evaluation.pictures import Pictures, Prepare, PreparedViews, batches
+from pipeline.evaluation.pictures import Pictures, Prepare, PreparedViews, batches, cut
 from pipeline.study import View
 
 
@@ -78,8 +78,8 @@ class Embedder:
 
     def over(self, encode: Callable[[Tensor], Tensor], views: Sequence[View], label: str = "") -> np.ndarray:
         """``encode`` over views in order, float32 [N, ...]."""
-        pictures, count = PreparedViews(views, self.prepare), self.batch_size
-        parts = [list(range(start, min(start + count, len(views)))) for start in range(0, len(views), count)]
+        pictures = PreparedViews(views, self.prepare)
+        parts = cut(range(len(views)), self.batch_size)
         return np.concatenate(list(self.encoded(encode, pictures, parts, label)))
 
     @torch.inference_mode()
@@ -87,7 +87,7 @@ class Embedder:
         self, encode: Callable[[Tensor], Tensor], pictures: Pictures, parts: Sequence[list[Any]], label: str = ""
     ) -> Iterator[np.ndarray]:
         """``encode`` over the items of each part, float32 [B, ...], while the next ones are prepared."""
-        loader = batches(pictures, parts, self.workers, self.batch_size)
+        loader = batches(pictures, parts, self.workers, self.batch_size, self.device.type == "cuda")
         for inputs, _ in tqdm(loader, total=len(parts), desc=label, unit="batch", mininterval=1, leave=False):
             yield encode(inputs.to(self.device, non_blocking=True)).float().cpu().numpy()
 

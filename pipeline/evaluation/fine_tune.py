@@ -6,6 +6,7 @@ import copy
 import math
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.config.params import Augment, FineTune
 from pipeline.evaluation.device import evaluation_autocast
 from pipeline.evaluation.labelled import Labelled
-from pipeline.evaluation.pictures import AugmentedViews, PreparedViews, batches
+from pipeline.evaluation.pictures import AugmentedViews, PreparedViews, batches, cut
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.training.schedule import warmup_cosine
 
@@ -57,9 +58,13 @@ class Classifier(nn.Module):
 def evaluation_pictures(data: Labelled, split: str, size: int, workers: int = 0) -> Tensor:
     """Every image of a split as evaluation sees it, uint8 [N, size, size]."""
     views = data.views(split)
-    parts = [list(range(start, min(start + READ, len(views)))) for start in range(0, len(views), READ)]
-    pictures = PreparedViews(views, lambda picture: evaluation_crop(picture, size))
-    return torch.cat([images for images, _ in batches(pictures, parts, workers, READ)])
+    loader = batches(
+        PreparedViews(views, partial(evaluation_crop, size=size)), cut(range(len(views)), READ), workers, READ
+    )
+    found = torch.empty(len(views), size, size, dtype=torch.uint8)
+    for images, positions in loader:
+        found[positions] = images
+    return found
 
 
 def fine_tune(
@@ -101,7 +106,7 @@ def fine_tune(
     keys: deque[Tensor] = deque()  # of stochastic depth, of the steps that the loader prepares
     views = AugmentedViews(data.views("train"), size, augment, seed)
     parts = _parts(chosen, epochs, steps, seed, keys)
-    loader = iter(batches(views, parts, workers, options.batch_size))  # one for all epochs
+    loader = iter(batches(views, parts, workers, options.batch_size, device.type == "cuda"))  # one for all epochs
     best: dict[str, Any] = {}
     best_loss = math.inf
     for _ in range(epochs):

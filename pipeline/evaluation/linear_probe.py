@@ -16,7 +16,7 @@ from torch import nn
 from pipeline.config.params import Augment, FewShot
 from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.labelled import Labelled, subset
-from pipeline.evaluation.pictures import AugmentedViews
+from pipeline.evaluation.pictures import AugmentedViews, cut
 from pipeline.training.schedule import warmup_cosine
 
 IN_MEMORY = 1 << 30  # bytes of cached features; more of them are kept in a file
@@ -65,8 +65,7 @@ def cache_features(
     rows = np.where(needed, needed.cumsum().reshape(needed.shape) - 1, -1)
     items = [(int(draw), int(position)) for draw, position in np.argwhere(needed)]
     dataset = AugmentedViews(data.views("train"), embedder.size, augment, seed, embedder.prepare)
-    count = embedder.batch_size
-    parts = [items[i : i + count] for i in range(0, len(items), count)]
+    parts = cut(items, embedder.batch_size)
     features, done = np.empty((0, 0), dtype=np.float32), 0
     for found in embedder.encoded(embedder.features, dataset, parts, data.name):
         if not done:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config.params import Augment
-from pipeline.storage.memory import AHEAD, processes_that_fit
+from pipeline.storage.memory import AHEAD, allow_many_files, processes_that_fit
 from pipeline.storage.shards import load_view
 from pipeline.study import View
 from pipeline.training.augment import augment_view
@@ -51,25 +51,35 @@ class AugmentedViews(Pictures):
         return (self.prepare(picture) if self.prepare else picture), position
 
 
-def batches(data: Pictures, parts: Iterable[list[Any]], workers: int, most: int) -> Iterable[tuple[Tensor, Tensor]]:
-    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order.
+def cut(items: Sequence[Any], size: int) -> list[list[Any]]:
+    """Parts of ``size`` items, the last one of fewer."""
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def batches(
+    data: Pictures, parts: Iterable[list[Any]], workers: int, most: int, pin: bool = False
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Inputs [B, ...] and positions int64 [B] of the items in each part, in order. A batch is to be let go before the
+    next but ``AHEAD``: it holds shared memory.
 
     Args:
         workers: processes that prepare them, fewer where shared memory has no room for their batches; 0: this one.
         most: items of a part at most.
+        pin: in pinned memory, for a CUDA device.
     """
     if workers:
+        allow_many_files()
         coming = iter(parts)
-        first = next(coming)
-        parts = chain([first], coming)
-        workers = processes_that_fit(workers, most * data[first[0]][0].nbytes)
+        first = next(coming, [])
+        parts = chain([first], coming) if first else []
+        workers = processes_that_fit(workers, most * data[first[0]][0].nbytes) if first else 0
     return DataLoader(
         data,
         batch_sampler=parts,
         num_workers=workers,
         collate_fn=_stack,
         prefetch_factor=AHEAD if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin,
     )
 
 

@@ -41,7 +41,7 @@ class MixedNet(WithTemperature):
     text_positions: Tensor
 
     def __init__(self, config: RunConfig, vocabulary: int) -> None:
-        """``vocabulary``: ids that there are.
+        """``vocabulary``: number of token ids.
 
         Raises:
             ParamsError: the run is no mixed one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -28,12 +29,20 @@ def keep_memory() -> None:
     mallopt(m_trim_threshold, 1 << 30)
 
 
+def allow_many_files() -> None:
+    """Let this process have as many open files as the system lets it ask for: a tensor that a loader's process hands
+    over is one, and the usual 1,024 are few for 16 processes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def processes_that_fit(workers: int, size: int) -> int:
-    """So many of ``workers`` processes of a loader as have room for their batches, of ``size`` bytes each, in half of
-    shared memory; 0 if not even one has."""
+    """How many of ``workers`` processes of a loader have room for their batches, of ``size`` bytes each, in this
+    process's half of shared memory; 0 if not even one has."""
     if not SHARED.is_dir():
         return workers
-    return min(workers, shutil.disk_usage(SHARED).total // 2 // (AHEAD * size))
+    return min(workers, shutil.disk_usage(SHARED).total // (2 * local_world()) // (AHEAD * size))
 
 
 def check_shared_memory(workers: int, size: int, key: str) -> None:
@@ -41,7 +50,7 @@ def check_shared_memory(workers: int, size: int, key: str) -> None:
     a process by a bus error, hours later perhaps. A container has 64 MB unless it was told otherwise.
 
     Args:
-        workers: processes of the loader of one training process; torchrun says how many of those a machine has.
+        workers: processes of the loader of one training process; ``local_world`` says how many of those there are.
         size: bytes of a batch.
         key: of params.yaml that sets ``workers``, for the error.
 
@@ -60,5 +69,6 @@ def check_shared_memory(workers: int, size: int, key: str) -> None:
 
 
 def local_world() -> int:
-    """Training processes on this machine, as torchrun says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Processes that share this machine's memory: those of a training, as torchrun says, times the stages that ``make
+    repro`` runs side by side (its Makefile sets ``CXR_JOBS``)."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * int(os.environ.get("CXR_JOBS", "1"))

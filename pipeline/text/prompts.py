@@ -82,7 +82,7 @@ def read_pools(path: Path) -> PromptSentences:
     except FileNotFoundError:
         raise PromptError(f"{path}: not found; the prompts stage writes it (dvc repro prompts)") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise PromptError(f"{path}: not a file of prompt sentences; dvc repro --force prompts mends it") from None
+        raise PromptError(f"{path}: not a file of prompt sentences; dvc repro --force prompts writes it") from None
 
 
 def expand(template: str, expression: str = "") -> list[str]:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache, partial
+from itertools import chain
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.config.run_config import RunConfig
 from pipeline.storage.evaluation_crop import evaluation_crop
-from pipeline.storage.memory import AHEAD, check_shared_memory, keep_memory
+from pipeline.storage.memory import AHEAD, allow_many_files, check_shared_memory, keep_memory
 from pipeline.storage.shards import load_view
 from pipeline.study import Study
 from pipeline.study_keys import study_key
@@ -72,10 +73,10 @@ class Tensors:
 
     @property
     def nbytes(self) -> int:
-        """Of all its tensors."""
-        found: list[Tensor] = []
-        self.each(lambda x: found.append(x) or x)  # type: ignore[func-returns-value]
-        return sum(x.nbytes for x in found)
+        """Bytes of all its tensors."""
+        values = [getattr(self, f.name) for f in fields(self)]
+        flat = chain.from_iterable(value if isinstance(value, tuple) else (value,) for value in values)
+        return sum(x.nbytes for x in flat if isinstance(x, Tensor))
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,7 @@ def batches_of(
         ParamsError: what the processes hold ready does not fit shared memory.
     """
     check_shared_memory(workers, batch_bytes(config, max(map(len, parts), default=0)), "train.workers")
+    allow_many_files()
     loader: DataLoader[B] = DataLoader(
         data,  # type: ignore[arg-type]  # of draws, which ``collate`` makes batches of
         batch_sampler=parts,  # type: ignore[arg-type]
@@ -339,8 +341,8 @@ def batches_of(
 
 
 def batch_bytes(config: RunConfig, studies: int) -> int:
-    """Bytes of a batch of so many studies at most: pictures in uint8; of the longest texts ids and mask, and twice what
-    a masked text has, in int64."""
+    """Bytes of a batch of so many studies at most: pictures in uint8; four numbers in int64 for each token of the
+    longest texts (id and mask; of masked language modelling the id that is seen, and the one asked for)."""
     images, texts = samples_needed(config.loss)
     return studies * (images * config.image_size**2 + 32 * texts * config.text_encoder.max_tokens)
 

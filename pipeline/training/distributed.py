@@ -47,9 +47,9 @@ def device_of(options: Train) -> torch.device:
     return device
 
 
-def join(device: torch.device, options: Train) -> Process:
+def join(device: torch.device, options: Train, from_cpu: bool = False) -> Process:
     """Rank and number of processes as torchrun set them; outside it 0 and 1. A process that is waited for longer than
-    ``train.timeout_minutes`` is an error of those who wait."""
+    ``train.timeout_minutes`` is an error of those who wait. ``from_cpu``: tensors on the CPU are sent, too."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         # torchrun's store outlives a restart: without a name of its own, a new attempt would meet the addresses of the
@@ -59,14 +59,16 @@ def join(device: torch.device, options: Train) -> Process:
         timeout = timedelta(minutes=options.timeout_minutes)
         own = device if device.type == "cuda" else None  # else NCCL guesses it at the first collective, or hangs
         dist.init_process_group(
-            backend_of(device), store=store, rank=rank, world_size=world, timeout=timeout, device_id=own
+            backend_of(device, from_cpu), store=store, rank=rank, world_size=world, timeout=timeout, device_id=own
         )
     return Process(device, int(os.environ.get("RANK", "0")), world)
 
 
-def backend_of(device: torch.device) -> str:
-    """What sends tensors on a device, and numbers on the CPU, which no device is waited for."""
-    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+def backend_of(device: torch.device, from_cpu: bool) -> str:
+    """The backend that sends tensors on a device and, if ``from_cpu``, on the CPU without waiting for the device."""
+    if device.type == "cpu":
+        return "gloo"
+    return "cpu:gloo,cuda:nccl" if from_cpu else "nccl"
 
 
 def any_of(flags: list[bool], device: torch.device) -> list[bool]:

@@ -126,7 +126,7 @@ def train_run(
     config = replace(config, seed=config.seed + seed, train=replace(config.train, **(speed or {})))
     device = device_of(config.train)
     with resume.StopSignals() as signals:
-        process = join(device, config.train)
+        process = join(device, config.train, from_cpu=config.mixed is not None)
         with resume.alone(work) if process.rank == 0 else nullcontext():
             t = _build(config, corpus, work, process, tell, resume_anyway)
             progress = t.saved.load()

@@ -98,10 +98,10 @@ def dropout_keys(batch: Batch) -> tuple[Tensor, Tensor]:
     return images, texts[torch.argsort(batch.order)]
 
 
-def text_groups(batch: Batch) -> Groups:
-    """Of each length group tokens and mask, int64 [g, L_g], and dropout's keys, int64 [g]."""
+def text_groups(batch: Batch, *more: Sequence[Any]) -> Groups:
+    """Of each length group tokens and mask, int64 [g, L_g], dropout's keys, int64 [g], and what ``more`` has of it."""
     keys = dropout_keys(batch)[1].split([len(t) for t in batch.tokens])
-    return list(zip(batch.tokens, batch.mask, keys, strict=True))
+    return list(zip(batch.tokens, batch.mask, keys, *more, strict=True))
 
 
 def contrast(

@@ -10,8 +10,9 @@ All of it is training's alone: the model that evaluation reads is the ``CxrClip`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -179,14 +180,16 @@ class Learner(nn.Module):
         """As ``CxrClip.encode_image``, but before the embeddings get unit norm."""
         return at_least_float32(self.net.image_projection(self.net.image_tower(images, keys)))
 
-    def encode_text(self, tokens: Tensor, mask: Tensor, keys: Tensor, words: Tensor, asked: Sequence[int]) -> Tensor:
+    def encode_text(
+        self, tokens: Tensor, mask: Tensor, keys: Tensor, words: Tensor | None = None, asked: Sequence[int] = ()
+    ) -> Tensor:
         """As ``CxrClip.encode_text``, with one column more: the sum of -log p of the words that were taken out of a
         text; ``words`` and ``asked`` as in ``DeclipBatch``. [B, dim + 1]."""
         tower = self.net.text_tower
         hidden = tower.hidden(tokens, mask, keys)
         embeddings = unit(self.net.text_projection(tower.pooled(hidden, mask)))
         missed = embeddings.new_zeros(len(tokens))
-        if self.heads.words is not None:
+        if self.heads.words is not None and words is not None:
             missed = self.heads.words(hidden, words, sum(asked), tower.model.get_input_embeddings().weight)
         return torch.cat([embeddings, missed.unsqueeze(1)], dim=1)
 
@@ -197,13 +200,13 @@ class Learner(nn.Module):
         mask: Sequence[Tensor],
         image_keys: Tensor,
         text_keys: Tensor,
-        words: Sequence[Tensor],
-        asked: Sequence[Sequence[int]],
+        *masked: Sequence[Any],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``encode_image`` and ``encode_text`` of all groups, and the scale; arguments as in ``CxrClip.forward``."""
+        """``encode_image`` and ``encode_text`` of all groups, and the scale; arguments as in ``CxrClip.forward``, then
+        those of ``DeclipBatch.masked``."""
         keys = text_keys.split([len(t) for t in tokens])
         embedded = self.encode_image(images, image_keys)
-        texts = [self.encode_text(*group) for group in zip(tokens, mask, keys, words, asked, strict=True)]
+        texts = [self.encode_text(*group) for group in zip(tokens, mask, keys, *masked, strict=True)]
         return embedded, torch.cat(texts), self.net.scale
 
 
@@ -214,7 +217,7 @@ def has_declip_terms(loss: Loss) -> bool:
 
 @dataclass(frozen=True)
 class DeclipBatch(Batch):
-    """A ``Batch``, and its texts once more without some words, where the run has a term for them.
+    """A ``Batch``, and its texts once more without some words; of a run without a term for them these are empty.
 
     Attributes:
         said, words: of each length group what ``WordMask.take_out`` gives of first texts, int64 [g, L_g]; all words of
@@ -222,26 +225,36 @@ class DeclipBatch(Batch):
         asked: how many words were taken out of each text, group by group.
     """
 
-    said: tuple[Tensor, ...]
-    words: tuple[Tensor, ...]
-    asked: tuple[tuple[int, ...], ...]
+    said: tuple[Tensor, ...] = ()
+    words: tuple[Tensor, ...] = ()
+    asked: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def seen(self) -> tuple[Tensor, ...]:
+        """The texts as the tower sees them in training."""
+        return self.said or self.tokens
+
+    @property
+    def masked(self) -> tuple[Sequence[Any], ...]:
+        """``words`` and ``asked``, if there are any."""
+        return (self.words, self.asked) if self.words else ()
 
 
 def collate_declip(
-    samples: Sequence[StudyDraw], tokenizer: Tokenizer, groups: int, words: WordMask | None
+    samples: Sequence[StudyDraw], tokenizer: Tokenizer, groups: int, taker: WordMask | None
 ) -> DeclipBatch:
-    """``collate``, and take words out; ``words`` None: none."""
+    """``collate``, and take words out; ``taker`` None: none."""
     batch = collate(samples, tokenizer, groups)
+    if taker is None:
+        return DeclipBatch(**vars(batch))
     text_of = torch.argsort(batch.order)  # of each row of the groups
     keys = row_keys(batch.keys, kind=2, samples=1)[text_of % batch.studies]
     sizes = [len(t) for t in batch.tokens]
-    said, asked = list(batch.tokens), [torch.full_like(t, -1) for t in batch.tokens]
-    if words is not None:
-        parts = zip(batch.tokens, batch.mask, keys.split(sizes), (text_of < batch.studies).split(sizes), strict=True)
-        for i, (tokens, mask, key, first) in enumerate(parts):
-            said[i], asked[i] = words.take_out(tokens, mask * first.unsqueeze(1), key)
-    numbers = tuple(tuple((w >= 0).sum(dim=1).tolist()) for w in asked)
-    return DeclipBatch(**vars(batch), said=tuple(said), words=tuple(asked), asked=numbers)
+    groups_of = zip(batch.tokens, batch.mask, keys.split(sizes), (text_of < batch.studies).split(sizes), strict=True)
+    taken = [taker.take_out(tokens, mask * first.unsqueeze(1), key) for tokens, mask, key, first in groups_of]
+    said, words = zip(*taken, strict=True)
+    asked = tuple(tuple((w >= 0).sum(dim=1).tolist()) for w in words)
+    return DeclipBatch(**vars(batch), said=said, words=words, asked=asked)
 
 
 class DeclipMethod:
@@ -257,9 +270,9 @@ class DeclipMethod:
         self.module = distributed_module(learner, process)
         self.state: Mapping[str, Stateful] = {"heads": learner.heads}
         self.terms = (*TERMS, *(name for name, part in learner.heads.parts().items() if part is not None))
-        words = WordMask.of(tokenizer, config.loss.mlm_rate) if config.loss.mlm_weight else None
+        taker = WordMask.of(tokenizer, config.loss.mlm_rate) if config.loss.mlm_weight else None
         self.collate: Collate[DeclipBatch] = partial(
-            collate_declip, tokenizer=tokenizer, groups=config.train.length_groups, words=words
+            collate_declip, tokenizer=tokenizer, groups=config.train.length_groups, taker=taker
         )
 
     @classmethod
@@ -279,7 +292,7 @@ class DeclipMethod:
         batch = batch.to(self.process.device)
         with autocast(self.config.train, self.process.device):
             images, texts, scale = self.module(
-                batch.images, batch.said, batch.mask, *dropout_keys(batch), batch.words, batch.asked
+                batch.images, batch.seen, batch.mask, *dropout_keys(batch), *batch.masked
             )
         return self._compare(images, texts, scale, batch)
 
@@ -290,10 +303,7 @@ class DeclipMethod:
             scaled(loss).backward()
             return loss, parts
         on = batch.to(self.process.device)
-        groups = [
-            (said, *masked, words, asked)
-            for said, (_, *masked), words, asked in zip(on.said, text_groups(on), on.words, on.asked, strict=True)
-        ]
+        groups = text_groups(replace(on, tokens=on.seen), *on.masked)
 
         def compare(images: Tensor, texts: Tensor) -> Terms:
             return self._compare(images, texts, self.net.scale, on)

@@ -78,50 +78,64 @@ class MixedBatch(Tensors):
 
     def _part(self, start: int, stop: int) -> MixedBatch:
         i, t = ((of >= start) & (of < stop) for of in (self.image_of, self.text_of))
-        texts = self.tokens[t], self.mask[t], self.text_of[t] - start, self.said[t], self.words[t]
-        images = self.images[i], self.image_of[i] - start
-        return _with_rows(*images, *texts, self.places[start:stop], self.keys[start:stop])
+        return _with_rows(
+            images=self.images[i],
+            image_of=self.image_of[i] - start,
+            tokens=self.tokens[t],
+            mask=self.mask[t],
+            text_of=self.text_of[t] - start,
+            said=self.said[t],
+            words=self.words[t],
+            places=self.places[start:stop],
+            keys=self.keys[start:stop],
+        )
 
 
 def collate_mixed(
-    samples: Sequence[StudyDraw], tokenizer: Tokenizer, size: int, words: WordMask | None = None
+    samples: Sequence[StudyDraw], tokenizer: Tokenizer, size: int, taker: WordMask | None = None
 ) -> MixedBatch:
-    """Stack the draws of B studies. ``size``: S, which a batch without images cannot tell; ``words``: which are taken
-    out, None: none."""
+    """Stack the draws of B studies. ``size``: S, which a batch without images cannot tell; ``taker``: of words, None:
+    none is taken out."""
     images = [s.images[0] for s in samples if s.images]
     ids = tokenizer.encode([s.texts[0] for s in samples if s.texts])
     tokens, mask = padded(ids) if ids else (torch.zeros(0, 1, dtype=torch.int64),) * 2
-    image_of = torch.tensor([i for i, s in enumerate(samples) if s.images], dtype=torch.int64)
     text_of = torch.tensor([i for i, s in enumerate(samples) if s.texts], dtype=torch.int64)
     keys = torch.tensor([s.key for s in samples])
-    said, asked = tokens, torch.full_like(tokens, -1)
-    if words is not None and ids:
-        said, asked = words.take_out(tokens, mask, row_keys(keys, kind=2, samples=1)[text_of])
-    pictures = torch.from_numpy(np.stack(images) if images else np.empty((0, size, size), dtype=np.uint8))
-    places = torch.tensor([s.place for s in samples])
-    return _with_rows(pictures, image_of, tokens, mask, text_of, said, asked, places, keys)
+    said, words = tokens, torch.full_like(tokens, -1)
+    if taker is not None and ids:
+        said, words = taker.take_out(tokens, mask, row_keys(keys, kind=2, samples=1)[text_of])
+    return _with_rows(
+        images=torch.from_numpy(np.stack(images) if images else np.empty((0, size, size), dtype=np.uint8)),
+        image_of=torch.tensor([i for i, s in enumerate(samples) if s.images], dtype=torch.int64),
+        tokens=tokens,
+        mask=mask,
+        text_of=text_of,
+        said=said,
+        words=words,
+        places=torch.tensor([s.place for s in samples]),
+        keys=keys,
+    )
 
 
-def _with_rows(
-    images: Tensor,
-    image_of: Tensor,
-    tokens: Tensor,
-    mask: Tensor,
-    text_of: Tensor,
-    said: Tensor,
-    words: Tensor,
-    places: Tensor,
-    keys: Tensor,
-) -> MixedBatch:
-    """A batch whose other fields follow from these."""
-    of_pairs = torch.isin(image_of, text_of), torch.isin(text_of, image_of)
-    coins = joint(keys)
-    image, text = coins[image_of] & of_pairs[0], coins[text_of] & of_pairs[1]
-    i, t, ji, jt, pi, pt = (x.nonzero().flatten() for x in (~image, ~text, image, text, *of_pairs))
-    asked = int((words[t] >= 0).sum()), int((words[jt] >= 0).sum())
+def _with_rows(*, image_of: Tensor, text_of: Tensor, words: Tensor, keys: Tensor, **given: Tensor) -> MixedBatch:
+    """The batch of these fields; its other fields follow from them."""
+    image_paired, text_paired = torch.isin(image_of, text_of), torch.isin(text_of, image_of)
+    jointly = joint(keys)
+    image_joint, text_joint = jointly[image_of] & image_paired, jointly[text_of] & text_paired
+    image_alone, text_alone = ~image_joint, ~text_joint
+
+    def rows(which: Tensor) -> Tensor:
+        return which.nonzero().flatten()
+
     return MixedBatch(
-        *(images, image_of, tokens, mask, text_of, said, words),
-        *((i, t, ji, jt), asked, (pi, pt), places, keys),
+        **given,
+        image_of=image_of,
+        text_of=text_of,
+        words=words,
+        keys=keys,
+        seen=(rows(image_alone), rows(text_alone), rows(image_joint), rows(text_joint)),
+        asked=(int((words[text_alone] >= 0).sum()), int((words[text_joint] >= 0).sum())),
+        pairs=(rows(image_paired), rows(text_paired)),
     )
 
 
@@ -137,9 +151,9 @@ class MixedMethod:
         self.state: Mapping[str, Stateful] = {}
         names = ("mlm", "regeneration", "alignment")
         self.terms = tuple(name for name in names if getattr(config.loss, f"{name}_weight"))
-        words = WordMask.of(tokenizer, config.loss.mlm_rate) if config.loss.mlm_weight else None
+        taker = WordMask.of(tokenizer, config.loss.mlm_rate) if config.loss.mlm_weight else None
         self.collate: Collate[MixedBatch] = partial(
-            collate_mixed, tokenizer=tokenizer, size=config.image_size, words=words
+            collate_mixed, tokenizer=tokenizer, size=config.image_size, taker=taker
         )
 
     @classmethod
@@ -230,6 +244,7 @@ def _masked(net: MixedNet, batch: MixedBatch, weights: Loss) -> tuple[Tensor, Te
         hidden = hidden_cells(keys, net.grid, net.mask_ratio)
     image, text, joint_image, joint_text = batch.seen
     none = image[:0]
+    # Images alone, texts alone, both together: rows of the batch's images and of its texts, words taken out of these.
     for i, t, asked in ((image, none, 0), (none, text, batch.asked[0]), (joint_image, joint_text, batch.asked[1])):
         if not ((len(i) and weights.regeneration_weight) or (len(t) and weights.mlm_weight)):
             continue

@@ -124,7 +124,7 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(two, whole, tmp_path
     assert "in epoch 1 after step 2; the state is saved" in stopped[0][1]
     assert train(tmp_path) == [["done", ""], ["done", ""]]
     assert outputs(tmp_path) == whole
-    assert "goes on in epoch 1 at step 2" in (tmp_path / "said").read_text()
+    assert "resumes in epoch 1 at step 2" in (tmp_path / "said").read_text()
 
 
 def test_a_study_of_another_rank_is_named_by_the_first(two, whole, tmp_path, studies):

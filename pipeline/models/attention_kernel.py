@@ -109,7 +109,7 @@ def forward_by_triton(
     rows, heads, length, width = query.shape
     out, logs = _empty(query), query.new_empty(query.shape[:3], dtype=torch.float32)
     given, sizes = _arguments(query, key, value, bias, seeds, rate, scale)
-    grid = ((length + BLOCK - 1) // BLOCK, rows * heads)
+    grid = (rows * heads, (length + BLOCK - 1) // BLOCK)  # the second may be 65,535 at most
     attention_triton.forward[grid](*given, out, logs, *sizes, WIDTH=width, BLOCK=BLOCK)
     return out, logs
 
@@ -133,7 +133,7 @@ def backward_by_triton(
     grad_q, grad_k, grad_v = _empty(query), _empty(key), _empty(value)
     given, sizes = _arguments(query, key, value, bias, seeds, rate, scale)
     read = (*given, out, logs, grad.contiguous())
-    grid = ((length + BLOCK - 1) // BLOCK, rows * heads)
+    grid = (rows * heads, (length + BLOCK - 1) // BLOCK)  # the second may be 65,535 at most
     attention_triton.backward_queries[grid](*read, grad_q, *sizes, WIDTH=width, BLOCK=BLOCK)
     attention_triton.backward_keys[grid](*read, grad_k, grad_v, *sizes, WIDTH=width, BLOCK=BLOCK)
     return grad_q, grad_k, grad_v

@@ -67,8 +67,8 @@ def forward(  # type: ignore[no-untyped-def]
 ):
     """A block of queries of a head: ``out`` [B, L, heads, WIDTH] and ``logs`` [B, heads, L], logarithms of the sums of
     exponentials. Inputs come with the strides of rows (texts), heads and tokens."""
-    row, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    query = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     own = _read(q + row * q_row + head * q_head, query, q_step, length, WIDTH)
     most = tl.full((BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -118,8 +118,8 @@ def backward_queries(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     """Gradients of a block of queries, from all keys; ``out``, ``grad`` and ``grad_q`` are [B, L, heads, WIDTH]."""
-    row, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    query = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    query = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, step = row * length * heads * WIDTH + head * WIDTH, heads * WIDTH
     own = _read(q + row * q_row + head * q_head, query, q_step, length, WIDTH)
     asked = _read(grad + at, query, step, length, WIDTH)
@@ -168,8 +168,8 @@ def backward_keys(  # type: ignore[no-untyped-def]
     BLOCK: tl.constexpr,
 ):
     """Gradients of a block of keys and of their values, from all queries; as ``backward_queries``."""
-    row, head = (tl.program_id(1) // heads).to(tl.int64), tl.program_id(1) % heads
-    key = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
+    key = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     at, step = row * length * heads * WIDTH + head * WIDTH, heads * WIDTH
     keys = _read(k + row * k_row + head * k_head, key, k_step, length, WIDTH)
     values = _read(v + row * v_row + head * v_head, key, v_step, length, WIDTH)

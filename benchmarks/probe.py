@@ -21,10 +21,11 @@ import torch
 
 from pipeline.config.load import load_params
 from pipeline.evaluation import embed, protocols
+from pipeline.evaluation.augmented import AugmentedViews
 from pipeline.evaluation.labelled import Labelled, read_labelled
 from pipeline.evaluation.linear_probe import CachedFeatures, cache_features, linear_probe
 from pipeline.evaluation.metrics import aucs
-from pipeline.evaluation.pictures import AugmentedViews, batches
+from pipeline.evaluation.pictures import batches
 
 DRAWS = 12
 REPETITIONS = 3

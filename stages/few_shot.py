@@ -1,7 +1,6 @@
 """Stages ``few_shot``, ``few_shot_official`` and ``few_shot_other``: linear probe and fine-tuning of one model.
 
-Model, labelled test sets, audit -> data/results/few_shot/<run>/<seed> (or <name>) and official/<run>/<seed>, .json and
-.npz.
+Model, labelled test sets, audit -> data/results/few_shot/<run>/<seed> (or <name>), official/<run>/<seed>: .json, .npz
 """
 
 from __future__ import annotations
@@ -30,17 +29,16 @@ def main(rows: str, name: str, seed: str = "") -> None:
     stage = "few_shot" if rows == "main" else f"few_shot_{rows}"
     with mlflow_runs.stage_run(stage, place, settings.options, machine.tracking) as record:
         try:
-            tower = None
             if settings.other:
-                embedder = load_other(settings.other, device, machine.batch_size)
+                tower, embedder = None, load_other(settings.other, device, machine.batch_size)
             else:
                 net, tokenizer, config = load_model(Path("data/models") / place, device)
                 embedder = embedder_of(net, tokenizer, config.image_size, machine.batch_size)
                 tower = net.image_tower if settings.options.fine_tune.shares else None
             protocol = measuring(settings.protocols, settings.test_sets[0])
             places = Path("data/index"), load_seen_images(Path("data/audit")), Path("data/work/few_shot")
-            embedder = replace(embedder, workers=machine.loader_workers)
-            found = few_shot.evaluate_few_shot(embedder, tower, protocol, settings, *places)
+            ready = replace(embedder, workers=machine.loader_workers)
+            found = few_shot.evaluate_few_shot(ready, tower, protocol, settings, *places)
         except MissingWeights as error:  # no failure: its cells show —
             found = few_shot.nothing(str(error))
         store.write_result(Path("data/results") / RESULTS[rows] / f"{place}.json", place, found)

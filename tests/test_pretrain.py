@@ -425,6 +425,6 @@ def test_two_processes_compute_what_one_does(two_processes, tmp_path):
 
 
 def test_a_batch_must_divide_among_processes(config, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "join", lambda device, options: Process(device, 0, 3))
+    monkeypatch.setattr(loop, "join", lambda device, options, **_: Process(device, 0, 3))
     with pytest.raises(ParamsError, match=r"train\.batch_size: 8 studies do not divide among 3 processes"):
         train(corpus(config()), tmp_path)

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config.params import Augment, FineTune
+from pipeline.evaluation.augmented import AugmentedViews
 from pipeline.evaluation.device import evaluation_autocast
 from pipeline.evaluation.labelled import Labelled
-from pipeline.evaluation.pictures import AugmentedViews, PreparedViews, batches, cut
+from pipeline.evaluation.pictures import PreparedViews, batches, cut
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.training.schedule import warmup_cosine
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipeline.config.params import Augment, FewShot
+from pipeline.evaluation.augmented import AugmentedViews
 from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.labelled import Labelled, subset
-from pipeline.evaluation.pictures import AugmentedViews, cut
+from pipeline.evaluation.pictures import cut
 from pipeline.training.schedule import warmup_cosine
 
 IN_MEMORY = 1 << 30  # bytes of cached features; more of them are kept in a file

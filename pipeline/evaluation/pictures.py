@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.config.params import Augment
 from pipeline.storage.memory import AHEAD, allow_many_files, processes_that_fit
 from pipeline.storage.shards import load_view
 from pipeline.study import View
-from pipeline.training.augment import augment_view
 
 Prepare = Callable[[np.ndarray], np.ndarray]
 Pictures = Dataset[tuple[np.ndarray, int]]  # an item is a model input and the position of its image
@@ -31,24 +29,6 @@ class PreparedViews(Pictures):
     def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
         """The model's input and the position of the image."""
         return self.prepare(load_view(self.views[position])), position
-
-
-class AugmentedViews(Pictures):
-    """Training images under augmentation; the draw of an image depends on seed, draw and its position alone."""
-
-    def __init__(
-        self, views: Sequence[View], size: int, options: Augment, seed: int, prepare: Prepare | None = None
-    ) -> None:
-        """``prepare``: uint8 [size, size] -> model input."""
-        self.views, self.size, self.options = views, size, options
-        self.seed, self.prepare = seed, prepare
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int]:
-        """The model's input and the position of the image; ``item``: (draw, position in ``views``)."""
-        draw, position = item
-        rng = np.random.default_rng([self.seed, draw, position])
-        picture = augment_view(self.views[position], self.size, self.options, rng)
-        return (self.prepare(picture) if self.prepare else picture), position
 
 
 def cut(items: Sequence[Any], size: int) -> list[list[Any]]:

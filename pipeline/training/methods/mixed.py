@@ -46,7 +46,7 @@ class MixedBatch(Tensors):
         images: grey uint8 [I, S, S]; ``image_of``: int64 [I], the study of each, by its number in the batch.
         tokens, mask: int64 [T, L]; ``text_of``: int64 [T], the study of each.
         said, words: what ``WordMask.take_out`` gives of the texts, int64 [T, L].
-        seen: rows of the images and of the texts that are masked by themselves, then those that are masked jointly,
+        masked: rows of the images and of the texts that are masked by themselves, then those that are masked jointly,
             int64 [i], [t], [j], [j]; the last two belong together row by row.
         asked: number of words that were taken out of the texts that are masked by themselves, and jointly.
         pairs: rows of the images and of the texts that are in pairs, int64 [p], [p], row by row the same studies.
@@ -61,7 +61,7 @@ class MixedBatch(Tensors):
     text_of: Tensor
     said: Tensor
     words: Tensor
-    seen: tuple[Tensor, Tensor, Tensor, Tensor]
+    masked: tuple[Tensor, Tensor, Tensor, Tensor]
     asked: tuple[int, int]
     pairs: tuple[Tensor, Tensor]
     places: Tensor
@@ -133,7 +133,7 @@ def _with_rows(*, image_of: Tensor, text_of: Tensor, words: Tensor, keys: Tensor
         text_of=text_of,
         words=words,
         keys=keys,
-        seen=(rows(image_alone), rows(text_alone), rows(image_joint), rows(text_joint)),
+        masked=(rows(image_alone), rows(text_alone), rows(image_joint), rows(text_joint)),
         asked=(int((words[text_alone] >= 0).sum()), int((words[text_joint] >= 0).sum())),
         pairs=(rows(image_paired), rows(text_paired)),
     )
@@ -242,7 +242,7 @@ def _masked(net: MixedNet, batch: MixedBatch, weights: Loss) -> tuple[Tensor, Te
     if weights.regeneration_weight:
         keys = row_keys(batch.keys, kind=3, samples=1)[batch.image_of]
         hidden = hidden_cells(keys, net.grid, net.mask_ratio)
-    image, text, joint_image, joint_text = batch.seen
+    image, text, joint_image, joint_text = batch.masked
     none = image[:0]
     # Images alone, texts alone, both together: rows of the batch's images and of its texts, words taken out of these.
     for i, t, asked in ((image, none, 0), (none, text, batch.asked[0]), (joint_image, joint_text, batch.asked[1])):

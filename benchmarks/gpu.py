@@ -10,8 +10,7 @@ and the others go on; the exit status is then 1. On data it makes itself, withou
     collectives   each one we use, and a DDP step, over one process
     speed         ms, studies/s, kernels, CPU ms, peak GB and MFU of a step at the paper's size and batch: bf16, fp16,
                   fp32 and with TF32, attention by torch's operations, convolutions whose algorithms are not timed,
-                  torch's own dropout, compiled,
-                  8 length groups, 16 studies, and the release's way
+                  torch's own dropout, compiled, 8 length groups, 16 studies, and the release's way
     methods       Swin-Tiny, DeCLIP and mixed, and how often each waits for the device
     training      the loop with workers from shards, stopped by SIGTERM and taken up again
     evaluation    embeddings, a probe's features, fine-tuning

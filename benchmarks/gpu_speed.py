@@ -35,9 +35,9 @@ from pipeline.training.throughput import peak
 
 def speed(s: Setting) -> dict[str, Any]:
     """Of a step on ready batches: our ways, and the release's in the same run."""
-    half = s.half
+    half, config = s.half, s.config(s.half)
     ways: dict[str, RunConfig] = {
-        half: s.config(half),
+        half: config,
         **({"fp16": s.config("fp16"), "fp32": s.config()} if s.device.type == "cuda" else {}),
         "no_dropout": s.config(half, dropout=0.0),
         "groups_8": s.config(half, length_groups=8),
@@ -45,9 +45,8 @@ def speed(s: Setting) -> dict[str, Any]:
         "compiled": s.config(half, compile=not s.tiny),
     }
     found: dict[str, Any] = {}
-    for way, config in ways.items():
-        found[way] = _timed(s, s.method(config), config)
-    config = s.config(half)
+    for way, run in ways.items():
+        found[way] = _timed(s, s.method(run), run)
     if s.device.type == "cuda":
         with mock.patch.object(keyed_dropout, "is_fused", lambda *_: False):
             found["attention_apart"] = _timed(s, s.method(config), config)
@@ -74,10 +73,8 @@ def _timed(s: Setting, method: CxrClipMethod, config: RunConfig, release: bool =
     batch = method.collate(s.draws(config)).to(s.device)
     if release:
         batch = padded_whole(batch, config.text_encoder.max_tokens)
-    optimizer, scaler = (
-        optimizer_of(method),
-        torch.amp.GradScaler(s.device.type, enabled=config.train.precision == "fp16"),
-    )
+    optimizer = optimizer_of(method)
+    scaler = torch.amp.GradScaler(s.device.type, enabled=config.train.precision == "fp16")
 
     def step() -> None:
         if release:

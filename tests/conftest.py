@@ -1,6 +1,10 @@
 """Tiny studies in real shards, tiny models and their configuration: what the tests of the training half share."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +143,15 @@ def make_corpus(folder, run: RunConfig, studies, prompts):
         pools.write_pools(folder / "prompts" / f"{dataset}.json")
     write_corpus(run, folder / "index", folder / "prompts", folder / "corpus")
     return folder / "corpus"
+
+
+def run_python(code: str, *words: str, **env: str) -> str:
+    """What a process of its own prints that runs ``code`` from the repository's root; it has to end well."""
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-c", code, *words]
+    done = subprocess.run(command, cwd=root, env={**os.environ, **env}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def in_steps(patch, steps, before=lambda method: None, after=lambda method: None):

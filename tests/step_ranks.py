@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ import transformers  # noqa: F401
 
 from pipeline.config.run_config import RunConfig
 from pipeline.models.cxr_clip import CxrClip
-from pipeline.models.masked_tokens import WordMask
-from pipeline.training.batches import Batch, Collate, StudyDraw, collator
+from pipeline.training.batches import Batch, Collate, StudyDraw
 from pipeline.training.distributed import Process
 from pipeline.training.methods.cxr_clip import CxrClipMethod
-from pipeline.training.methods.declip import DeclipMethod, Heads, Learner, SimSiam, collate_declip, has_declip_terms
+from pipeline.training.methods.declip import DeclipMethod, Heads, Learner, SimSiam
 from pipeline.training.step import compute_gradients
 from pipeline.training.validation import Validation
 from tests import mixed_steps
@@ -68,11 +66,8 @@ def batch_of(config: RunConfig, rank: int = 0, world: int = 1) -> Batch:
 
 
 def collate_of(config: RunConfig) -> Collate:
-    """What a method's loader makes of draws."""
-    if not has_declip_terms(config.loss):
-        return collator(Ids(), config)
-    taker = WordMask.of(Ids(), config.loss.mlm_rate) if config.loss.mlm_weight else None
-    return partial(collate_declip, tokenizer=Ids(), groups=config.train.length_groups, taker=taker)
+    """What the loader of the run's method makes of draws."""
+    return method_of(model(config), config).collate
 
 
 def model(config: RunConfig, dtype: torch.dtype = torch.float64) -> CxrClip | Learner:

@@ -1,16 +1,10 @@
 """Attention with keyed dropout as a GPU computes it: in Triton's interpreter, and compiled for absent cards."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from pipeline.models.attention_kernel import is_fused
-
-ROOT = Path(__file__).parents[1]
+from tests.conftest import run_python
 
 INTERPRETED = """
 import torch
@@ -68,21 +62,14 @@ for card in sys.argv[1:]:
 """
 
 
-def run(code, *words, **env):
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_the_kernels_compute_attention_with_the_masks_of_the_cpu():
     """Output and gradients against float64, with padded texts, and lengths that are no multiple of a block."""
-    run(INTERPRETED, TRITON_INTERPRET="1")
+    run_python(INTERPRETED, TRITON_INTERPRET="1")
 
 
 def compiles(folder, *cards):
     """For a card that need not be there, into machine code whose programs fit the 64 KiB that all cards have."""
-    run(COMPILED, *cards, TRITON_CACHE_DIR=str(folder), TRITON_INTERPRET="0")
+    run_python(COMPILED, *cards, TRITON_CACHE_DIR=str(folder), TRITON_INTERPRET="0")
 
 
 def test_the_kernels_compile_for_an_h100(tmp_path):

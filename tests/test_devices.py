@@ -23,7 +23,7 @@ from pipeline.training import batches, distributed
 from pipeline.training.batches import TrainingSet, ValidationSet
 from pipeline.training.distributed import Process
 from pipeline.training.validation import Validation
-from tests.conftest import make_config
+from tests.conftest import make_config, run_python
 
 ROOT = Path(__file__).parents[1]
 LOCKED = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # as torch 2.15 is built
@@ -176,8 +176,7 @@ def test_evaluation_starts_as_many_processes_as_have_room(small, monkeypatch, tm
 def test_a_loader_may_open_as_many_files_as_the_system_allows():
     code = "import resource as r; from pipeline.storage.memory import allow_many_files as a; n = r.RLIMIT_NOFILE; "
     code += "hard = r.getrlimit(n)[1]; r.setrlimit(n, (64, hard)); a(); print(r.getrlimit(n) == (hard, hard))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr
+    assert run_python(code) == "True\n"
 
 
 def test_a_loader_looks_at_shared_memory_first(small, studies, prompts, monkeypatch):

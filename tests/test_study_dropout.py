@@ -1,10 +1,6 @@
 """Masks by study: their statistics, and what they must not depend on."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +14,7 @@ from pipeline.models.dropout_kernel import keyed_dropout
 from pipeline.models.encoders import ImageTower, TextTower
 from pipeline.models.keyed_dropout import Rows, StudyDropout, draw_by_study
 from pipeline.models.keyed_random import keyed_mask, mix_bits, row_keys
-from tests.conftest import BERT, SWIN
+from tests.conftest import BERT, SWIN, run_python
 
 KEYS = torch.from_numpy(np.random.default_rng(0).integers(-(2**63), 2**63, 64))
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -222,11 +218,8 @@ except ValueError as error:
 
 def test_the_kernel_of_the_gpu_drops_what_the_cpu_drops():
     """In Triton's interpreter, which computes on the CPU what a GPU would."""
-    env = {**os.environ, "TRITON_INTERPRET": "1"}
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], cwd=root, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout == "keyed dropout of rows with 6 dimensions; there are 4 at most\n"
+    said = run_python(INTERPRETED, TRITON_INTERPRET="1")
+    assert said == "keyed dropout of rows with 6 dimensions; there are 4 at most\n"
 
 
 def test_dropout_goes_back_as_it_came():

@@ -101,7 +101,7 @@ def test_a_single_view_is_any_of_them():
 
 def test_a_view_that_is_drawn_twice_is_read_once(config, studies, prompts, monkeypatch):
     read = []
-    monkeypatch.setattr(batches, "load_view", lambda view, reduce: read.append(view) or load_view(view, reduce))
+    monkeypatch.setattr(batches, "load_view", lambda view, reduce, every: read.append(view) or load_view(view, reduce))
     train = of_split(studies)
     quiet = replace(QUIET, image=True, crop_scale=(2.0, 2.0))  # at one scale
     data = TrainingSet(train, prompts, config(sampling={"unit": "image"}, augment=quiet))

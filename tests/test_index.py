@@ -5,11 +5,11 @@ import pickle
 import random
 from dataclasses import FrozenInstanceError, replace
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage import index as module
+from pipeline.storage import parquet
 from pipeline.storage.index import GROUP, INDEX_SCHEMA, join_studies, read_studies, write_rejects, write_studies
 from pipeline.study import Reject, Study, View
 
@@ -74,19 +74,41 @@ def test_other_tools_read_the_same(tmp_path, small_groups):
         assert [View(**v) for v in row["views"]] == list(s.views)
 
 
-def test_an_index_of_another_writer_is_read(tmp_path):
-    """One row group, plain strings, as earlier versions and other tools write it."""
+def test_other_row_groups_and_encodings_are_read(tmp_path):
     wanted = list(some(60))
     write_studies(tmp_path / "i.parquet", wanted)
     table = pq.read_table(tmp_path / "i.parquet")
-    for name, options in {
-        "a": {"use_dictionary": False},
-        "b": {"compression": "none"},
-        "c": {"row_group_size": 7},
-    }.items():
-        pq.write_table(table, tmp_path / name, **options)
+    for name, size, options in (("a", 60, {"use_dictionary": False}), ("c", 7, {})):
+        with parquet.writing(tmp_path / name, table.schema, **options) as writer:
+            writer.write_table(table, row_group_size=size)
         assert read_studies(tmp_path / name) == wanted
         assert read_studies(tmp_path / name, ("valid",)) == [s for s in wanted if s.split == "valid"]
+
+
+def test_no_changed_byte_is_read(tmp_path):
+    """Any one bit of the file, any cut, anything added; and a file that says nothing of its digest."""
+    file, wanted = tmp_path / "i.parquet", [replace(s, findings=f"{parquet.KEY} 0") for s in some(20)]
+    write_studies(file, wanted)
+    whole, draw = file.read_bytes(), random.Random(3)
+    assert read_studies(file) == wanted
+    pq.write_table(pq.read_table(file).replace_schema_metadata(None), tmp_path / "other", compression="zstd")
+    damaged = [whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :] for at in range(len(whole))]
+    damaged += [whole[:at] for at in range(0, len(whole), 7)]
+    damaged += [whole + b"\0", b"\0" + whole, whole * 2, (tmp_path / "other").read_bytes()]
+    for data in damaged:
+        file.write_bytes(data)
+        with pytest.raises(ValueError, match=r"^\S*i\.parquet: damaged, or not written by this pipeline"):
+            read_studies(file)
+    assert len(damaged) > 5000
+
+
+def test_a_digest_is_of_the_table_alone(tmp_path):
+    write_studies(tmp_path / "a", some(20))
+    parquet.write_table(tmp_path / "b", parquet.read_table(tmp_path / "a"))
+    parquet.write_table(tmp_path / "c", parquet.read_table(tmp_path / "b"))
+    assert digest(tmp_path / "b") == digest(tmp_path / "c")
+    with pytest.raises(FileNotFoundError):
+        parquet.read_table(tmp_path / "none")
 
 
 def test_splits_and_slices_and_select(tmp_path, small_groups):
@@ -234,11 +256,11 @@ def test_what_is_no_index(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_studies(tmp_path / "none.parquet")
     (tmp_path / "text").write_text("no parquet at all")
-    with pytest.raises(pa.ArrowException):
+    with pytest.raises(ValueError, match="text: damaged"):
         read_studies(tmp_path / "text")
     write_rejects(tmp_path / "r", [Reject("a", "b", "row", "c")])
     write_studies(tmp_path / "i", some(3))
-    pq.write_table(pq.read_table(tmp_path / "i").drop_columns("findings"), tmp_path / "less")
+    parquet.write_table(tmp_path / "less", pq.read_table(tmp_path / "i").drop_columns("findings"))
     for name in ("r", "less"):
         with pytest.raises(ValueError, match=f"{name}: no index"):
             read_studies(tmp_path / name)

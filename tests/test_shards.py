@@ -12,6 +12,7 @@ import pytest
 from pipeline.storage.pictures import encode
 from pipeline.storage.shards import (
     MAX_KEY,
+    SAMPLED,
     EncodedPicture,
     ShardError,
     ShardReader,
@@ -71,6 +72,42 @@ def test_a_view_is_read_at_parts_of_its_size(written, tmp_path):
         for reduce in (1, 2, 4):
             with pytest.raises(ShardError, match=r"^\S*openi-000000\.tar: a picture is not as large as its index says"):
                 load_view(wrong, reduce)
+
+
+def test_no_flipped_bit_of_a_picture_is_read(written, tmp_path):
+    view, rng = written[0].views[0], np.random.default_rng(0)
+    shard = Path(view.shard)
+    whole = shard.read_bytes()
+    for at in view.offset + rng.permutation(view.length)[:300]:
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << int(rng.integers(8))
+        shard.write_bytes(damaged)
+        for read in (read_bytes, load_view):
+            with pytest.raises(ShardError, match=r"^\S*openi-000000\.tar: damaged, a picture is not the one that was"):
+                read(view)
+        assert read_bytes(written[0].views[1]) == picture(1).data  # its neighbour is whole
+
+
+def test_training_finds_a_damaged_picture_soon(written):
+    """It looks at one read in SAMPLED; a picture that cannot be decoded is damaged, whether it was that one or not."""
+    view = written[0].views[0]
+    shard = Path(view.shard)
+    data = bytearray(shard.read_bytes())
+    data[view.offset + view.length - 5] ^= 16
+    shard.write_bytes(data)
+    reader = ShardReader()
+    found = 0
+    for _ in range(3 * SAMPLED):
+        try:
+            assert reader.load_view(view, every=SAMPLED).shape == (view.height, view.width)
+        except ShardError:
+            found += 1
+    assert found == 3
+    data[view.offset : view.offset + 20] = bytes(20)
+    shard.write_bytes(data)
+    for _ in range(SAMPLED):
+        with pytest.raises(ShardError, match="damaged, a picture"):
+            reader.load_view(view, every=SAMPLED)
 
 
 def test_position_is_filled_only_where_unknown(written):

@@ -25,7 +25,6 @@ import cv2
 import joblib  # type: ignore[import-untyped]
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
@@ -42,6 +41,7 @@ from pipeline.audit.neighbours import (
     frames,
 )
 from pipeline.datasets import facts
+from pipeline.storage.parquet import write_table
 from pipeline.storage.pictures import Grey
 from pipeline.storage.shards import load_view
 from pipeline.study import Study, View
@@ -349,8 +349,7 @@ def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, 
         _row(images[looks.outer[c]], images[looks.inner[c]], float(values[c]), bool(looks.sign[c] < 0)) for c in copies
     ]
     rows.sort(key=lambda row: tuple(row.values())[:10])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), out, compression="zstd")
+    write_table(out, pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
     ends = np.concatenate([looks.outer[copies], looks.inner[copies]])
     return {
         "images": total,

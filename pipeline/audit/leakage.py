@@ -14,10 +14,10 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.audit.copies import AuditImage
 from pipeline.datasets import facts, known_datasets, tested, used_for
+from pipeline.storage.parquet import read_table, write_table
 from pipeline.study import SPLITS
 
 SEEN_SPLITS = ("train", "valid")
@@ -42,7 +42,7 @@ def image_id(image: AuditImage) -> ImageId:
 def read_pairs(path: Path) -> list[tuple[ImageId, ImageId]]:
     """The two ends of every pair that ``copies.find_pairs`` wrote, in its order."""
     ends = [[f"{name}_{side}" for name in ("dataset", "patient", "study", "view")] for side in "ab"]
-    pairs = pq.read_table(path, columns=ends[0] + ends[1]).to_pydict()
+    pairs = read_table(path, ends[0] + ends[1]).to_pydict()
     a, b = (list(zip(*(pairs[name] for name in side), strict=True)) for side in ends)
     return list(zip(a, b, strict=True))
 
@@ -113,8 +113,7 @@ def seen(images: Sequence[AuditImage], group: Sequence[int]) -> list[dict[str, s
 
 def write_seen(path: Path, rows: list[dict[str, str]]) -> None:
     """Write what ``seen`` returned as Parquet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SEEN_SCHEMA), path, compression="zstd")
+    write_table(path, pa.Table.from_pylist(rows, schema=SEEN_SCHEMA))
 
 
 def across_splits(images: Iterable[AuditImage]) -> dict[str, dict[str, int] | str]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from pipeline.storage.parquet import read_table
 from pipeline.study import Study
 
 SeenImages = dict[
@@ -28,7 +28,7 @@ def load_seen_images(audit: Path) -> SeenImages:
     if not path.is_file():
         raise ValueError(f"{path}: not found; run: dvc repro audit")
     names = ("dataset", "training_set", "patient", "study", "view")
-    table = pq.read_table(path, columns=list(names)).to_pydict()
+    table = read_table(path, names).to_pydict()
     seen: SeenImages = {}
     for dataset, training, *image in zip(*(table[name] for name in names), strict=True):
         seen.setdefault((dataset, training), set()).add((image[0], image[1], image[2]))

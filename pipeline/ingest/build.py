@@ -37,6 +37,7 @@ from pipeline.ingest.sources.archive import Archive
 from pipeline.storage import index, pictures, shards
 from pipeline.storage.files import IN_PACK, Gone
 from pipeline.storage.index import join_studies, read_studies, write_rejects, write_studies
+from pipeline.storage.parquet import read_table
 from pipeline.storage.shards import key
 from pipeline.study import SPLITS, Reject, Study
 
@@ -251,7 +252,7 @@ def _finish(
     rejects = list(plan.rejects)
     counts = {split: {"studies": 0, "images": 0} for split in SPLITS}
     for number in range(count):
-        rejects += [Reject(**row) for row in pq.read_table(job.part(number).with_suffix(".rejects")).to_pylist()]
+        rejects += [Reject(**row) for row in read_table(job.part(number).with_suffix(".rejects")).to_pylist()]
         for item in read_studies(job.part(number)):
             counts[item.split]["studies"] += 1
             counts[item.split]["images"] += len(item.views)

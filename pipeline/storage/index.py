@@ -8,16 +8,14 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.storage.atomic import replacing
+from pipeline.storage.parquet import open_file, read_table, write_table, writing
 from pipeline.study import SPLITS, Reject, Study, View
 
 VIEW_TYPE = pa.struct(
@@ -140,7 +138,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _batches(path: Path, splits: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
     """The rows of some splits, one row group after the other, so that no column ever exists twice in whole."""
     try:
-        file = pq.ParquetFile(path, read_dictionary=CODED)
+        file = open_file(path, read_dictionary=CODED)
     except KeyError as error:
         raise ValueError(f"{path}: no index, it lacks the column {error}; ingest again") from None
     with file:
@@ -270,8 +268,8 @@ def read_studies(path: Path, splits: Iterable[str] = SPLITS) -> Studies:
     """The studies of the given splits, in file order; a million take seconds and half a gigabyte.
 
     Raises:
-        OSError: there is no such file. pyarrow.ArrowException: it is damaged, or no Parquet.
-        ValueError: its columns are not those of ``SCHEMA``.
+        OSError: there is no such file.
+        ValueError: it is damaged, or its columns are not those of ``INDEX_SCHEMA``.
     """
     return Studies(Path(path).absolute(), tuple(splits))
 
@@ -284,7 +282,7 @@ def label_classes(path: Path) -> set[str]:
     """
     if not path.exists():
         raise ValueError(f"{path}: not found; the ingest stage writes it (dvc repro ingest)")
-    labels = pq.read_table(path, columns=["labels"])["labels"]
+    labels = read_table(path, ["labels"])["labels"]
     return {name for chunk in labels.chunks for name in chunk.keys.unique().to_pylist()}
 
 
@@ -292,34 +290,25 @@ def write_studies(path: Path, studies: Iterable[Study]) -> None:
     """Write studies to one Parquet file, in the order given, holding ``GROUP`` of them at a time.
 
     The file appears when it is whole. Nothing time-dependent goes in: same studies, same bytes. Views lose their
-    ``path``: the columns of ``SCHEMA`` are the whitelist of what leaves ingest.
+    ``path``: the columns of ``INDEX_SCHEMA`` are the whitelist of what leaves ingest.
     """
     remaining = iter(studies)
-    with _writing(path) as writer:
+    with writing(path, INDEX_SCHEMA, use_dictionary=CODED) as writer:
         while group := list(islice(remaining, GROUP)):
             writer.write_table(_table(group), row_group_size=GROUP)
 
 
 def join_studies(path: Path, parts: Iterable[Path]) -> None:
     """One index of several, in their order: the bytes that ``write_studies`` gives for all their studies."""
-    with _writing(path) as writer:
+    with writing(path, INDEX_SCHEMA, use_dictionary=CODED) as writer:
         held = INDEX_SCHEMA.empty_table()
         for part in parts:
-            held = pa.concat_tables([held, pq.read_table(part)])
+            held = pa.concat_tables([held, read_table(part)])
             while held.num_rows >= GROUP:
                 writer.write_table(held.slice(0, GROUP).combine_chunks(), row_group_size=GROUP)
                 held = held.slice(GROUP)
         if held.num_rows:
             writer.write_table(held.combine_chunks(), row_group_size=GROUP)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[pq.ParquetWriter]:
-    with (
-        replacing(path) as part,
-        pq.ParquetWriter(part, INDEX_SCHEMA, compression="zstd", use_dictionary=CODED) as writer,
-    ):
-        yield writer
 
 
 def _table(studies: list[Study]) -> pa.Table:
@@ -349,5 +338,4 @@ def _ends(counts: list[int]) -> pa.Array:
 def write_rejects(path: Path, rejects: Iterable[Reject]) -> None:
     """Write the account of what was not used, one row a thing. The file appears when it is whole."""
     rows = [{n: getattr(r, n) for n in REJECT_SCHEMA.names} for r in rejects]
-    with replacing(path) as part:
-        pq.write_table(pa.Table.from_pylist(rows, schema=REJECT_SCHEMA), part, compression="zstd")
+    write_table(path, pa.Table.from_pylist(rows, schema=REJECT_SCHEMA))

@@ -21,12 +21,13 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from pipeline.storage.files import file_system
-from pipeline.storage.pictures import Grey, decode
+from pipeline.storage.pictures import Grey, ImageError, decode
 from pipeline.study import Study, View
 
 BLOCK = 512  # bytes; tar's unit
 MAX_KEY = 80  # characters; leaves room for the member's suffix in ustar's 100
 MAX_OPEN = 256  # file descriptors kept by a reader
+SAMPLED = 4  # training checks the digest of one picture in so many: of all it would take 4 % of making a batch
 
 
 class ShardError(ValueError):
@@ -93,7 +94,7 @@ class ShardWriter:
                     length=len(picture.data),
                     width=picture.width,
                     height=picture.height,
-                    digest=hashlib.blake2b(picture.data, digest_size=8).hexdigest(),
+                    digest=_digest(picture.data),
                 )
             )
         placed = study.with_views(views)
@@ -138,6 +139,11 @@ class ShardWriter:
             self._partial.unlink(missing_ok=True)
 
 
+def _digest(data: bytes) -> str:
+    """blake2b-64 in hex, as ``View.digest``."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
 def publish(path: Path, address: str) -> None:
     """Put a finished tar at its URL and drop the local one; a local address is left to the caller."""
     if "://" not in address:
@@ -171,18 +177,42 @@ class ShardReader:
 
     def __init__(self, root: Path = Path()) -> None:
         self.root = root
+        self._reads = 0
         self._open: OrderedDict[str, int] = OrderedDict()
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._new_lock)
 
-    def read_bytes(self, view: View) -> bytes:
+    def read_bytes(self, view: View, every: int = 1) -> bytes:
         """The encoded image of a view.
 
+        Args:
+            every: one read in so many is held against the index's digest.
+
         Raises:
-            ShardError: the shard is missing or shorter than the index says.
+            ShardError: the shard is missing, or does not hold what was written.
         """
-        if "://" in view.shard:
-            return self._fetch(view)
+        data = self._fetch(view) if "://" in view.shard else self._read(view)
+        self._reads += 1
+        if self._reads % every == 0 and view.digest and _digest(data) != view.digest:
+            raise ShardError(f"{view.shard}: damaged, a picture is not the one that was written; run ingest again")
+        return data
+
+    def load_view(self, view: View, reduce: int = 1, every: int = 1) -> Grey:
+        """The picture of a view at 1, 1/2 or 1/4 of its size (``reduce`` 1, 2, 4), uint8 [H / reduce, W / reduce],
+        sides rounded up; ``every`` as in ``read_bytes``.
+
+        Raises:
+            ShardError: it cannot be read, is not what was written, or is not of the size that the index states.
+        """
+        try:
+            image = decode(self.read_bytes(view, every), reduce)
+        except ImageError:
+            raise ShardError(f"{view.shard}: damaged, a picture cannot be decoded; run ingest again") from None
+        if view.width and image.shape != (-(-view.height // reduce), -(-view.width // reduce)):
+            raise ShardError(f"{view.shard}: a picture is not as large as its index says; run ingest again")
+        return image
+
+    def _read(self, view: View) -> bytes:
         with self._lock:
             descriptor = self._open.get(view.shard)
             if descriptor is None:
@@ -192,18 +222,6 @@ class ShardReader:
         if not data or len(data) != view.length:
             raise ShardError(f"{view.shard}: shorter than its index says; run ingest again")
         return data
-
-    def load_view(self, view: View, reduce: int = 1) -> Grey:
-        """The picture of a view at 1, 1/2 or 1/4 of its size (``reduce`` 1, 2, 4), uint8 [H / reduce, W / reduce],
-        sides rounded up.
-
-        Raises:
-            ShardError: it cannot be read, or is not of the size that the index states.
-        """
-        image = decode(self.read_bytes(view), reduce)
-        if view.width and image.shape != (-(-view.height // reduce), -(-view.width // reduce)):
-            raise ShardError(f"{view.shard}: a picture is not as large as its index says; run ingest again")
-        return image
 
     def _fetch(self, view: View) -> bytes:
         system, path = file_system(view.shard)
@@ -243,6 +261,6 @@ def read_bytes(view: View) -> bytes:
     return _reader.read_bytes(view)
 
 
-def load_view(view: View, reduce: int = 1) -> Grey:
+def load_view(view: View, reduce: int = 1, every: int = 1) -> Grey:
     """The picture of a view, its shard relative to the working directory (the repository root); see ``ShardReader``."""
-    return _reader.load_view(view, reduce)
+    return _reader.load_view(view, reduce, every)

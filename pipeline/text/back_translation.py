@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pipeline.config.params import BackTranslation
 from pipeline.storage.atomic import replacing
 from pipeline.storage.index import read_studies
+from pipeline.storage.parquet import read_table, write_table
 from pipeline.text.translations import TRANSLATION_SCHEMA, TRANSLATIONS_FILE, Translations, report_sections, text_hash
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ def write_part(translate: RoundTrip, folder: Path, texts: list[Text]) -> int:
     """Translate some texts and write them as one part; their number."""
     rows = [(number, *translate(text)) for number, text in texts]
     columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), PART_SCHEMA, strict=True)]
-    with replacing(folder / f"{texts[0][0]:016x}.parquet") as part:
-        pq.write_table(pa.table(columns, schema=PART_SCHEMA), part, compression="zstd")
+    write_table(folder / f"{texts[0][0]:016x}.parquet", pa.table(columns, schema=PART_SCHEMA))
     return len(texts)
 
 
@@ -150,8 +149,8 @@ def _read_parts(folder: Path) -> pa.Table:
     tables = [PART_SCHEMA.empty_table()]
     for path in sorted(folder.glob("*.parquet")):
         try:
-            tables.append(pq.read_table(path, schema=PART_SCHEMA))
-        except (OSError, pa.ArrowException):
+            tables.append(read_table(path))
+        except (OSError, ValueError):
             raise ValueError(f"{path}: damaged; delete it and run again") from None
     return pa.concat_tables(tables)
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.storage.atomic import replacing
+from pipeline.storage.parquet import read_table, write_table
 from pipeline.study import Study
 
 TRANSLATION_SCHEMA = pa.schema([("hash", pa.uint64()), ("translation", pa.string())])
@@ -59,8 +58,7 @@ class Translations:
 
     def write(self, path: Path) -> None:
         """Write the table, ordered by hash; it appears when it is whole. Same translations, same bytes."""
-        with replacing(path) as part:
-            pq.write_table(self._table, part, compression="zstd")
+        write_table(path, self._table)
 
 
 def read_translations(path: Path) -> Translations:
@@ -71,10 +69,7 @@ def read_translations(path: Path) -> Translations:
     """
     if not path.exists():
         return Translations(TRANSLATION_SCHEMA.empty_table())
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException):
-        table = None
-    if table is None or table.schema.remove_metadata() != TRANSLATION_SCHEMA:
+    table = read_table(path)
+    if table.schema != TRANSLATION_SCHEMA:
         raise ValueError(f"{path}: no table of translations; make it again: dvc repro -f back_translate")
     return Translations(table)

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.config.run_config import RunConfig
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.memory import AHEAD, allow_many_files, check_shared_memory, keep_memory
-from pipeline.storage.shards import load_view
+from pipeline.storage.shards import SAMPLED, load_view
 from pipeline.study import Study
 from pipeline.study_keys import study_key
 from pipeline.text.prompts import PromptSentences
@@ -140,7 +140,9 @@ class TrainingSet(Dataset[StudyDraw]):
             views = draw_views(study, 1, rng) * self.counts[0]
         else:
             views = draw_views(study, self.counts[0], rng)
-        load = load_view if len(set(map(id, views))) == len(views) else cache(load_view)  # one drawn twice is read once
+        load = partial(load_view, every=SAMPLED)
+        if len(set(map(id, views))) < len(views):
+            load = cache(load)  # one drawn twice is read once
         images = [augment_view(v, self.config.image_size, self.config.augment, rng, load) for v in views]
         prompts = self.prompts.get(other.dataset)
         texts = []

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.config.params import Params
 from pipeline.config.records import read_record
+from pipeline.evaluation.candidates import text_digest
 from pipeline.evaluation.metric_key import read_key
 from pipeline.reporting.results import load_results, load_summaries
 from pipeline.storage.index import write_studies
@@ -187,11 +188,10 @@ def make(root: Path, p: Params | None = None, real: tuple[str, ...] = ()) -> Par
     for dataset in p.sources:
         placed = write_dataset(root, dataset, dataset not in real)
         if dataset in TEXTS:
-            view = placed[0].first_frontal
-            top = [{"text": f"Text {i} of {dataset}.", "score": 0.9 - 0.1 * i, "correct": i == 2} for i in range(5)]
-            shard = str(Path(view.shard).relative_to(root))
-            one = {"shard": shard, "offset": view.offset, "length": view.length, "text": TEXTS[dataset], "rank": 3}
-            examples[dataset] = [{**one, "top": top}]
+            near = [*(s.findings for s in placed[:2]), TEXTS[dataset], *(s.findings for s in placed[2:])]
+            top = [{"text": text_digest(text), "score": 0.9 - 0.1 * i} for i, text in enumerate(near)]
+            own = {"image": placed[0].first_frontal.digest, "text": text_digest(TEXTS[dataset]), "rank": 3}
+            examples[dataset] = [{**own, "top": top}]
     for run in p.runs:
         write_results(root, p, run, examples)
     (root / "data" / "audit").mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The forms in which people have the archives: as published, packed, re-exported, or their own."""
 
 import json
+import re
 import shutil
 import tarfile
 import zipfile
@@ -20,6 +21,7 @@ from pipeline.datasets import archives
 from pipeline.ingest.build import ingest_archive
 from pipeline.ingest.images import read_view
 from pipeline.ingest.sources import SourceError, open_archive, read_archive
+from pipeline.ingest.sources.manifest import image_id
 from pipeline.phantom.archives import write_archive
 from pipeline.storage.index import read_studies
 from pipeline.study import Study
@@ -226,9 +228,9 @@ def test_a_manifest_is_a_source(tmp_path, name):
         ("mine", "p2", "s3", "test", None, None, {"Edema": 1}),
     ]
     assert [[(v.id, v.position, v.path) for v in s.views] for s in studies] == [
-        [("1", "PA", "a/1.png"), ("2", "LATERAL", "a/2.png")],
-        [("3", "", "b.zip!/3.png")],
-        [("gone", "AP", "")],
+        [(image_id("a/1.png"), "PA", "a/1.png"), (image_id("a/2.png"), "LATERAL", "a/2.png")],
+        [(image_id("b.zip!/3.png"), "", "b.zip!/3.png")],
+        [(image_id("gone.png"), "AP", "")],
     ]
     assert Counter(i.reason for i in items if not isinstance(i, Study)) == {
         "view is none of PA, AP, LATERAL, blank": 1,
@@ -242,7 +244,9 @@ def test_a_manifest_of_images_alone(tmp_path):
     put(tmp_path, "m.csv", [["image"], ["1.png"], ["2.png"]])
     source = Source("manifest", str(tmp_path), "", manifest="m.csv")
     studies = list(read_archive(open_archive("mine", source.path, tmp_path / "cache"), source, 0))
-    assert [(s.patient, s.study, s.split) for s in studies] == [("1", "1", "train"), ("2", "2", "train")]
+    ids = [image_id("1.png"), image_id("2.png")]
+    assert [(s.patient, s.study, s.split, s.views[0].id) for s in studies] == [(i, i, "train", i) for i in ids]
+    assert all(re.fullmatch("[0-9a-f]{16}", i) for i in ids) and ids[0] != image_id("a/1.png")
     put(tmp_path, "m.csv", [["picture"], ["1.png"]])
     with pytest.raises(SourceError, match="no column 'image'"):
         list(read_archive(open_archive("mine", source.path, tmp_path / "cache"), source, 0))

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,11 @@ from transformers import BertConfig, BertModel
 
 from pipeline.config.params import ImageEncoder, TextEncoder
 from pipeline.config.records import ParamsError
-from pipeline.models.checkpoint import load_model, save_model
+from pipeline.models.checkpoint import NOTE, load_model, save_model
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.models.encoders import ImageTower, TextTower
-from pipeline.text.tokenizer import Tokenizer
+from pipeline.models.weights_file import DamagedWeights, load_weights, save_weights
+from pipeline.text.tokenizer import MIN_PATIENTS, Tokenizer
 from tests.conftest import BERT, RESNET, SWIN
 
 TEXTS = [f"There is a {thing} at the {place}." for thing in ("nodule", "scar") for place in ("apex", "base", "hilum")]
@@ -125,6 +127,9 @@ def test_a_saved_model_embeds_the_same(config, tokenizer, images, tmp_path, enco
     torch.manual_seed(99)
     other, words, again = load_model(tmp_path / "model")
     assert again == run and not other.training
+    note = (tmp_path / "model" / "README.md").read_text()
+    assert note.startswith("# tiny\n\nTrained on mimic_cxr, chexpert, chestxray14. A model can remember")
+    assert all(f"`{file.name}`" in note for file in (tmp_path / "model").iterdir() if file.name != "README.md")
     assert all(map(torch.equal, words(TEXTS), tokenizer(TEXTS)))
     with torch.no_grad():
         assert all(map(torch.equal, forward(other, images, words), forward(net, images, tokenizer)))
@@ -139,9 +144,41 @@ def test_every_key_of_a_checkpoint_must_match(config, tokenizer, tmp_path, chang
         del weights["image_projection.bias"]
     else:
         weights["stranger"] = torch.zeros(1)
-    save_file(weights, tmp_path / "model.safetensors")
+    save_weights(tmp_path / "model.safetensors", weights)
     with pytest.raises(RuntimeError, match=r"image_projection\.bias|stranger"):
         load_model(tmp_path)
+
+
+def test_no_changed_byte_of_weights_is_read(tmp_path):
+    """Any one bit of the file, cuts, and a file that says nothing of its digest; numbers of every size survive."""
+    weights = {
+        "a.b": torch.randn(7, 3),
+        "c": torch.tensor(2.5, dtype=torch.float16),
+        "d": torch.arange(5),
+        "e": torch.zeros(0, 4),
+    }
+    path, draw = tmp_path / "w.safetensors", np.random.default_rng(0)
+    save_weights(path, weights)
+    whole, read = path.read_bytes(), load_weights(path)
+    assert read.keys() == weights.keys() and all(
+        torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in weights.items()
+    )
+    save_file(weights, tmp_path / "other")
+    with pytest.raises(FileNotFoundError):
+        load_weights(tmp_path / "none")
+    changed = [whole[:at] + bytes([whole[at] ^ 1 << draw.integers(8)]) + whole[at + 1 :] for at in range(len(whole))]
+    changed += [whole[:at] for at in range(0, len(whole), 5)] + [whole + b"0", (tmp_path / "other").read_bytes()]
+    same = 0
+    for data in changed:
+        path.write_bytes(data)
+        try:
+            found = load_weights(path)
+        except DamagedWeights as error:
+            assert str(error) == f"{path}: damaged, or not written by this pipeline; train again (dvc repro -f)"
+        else:  # padding of the header
+            assert found.keys() == weights.keys() and all(torch.equal(found[k], v) for k, v in weights.items())
+            same += 1
+    assert same <= 8 < len(changed)
 
 
 def test_a_bert_of_a_folder_is_loaded_once_and_then_travels_with_the_model(config, tokenizer, images, tmp_path):
@@ -159,6 +196,9 @@ def test_a_bert_of_a_folder_is_loaded_once_and_then_travels_with_the_model(confi
     net = CxrClip(run, len(words)).eval()
     assert all(map(torch.equal, net.text_tower.model.state_dict().values(), bert.state_dict().values()))
     save_model(net, words, run, tmp_path / "model")
+    for file in (tmp_path / "model").iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes()
+        assert f"`{file.name}`" in NOTE or file.name == "README.md"
     (tmp_path / "bert").rename(tmp_path / "gone")
     other, read, again = load_model(tmp_path / "model")
     assert again == run
@@ -211,6 +251,26 @@ def test_weights_are_not_asked_for_when_a_checkpoint_fills_them(monkeypatch):
     for load_weights in (True, False):
         ImageTower(replace(RESNET, pretrained=True), 32, load_weights)
     assert asked == [True, False]
+
+
+def test_words_of_few_patients_are_not_learnt(tmp_path):
+    """However often they are said, in whatever form; those of prompts are, and letters are."""
+    many = [
+        (f"p{n}", f"Stable cardiomegaly, seen before. Dr. {'Okonjo' if n < MIN_PATIENTS - 1 else 'Ng'}.")
+        for n in range(20)
+    ]
+    one = [("p1", f"Zywieczka{end} Żywieczka was there.") for end in (",", ".", ";", "'s", ")", "") for _ in range(50)]
+    built = Tokenizer.build(TextEncoder("", 5000, {}, 48), ["Qualm of a prompt."] * 2, [*many, *one])
+    built.save(tmp_path)
+    words = {*built.tokenizer.get_vocab()}
+    assert {"cardiomegaly", "stable", "ng", "qualm", "z", "##z", "##w"} <= words
+    pieces = [w.removeprefix("##") for w in words if len(w.removeprefix("##")) > 1]
+    assert not [p for p in pieces if p in "zywieczka" or p in "okonjo"]
+    for file in tmp_path.iterdir():
+        assert not re.search("okonjo|wieczka", file.read_text(), re.IGNORECASE)
+    assert built.tokenizer.unk_token_id not in built(["zywieczka okonjo"])[0]  # said letter by letter
+    enough = Tokenizer.build(TextEncoder("", 5000, {}, 48), [], [(f"p{n}", "Dr. Okonjo.") for n in range(MIN_PATIENTS)])
+    assert "okonjo" in enough.tokenizer.get_vocab()
 
 
 def test_a_tokenizer_trained_twice_is_the_same(tmp_path, studies):

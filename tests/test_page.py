@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pipeline.config.params import Regeneration, Report
+from pipeline.evaluation.candidates import text_digest
 from pipeline.reporting import figures, page, tables
 from pipeline.storage.shards import load_view
 
@@ -96,7 +97,7 @@ def test_page_has_the_tables_and_the_figures(world):
     assert len(images) == 1 + 7 * page.PER_DATASET
     for uri in images:
         Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).load()
-    assert "Own text, rank 3 of 80" in tags.text and "own text Text 2 of mimic_cxr." in tags.text
+    assert "Own text, rank 3 of 80" in tags.text and f"own text {fake.TEXTS['mimic_cxr']}" in tags.text
     assert html.count('<li class="correct">') == 1
     assert "jane" not in html and "/somewhere" not in html
 
@@ -126,10 +127,14 @@ def test_patients_appear_only_where_allowed(world):
     summaries, _, _ = fake.load(Path(), p)
     real = {d: replace(s, phantom=False) for d, s in summaries.items()}
     html = render(p, real)
-    assert "<img" not in html and "Small left pleural effusion" not in html and "Text 2 of" not in html
+    assert "<img" not in html and all(text not in html for text in fake.TEXTS.values())
     assert "report.show_patient_data" in html
     one = render(p, {**real, "openi": summaries["openi"]})  # the phantom among them may be seen
-    assert one.count("<img") == 1 + page.PER_DATASET and "Text 2 of openi" in one and "Text 2 of mimic" not in one
+    assert (
+        one.count("<img") == 1 + page.PER_DATASET
+        and f"0 {fake.TEXTS['openi']}" in one
+        and fake.TEXTS["mimic_cxr"] not in one
+    )
     allowed = fake.params(**fake.SMALL, report={"show_patient_data": True})
     assert render(allowed, real).count("<img") == 1 + 7 * page.PER_DATASET
 
@@ -201,10 +206,15 @@ def test_caption_is_the_first_sentence_or_the_positive_labels():
     assert page._caption(labelled) == "Pneumonia, Cardiomegaly"
 
 
-def test_texts_are_escaped(world):
+def test_texts_are_escaped(world, monkeypatch):
     p = fake.params(**fake.SMALL)
     summaries, results, _ = fake.load(Path(), p)
-    results["resnet_mcc"].examples["mimic_cxr"][0]["text"] = "<script>alert(1)</script> & more"
+    hostile = {**fake.TEXTS, "mimic_cxr": "<script>alert(1)</script> & more"}
+    monkeypatch.setattr(page, "text_digest", lambda t: text_digest(fake.TEXTS["mimic_cxr"] if "<script" in t else t))
+    real = page.read_studies
+    monkeypatch.setattr(
+        page, "read_studies", lambda *a: [replace(s, impression=hostile.get(s.dataset)) for s in real(*a)]
+    )
     html = page.render_page(
         p, tables.build_tables(p, summaries, results), summaries, results, [], Path("data/index"), load_view
     )

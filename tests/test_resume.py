@@ -383,18 +383,29 @@ def test_changed_parameters_never_resume_however_asked(corpus, tmp_path, monkeyp
     assert "another training (code, parameters changed); training starts from the beginning" in capsys.readouterr().out
 
 
+def flip(file):
+    """Change a bit in the middle of a file."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
 class Evil:
     def __reduce__(self):
         return os.mkdir, (str(Evil.folder),)
 
 
-@pytest.mark.parametrize("damage", ["cut", "code", "no best"])
+@pytest.mark.parametrize("damage", ["cut", "a bit", "code", "no best", "a bit of the best"])
 def test_a_state_that_cannot_be_used_is_not(corpus, tmp_path, monkeypatch, capsys, damage):
     folder = corpus(make_config())
     stop(folder, tmp_path / "a", monkeypatch)
     state = tmp_path / "a" / "work" / "state.pt"
     if damage == "cut":
         state.write_bytes(state.read_bytes()[:-1000])
+    elif damage == "a bit":
+        flip(state)
+    elif damage == "a bit of the best":
+        flip(tmp_path / "a" / "work" / "best-0.safetensors")
     elif damage == "code":
         Evil.folder = tmp_path / "evil"
         torch.save({"identity": Evil()}, state)
@@ -402,6 +413,7 @@ def test_a_state_that_cannot_be_used_is_not(corpus, tmp_path, monkeypatch, capsy
         (tmp_path / "a" / "work" / "best-0.safetensors").unlink()
     best = train(folder, tmp_path / "a")
     said = "weights of the best epoch are gone" if damage == "no best" else "state is damaged"
+    said = "weights of the best epoch are damaged" if damage == "a bit of the best" else said
     out = capsys.readouterr().out
     assert said in out and "training starts from the beginning" in out
     assert not (tmp_path / "evil").exists()

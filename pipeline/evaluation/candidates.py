@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.evaluation.protocols import RetrievalSet
 from pipeline.study import Study
+from pipeline.text.translations import text_hash
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ def report_text(study: Study, rule: RetrievalSet) -> str | None:
     """The longest of the sections that the rule names, the first named of equally long ones; None where all lack."""
     sections = {"findings": study.findings, "impression": study.impression}
     return max((sections[name] or "" for name in rule.text), key=len) or None
+
+
+def text_digest(text: str) -> str:
+    """What results name a text by, in hex; they are looked at and passed on, and the text stays in the index."""
+    return f"{text_hash(text):016x}"
 
 
 def candidate_texts(studies: Sequence[Study], rule: RetrievalSet) -> CandidateTexts:

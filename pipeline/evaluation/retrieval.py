@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.params import Bootstrap
-from pipeline.evaluation.candidates import CandidateTexts, candidate_texts
+from pipeline.evaluation.candidates import CandidateTexts, candidate_texts, text_digest
 from pipeline.evaluation.exact_ranks import ranks, text_ranks
 from pipeline.evaluation.measure import Measure
 from pipeline.evaluation.metric_key import RSUM, Direction, MetricKey, of_clean
@@ -143,13 +143,11 @@ def _example(
     study: Study, image: np.ndarray, texts: np.ndarray, pool: CandidateTexts, own: int, rank: int
 ) -> dict[str, Any]:
     cosines = texts @ image
-    view = study.first_frontal
-    best = np.argsort(-cosines, kind="stable")[:5]
+    names = [text_digest(pool.texts[i]) for i in (own, *np.argsort(-cosines, kind="stable")[:5])]
+    scores = np.sort(cosines)[::-1]
     return {
-        "shard": view.shard,
-        "offset": view.offset,
-        "length": view.length,
-        "text": pool.texts[own],
+        "image": study.first_frontal.digest,
+        "text": names[0],
         "rank": rank,
-        "top": [{"text": pool.texts[i], "score": round(float(cosines[i]), 4), "correct": int(i) == own} for i in best],
+        "top": [{"text": name, "score": round(float(s), 4)} for name, s in zip(names[1:], scores, strict=False)],
     }

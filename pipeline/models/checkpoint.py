@@ -6,30 +6,51 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from pipeline.config.run_config import RunConfig, read_run_config, write_run_config
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.models.mixed import MixedNet, build_mixed
-from pipeline.storage.atomic import replacing
-from pipeline.text.tokenizer import Tokenizer
+from pipeline.models.weights_file import load_weights, save_weights
+from pipeline.text.tokenizer import MIN_PATIENTS, Tokenizer
 
+WEIGHTS = "model.safetensors"
+# What a folder of a model holds, and what whoever passes it on must know. The folder has nothing else.
+NOTE = """# {name}
+
+Trained on {datasets}. A model can remember what it was trained on: pass this folder on only as far as the terms of
+these data sets allow it for the data themselves.
+
+- `model.safetensors`: weights, with a digest
+- `run.json`: parameters of the training
+- `tokenizer.json`, `tokenizer_config.json` and, for some tokenizers, `vocab.txt` or `special_tokens_map.json`: the
+  vocabulary. If it was learnt from reports, it has the words that reports of at least {patients} patients have, and
+  single letters
+- `config.json`: of a text encoder that was not built here
+"""
 Net = CxrClip | MixedNet  # what a run trains and evaluation reads: no other module asks which of them it has
 
 
 def save_model(model: Net, tokenizer: Tokenizer, config: RunConfig, folder: Path) -> None:
-    """Write model.safetensors, run.json, the tokenizer's files and a named BERT's config.json: all anyone needs."""
+    """Write model.safetensors, run.json, the tokenizer's files and a named BERT's config.json: all anyone needs; and
+    README.md, which says so."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with replacing(folder / "model.safetensors") as partial:
-        save_file(weights, partial)
-    write_run_config(folder / "run.json", config)
+    save_weights(folder / WEIGHTS, model.state_dict())
+    name = config.text_encoder.name
+    if name.startswith(("/", "~", ".")):  # a place on this machine, which is nobody's business
+        name = Path(name).name
+    write_run_config(folder / "run.json", replace(config, text_encoder=replace(config.text_encoder, name=name)))
     tokenizer.save(folder)
     model.save_configs(folder)
+    note = NOTE.format(name=config.name, datasets=", ".join(config.datasets), patients=MIN_PATIENTS)
+    (folder / "README.md").write_text(note, encoding="utf-8")
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Net, Tokenizer, RunConfig]:
-    """Read what ``save_model`` wrote, in eval mode; every key must match."""
+    """Read what ``save_model`` wrote, in eval mode; every key must match.
+
+    Raises:
+        DamagedWeights: the weights are not as they were written.
+    """
     config = read_run_config(folder / "run.json")
     tokenizer = Tokenizer.load(folder, config.text_encoder.max_tokens)
     text = replace(config.text_encoder, name=str(folder)) if config.text_encoder.name else config.text_encoder
@@ -39,5 +60,5 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Net, T
         if config.mixed
         else CxrClip(config_here, len(tokenizer), load_weights=False)
     )
-    model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    model.load_state_dict(load_weights(folder / WEIGHTS), strict=True)
     return model.to(device).eval(), tokenizer, config

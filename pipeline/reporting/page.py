@@ -19,6 +19,7 @@ import yaml
 
 from pipeline.config.params import Params
 from pipeline.datasets import display_names, facts, paired_tests, source_of, used_for
+from pipeline.evaluation.candidates import text_digest
 from pipeline.evaluation.metric_key import MACRO_AUC, MetricKey
 from pipeline.reporting import charts, figures
 from pipeline.reporting.control import ControlRow, control_rows
@@ -98,7 +99,7 @@ def render_page(
         if name
         else [],
         regenerated=list(_regenerated(params, summaries, names, regeneration)),
-        examples=_examples(params, summaries, results, names, load),
+        examples=_examples(params, summaries, results, names, index, load),
         sheet=list(_contact_sheet(params, summaries, names, index, load)),
         hidden=[names[d] for d in hidden],
         missing=missing,
@@ -251,19 +252,25 @@ def _examples(
     summaries: Mapping[str, Summary],
     results: Mapping[str, RunResult],
     names: Mapping[str, str],
+    index: Path,
     load: Loader,
 ) -> dict[str, Any]:
-    """Retrieval examples of the last main run that has some, from the first data set that may be shown."""
+    """Retrieval examples of the last main run that has some, from the first data set that may be shown. Results name
+    pictures and texts by their digests; the index has them."""
     for name in reversed([n for n in params.main if n in results]):
         for source in dict.fromkeys((*paired_tests(), *used_for("retrieval"))):
             dataset, summary = facts(source).test_set or source, summaries.get(source)
             found = results[name].examples.get(dataset, [])[:EXAMPLES]
             if not found or summary is None or not shown(params, summary):
                 continue
+            studies = read_studies(index / f"{source}.parquet", ("test",))
+            views = {view.digest: view for study in studies for view in study.views}
+            texts = {text_digest(t): t for s in studies for t in (s.findings, s.impression) if t}
             items = []
             for e in found:
-                picture = load(View(id="", shard=e["shard"], offset=e["offset"], length=e["length"]))
-                items.append({**e, "image": figures.jpeg_uri(picture, 2 * SIDE)})
+                top = [{**t, "text": texts[t["text"]], "correct": t["text"] == e["text"]} for t in e["top"]]
+                image = figures.jpeg_uri(load(views[e["image"]]), 2 * SIDE)
+                items.append({"rank": e["rank"], "text": texts[e["text"]], "top": top, "image": image})
             pool = results[name].pools.get(dataset, {})
             return {"run": name, "dataset": names[dataset], "examples": items, "candidates": pool.get("candidates")}
     return {}

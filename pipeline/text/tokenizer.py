@@ -6,6 +6,7 @@ The memo is ours, because transformers' fast tokenizer, given whole batches, tak
 from __future__ import annotations
 
 import json
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.config.params import TextEncoder
 from pipeline.config.records import ParamsError
 
 MAX_WORDS = 1 << 17  # remembered by a process, some 30 MB; few archives have as many
+MIN_PATIENTS = 5  # whose reports have a word that a vocabulary is learnt from
 MAX_TEXTS = 1 << 13  # where a tokenizer wants texts whole
 
 
@@ -110,8 +112,17 @@ class Tokenizer:
         return cls(PreTrainedTokenizerFast.from_pretrained(folder), max_tokens)
 
     @classmethod
-    def build(cls, options: TextEncoder, corpus: Iterable[str]) -> Tokenizer:
-        """The hub's tokenizer of ``options.name``, or (empty name) a lower-casing WordPiece trained on the corpus.
+    def build(
+        cls, options: TextEncoder, sentences: Iterable[str], reports: Iterable[tuple[str, str]] = ()
+    ) -> Tokenizer:
+        """The hub's tokenizer of ``options.name``, or (empty name) a lower-casing WordPiece trained on texts.
+
+        A word of reports is learnt from only if ``MIN_PATIENTS`` or more have it: the vocabulary is part of the model,
+        and rarer words may be names. Their letters are known to it, as are those of all words.
+
+        Args:
+            sentences: texts that are nobody's, such as prompts.
+            reports: whose a text is, and the text.
 
         Training is deterministic. The trainer breaks ties between pairs by their pieces' numbers, and would number the
         pieces "##x" in the order of a hash table; so they are listed up front. Texts are framed as [CLS] ... [SEP].
@@ -123,12 +134,16 @@ class Tokenizer:
         from tokenizers import BertWordPieceTokenizer
         from transformers import PreTrainedTokenizerFast
 
-        texts = list(corpus)
         trained = BertWordPieceTokenizer(lowercase=True)
-        letters = sorted({letter for text in texts for letter in trained.normalize(text) if not letter.isspace()})
+        letters, counts = _learnt_from(trained, sentences, reports)
         first = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"##{letter}" for letter in letters)]
         trained.train_from_iterator(
-            texts, vocab_size=options.vocabulary, min_frequency=2, special_tokens=first, show_progress=False
+            (f"{word} " * count for word, count in counts.items()),
+            vocab_size=options.vocabulary,
+            min_frequency=2,
+            special_tokens=first,
+            initial_alphabet=letters,
+            show_progress=False,
         )
         wrapped = PreTrainedTokenizerFast(
             tokenizer_object=BertWordPieceTokenizer(trained.get_vocab(), lowercase=True)._tokenizer,
@@ -139,6 +154,35 @@ class Tokenizer:
             mask_token="[MASK]",
         )
         return cls(wrapped, options.max_tokens)
+
+
+def _learnt_from(
+    tokenizer: Any, sentences: Iterable[str], reports: Iterable[tuple[str, str]]
+) -> tuple[list[str], dict[str, int]]:
+    """All letters of the texts, sorted, and how often the words are said that sentences or enough patients have.
+
+    Texts are cut at spaces first, and what is between them goes through the tokenizer's own steps once.
+    """
+    said = Counter(chain.from_iterable(text.split() for text in sentences))
+    public = set(said)
+    patients: dict[str, set[str]] = defaultdict(set)  # of a piece; no more of them than are needed
+    for patient, text in reports:
+        pieces = text.split()
+        said.update(pieces)
+        for piece in pieces:
+            if len(patients[piece]) < MIN_PATIENTS:
+                patients[piece].add(patient)
+    counts: Counter[str] = Counter()
+    whose: dict[str, set[str]] = defaultdict(set)
+    common = set()
+    split = tokenizer._tokenizer.pre_tokenizer.pre_tokenize_str
+    for piece in sorted(said):
+        for word, _ in split(tokenizer.normalize(piece)):
+            counts[word] += said[piece]
+            whose[word] |= patients[piece]
+            if piece in public or len(whose[word]) >= MIN_PATIENTS:
+                common.add(word)
+    return sorted(set(chain.from_iterable(counts))), {word: n for word, n in counts.items() if word in common}
 
 
 def _cuts_at_spaces(tokenizer: Any) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from pipeline.config.run_config import Roles, RunConfig, write_run_config
@@ -84,6 +85,21 @@ def write_corpus(
         if len(own):
             own.write(out / TRANSLATIONS_FILE)
     return counts
+
+
+def prompt_texts(prompts: Iterable[PromptSentences]) -> Iterator[str]:
+    """Every sentence of the prompts of some data sets, once."""
+    for said in prompts:
+        for pool in said.pools.values():
+            yield from chain(*pool.values())
+
+
+def report_texts(studies: Iterable[Study]) -> Iterator[tuple[str, str]]:
+    """The sections of reports, and the patient that each is of."""
+    for study in studies:
+        for text in (study.findings, study.impression):
+            if text:
+                yield f"{study.dataset}/{study.patient}", text
 
 
 def whole(study: Study, roles: Roles, seed: int) -> bool:

@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,12 +27,13 @@ from pipeline.config.run_config import RunConfig, read_run_config
 from pipeline.models.checkpoint import save_model
 from pipeline.storage.atomic import replacing
 from pipeline.storage.index import read_studies
-from pipeline.study import Study
-from pipeline.text.prompts import PromptSentences, read_pools
+from pipeline.text.prompts import read_pools
 from pipeline.text.tokenizer import Tokenizer
 from pipeline.text.translations import read_translations
 from pipeline.training import resume
 from pipeline.training.batches import TrainingSet, ValidationSet, epoch_draws, steps_before, training_batches
+from pipeline.training.corpus import prompt_texts, report_texts
+from pipeline.training.corpus import prompt_texts, report_texts
 from pipeline.training.distributed import Process, device_of, gather_rows, join
 from pipeline.training.identity import identity
 from pipeline.training.method import Method, Stateful
@@ -154,7 +154,7 @@ def _build(
     prompts = {path.stem: read_pools(path) for path in sorted((corpus / "prompts").glob("*.json"))}
     training = read_studies(corpus / "studies.parquet", ("train",))
     validation = read_studies(corpus / "studies.parquet", ("valid",))
-    tokenizer = Tokenizer.build(config.text_encoder, _texts(training, prompts))
+    tokenizer = Tokenizer.build(config.text_encoder, prompt_texts(prompts.values()), report_texts(training))
     method = method_of(config, tokenizer, process)
     data = TrainingSet(training, prompts, config, read_translations(corpus / "translations.parquet"))
     epoch_draws(len(data), config.train.batch_size, config.seed, 0)  # raises if there are too few studies
@@ -366,13 +366,6 @@ def _write_outputs(t: _Training, progress: resume.Progress, out: Path, history: 
         partial.rename(out)
         columns = (*BEFORE_TERMS, *t.method.terms, "scale", *(FP16 if t.scaler.is_enabled() else ()))
         _write_history(history, columns, progress.rows)
-
-
-def _texts(studies: Sequence[Study], prompts: dict[str, PromptSentences]) -> list[str]:
-    """All text a tokenizer may learn from: every section, and every prompt sentence once."""
-    texts = [text for s in studies for text in (s.findings, s.impression) if text]
-    texts += [text for said in prompts.values() for pool in said.pools.values() for text in chain(*pool.values())]
-    return texts
 
 
 def _seed(config: RunConfig, device: torch.device) -> None:

@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import socket
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -26,10 +27,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.config.records import ParamsError
+from pipeline.models.weights_file import DamagedWeights, load_weights, save_weights
 from pipeline.storage.atomic import replacing
 from pipeline.training.distributed import Process, gather_rows
 from pipeline.training.identity import PROGRAM
@@ -159,6 +160,9 @@ class Saved:
     def _read(self) -> tuple[dict[str, Any] | None, str]:
         """The saved state if it can be used, and what to say before that; else None and why not ("": there is none)."""
         try:
+            with zipfile.ZipFile(self.state) as file:  # whose checksums torch does not look at
+                if file.testzip():
+                    raise zipfile.BadZipFile
             saved = torch.load(self.state, map_location="cpu", weights_only=True)
         except FileNotFoundError:
             return None, ""
@@ -171,8 +175,12 @@ class Saved:
         forgiven = [name for name in changed if self.anyway and name in PROGRAM]
         if changed != forgiven:
             return None, f"the saved state is of another training ({', '.join(changed)} changed)"
-        if saved["progress"]["best_epoch"] >= 0 and not self.best(saved["progress"]["best_epoch"]).is_file():
-            return None, "the weights of the best epoch are gone"
+        try:
+            if saved["progress"]["best_epoch"] >= 0:
+                load_weights(self.best(saved["progress"]["best_epoch"]))
+        except (FileNotFoundError, DamagedWeights) as error:
+            how = "damaged" if isinstance(error, DamagedWeights) else "gone"
+            return None, f"the weights of the best epoch are {how}"
         return saved, f"{' and '.join(forgiven)} changed, and the state is used as asked; " if forgiven else ""
 
     def save(self, progress: Progress) -> str:
@@ -215,15 +223,14 @@ class Saved:
         with one_line(self.work, "the training state could not be saved, and the one before it is kept"):
             best = self.best(progress.best_epoch)
             if progress.best_epoch >= 0 and not best.exists():
-                with replacing(best) as partial:
-                    save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, partial)
+                save_weights(best, weights)
             with replacing(self.state) as partial:
                 torch.save({"identity": self.identity, "progress": asdict(progress), **more}, partial)
             self._tidy(progress)
 
     def restore_best(self, net: nn.Module, epoch: int) -> None:
         """Give a model the weights it had after the best epoch."""
-        net.load_state_dict(load_file(self.best(epoch)), strict=True)
+        net.load_state_dict(load_weights(self.best(epoch)), strict=True)
 
     def _tidy(self, progress: Progress | None) -> None:
         """Remove what is neither the state nor the best model it names; all, where there is none to go on from."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,7 +25,7 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
     One row an image. Columns, of which all but ``image`` may be absent:
 
     * ``image``: the file below the archive's root, in a pack as ``pack.zip!/path``;
-    * ``study``, ``patient``: ids, else the image's name and the study's id; ``view``: PA, AP or LATERAL;
+    * ``study``, ``patient``: ids, else ``image_id`` and the study's id; ``view``: PA, AP or LATERAL;
     * ``findings`` and ``impression``, or ``report``, whose sections are taken as MIMIC-CXR's are;
     * ``label:<class>``: 1, 0, -1 or blank; ``split``: train, valid or test, else train.
 
@@ -56,10 +56,10 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
                 reason = "view is none of PA, AP, LATERAL, blank"
             yield Reject(files.dataset, item, "row", reason)
             continue
-        stem = PurePosixPath(image).stem
-        study = row.get("study") or stem
+        identity = image_id(image)
+        study = row.get("study") or identity
         patient = row.get("patient") or study
-        view = View(id=stem, position=position, path=image if image in present else "")
+        view = View(id=identity, position=position, path=image if image in present else "")
         known = studies.get((patient, study))
         if known is not None:
             if known.split != split:
@@ -74,6 +74,12 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
         labels = {k: v for k, v in given.items() if v is not None}
         studies[patient, study] = Study(files.dataset, patient, study, split, (view,), findings, impression, labels)
     yield from studies.values()
+
+
+def image_id(image: str) -> str:
+    """The id of an image in the index and the audit: a digest of its path below the archive's root (blake2b-64, hex),
+    because a file's name may be a person's."""
+    return hashlib.blake2b(image.encode(errors="surrogateescape"), digest_size=8).hexdigest()
 
 
 def _rows(files: Archive, name: str) -> Iterator[dict[str, str]]:

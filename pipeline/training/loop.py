@@ -33,7 +33,6 @@ from pipeline.text.translations import read_translations
 from pipeline.training import resume
 from pipeline.training.batches import TrainingSet, ValidationSet, epoch_draws, steps_before, training_batches
 from pipeline.training.corpus import prompt_texts, report_texts
-from pipeline.training.corpus import prompt_texts, report_texts
 from pipeline.training.distributed import Process, device_of, gather_rows, join
 from pipeline.training.identity import identity
 from pipeline.training.method import Method, Stateful

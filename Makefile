@@ -39,8 +39,12 @@ check: .venv/ready
 	lint-imports
 	mypy
 
+# The long drills; then those of 200 kills and of a million damaged inputs, which go on where they were, MINUTES each.
+MINUTES ?= 10
 drill: .venv/ready
 	pytest -m drill
+	python -m tests.kills data/work/drill $(MINUTES)
+	python -m tests.fuzz data/work/fuzz.json $(MINUTES)
 
 # The environment: exactly what requirements.lock pins, hashes checked, and this package in place, nothing else. The
 # import compiles the byte code that trainings need, once: they start in pairs. All the rest would take six times as long.

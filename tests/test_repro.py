@@ -1,41 +1,24 @@
 """The whole of `make repro` in a clone: every stage of the micro profile, from drawn archives to the page."""
 
 import json
-import os
 import re
 import shutil
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from pipeline.datasets import known_datasets
-
-ROOT = Path(__file__).parents[1]
-
-
-def run(clone: Path, *command: str) -> str:
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "GIT_"))}
-    env = {**keep, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONDONTWRITEBYTECODE": ""}
-    done = subprocess.run(command, cwd=clone, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout + done.stderr
+from tests.clones import commit, make_clone, run
+from tests.planted import ALLOWED, found_in, plant
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """The working tree's files in a repository of their own, with the micro profile as params.yaml."""
-    clone = tmp_path_factory.mktemp("clone")
-    files = run(ROOT, "git", "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
-    for name in filter(None, files):
-        if (ROOT / name).is_file() and not name.startswith("reports/") and name != "dvc.lock":
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, clone / name)
-    shutil.copy(ROOT / "profiles" / "micro.yaml", clone / "params.yaml")
-    run(clone, "git", "init", "-q")
-    run(clone, "git", "add", "-A")
-    run(clone, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "clone")
+    clone = make_clone(tmp_path_factory.mktemp("clone"))
+    plant(clone)
+    run(clone, "python", "-m", "stages.fingerprint")
+    commit(clone, "a hospital's own archive")
     return clone
 
 
@@ -60,8 +43,31 @@ def test_repro_builds_every_table_and_then_has_nothing_to_do(clone):
         summary = json.loads((clone / "data" / "index" / f"{dataset}.json").read_text())
         assert summary["written_images"] + summary["rejected_images"] == summary["found_images"] > 0
     assert "up to date" in run(clone, "dvc", "repro")
-    assert out.count("Running stage") == len(set(re.findall(r"Running stage '(.+)'", out))) == 24  # each of them once
+    assert out.count("Running stage") == len(set(re.findall(r"Running stage '(.+)'", out))) == 25  # each of them once
     assert "PHANTOM" not in out  # no report text, no file content
+    (clone / "said").write_text(out)
+
+
+def test_planted_words_are_where_the_docs_say(clone):
+    """Those of headers, of file names and of columns that nobody asked for are nowhere; see planted.py."""
+    shutil.rmtree(clone / "data" / "own")
+    found = set(found_in(clone))
+    allowed = {(word, place) for word, places in ALLOWED.items() for place in places}
+    copies = {(word, file) for word, file in found if file.startswith(".dvc/cache/")}  # of outputs, by their digest
+    assert {word for word, _ in copies} <= ALLOWED.keys()
+    strange = [(w, f) for w, f in found - copies if not any(w == word and f.startswith(at) for word, at in allowed)]
+    assert not strange
+    assert all(any(w == word and f.startswith(at) for w, f in found) for word, at in allowed)  # the search finds them
+    docs = (clone / "docs" / "reliability.md").read_text()
+    assert all(f"`{Path(at).parent if at.endswith('.parquet') else Path(at)}" in docs for _, at in allowed)
+
+
+def test_killed_stages_leave_what_undisturbed_ones_do(clone):
+    """A short form of the drill in kills.py."""
+    code = (
+        "from pathlib import Path; from tests import kills; [kills.drill(Path.cwd(), k, 2, few=1) for k in kills.KINDS]"
+    )
+    run(clone, "python", "-c", code)
 
 
 def test_every_stage_run_is_in_mlflow(clone):
@@ -74,7 +80,7 @@ def test_every_stage_run_is_in_mlflow(clone):
         keys = {k for (k,) in db.execute("select distinct key from metrics")}
     assert parents == 1
     assert len(children) == 1
-    wanted = {"phantom": 7, "ingest": 9, "prompts": 1, "corpus": 2, "pretrain": 2, "embed": 2, "zero_shot": 2}
+    wanted = {"phantom": 7, "ingest": 10, "prompts": 1, "corpus": 2, "pretrain": 2, "embed": 2, "zero_shot": 2}
     wanted |= {"audit": 1, "back_translate": 1, "retrieval": 2, "few_shot": 1, "few_shot_official": 1, "tables": 1}
     wanted |= {"regenerate": 1}
     assert {s: stages.count(s) for s in set(stages)} == wanted
@@ -83,8 +89,7 @@ def test_every_stage_run_is_in_mlflow(clone):
 
 def test_an_experiment_trains_again_what_it_changes_and_ingests_nothing(clone):
     """`mixed` has no such term as tcl, so a change of its weight leaves it alone."""
-    run(clone, "git", "add", "-A")
-    run(clone, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "results")
+    commit(clone, "results")
     out = run(clone, "dvc", "exp", "run", "-n", "notcl", "-S", "loss.tcl_weight=0")
     started = {line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")}
     assert started == {

@@ -21,6 +21,7 @@ from pipeline.config.params import Params
 from pipeline.datasets import display_names, facts, paired_tests, source_of, used_for
 from pipeline.evaluation.candidates import text_digest
 from pipeline.evaluation.metric_key import MACRO_AUC, MetricKey
+from pipeline.evaluation.store import load_arrays
 from pipeline.reporting import charts, figures
 from pipeline.reporting.control import ControlRow, control_rows
 from pipeline.reporting.formats import all_notes, bold, figure_lines, phantom_line
@@ -205,9 +206,9 @@ def _maps(
     """Similarity maps of one run (``path``: its maps.npz) over the images that may be shown."""
     if not path.exists():
         return
-    with np.load(path, allow_pickle=False) as stored:
-        maps, places = stored["maps"], stored["position"].tolist()
-        datasets, texts = stored["dataset"].tolist(), stored["text"].tolist()
+    stored = load_arrays(path, "dvc repro -f embed")
+    maps, places = stored["maps"], stored["position"].tolist()
+    datasets, texts = stored["dataset"].tolist(), stored["text"].tolist()
     for heat, dataset, place, text in zip(maps, datasets, places, texts, strict=True):
         archive = source_of(dataset)
         summary = summaries.get(archive)
@@ -232,8 +233,7 @@ def _regenerated(
         path = folder / name / f"{params.seeds[0]}.pictures.npz"
         if not path.exists():
             continue
-        with np.load(path, allow_pickle=False) as stored:
-            found = {key: stored[key] for key in stored.files}
+        found = load_arrays(path, f"dvc repro -f regenerate@{name}-{params.seeds[0]}")
         rows = []
         for n in np.argsort(found["ratio"], kind="stable"):
             dataset = str(found["dataset"][n])

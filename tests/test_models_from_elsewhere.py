@@ -5,6 +5,7 @@ was opened.
 """
 
 import builtins
+import io
 import json
 import pickle
 import socket
@@ -353,6 +354,48 @@ def test_only_data_is_within_reach(guard):
         "model.safetensors",
     }
     assert not clean.exists() and (guard / "tokenizer.json").exists()
+
+
+def test_published_files_give_the_same_tokens_and_sizes_as_from_the_folder_itself(guard):
+    """Of SigLIP's kind (sentencepiece) with keys of CLIP's oldest configuration; transformers alone is the truth."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    options = {"vocab_size": 40, "hard_vocab_limit": False, "minloglevel": 2, "num_threads": 1}
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS * 3), model_writer=model, **options, **ids)
+    (guard / "spiece.model").write_bytes(model.getvalue())
+    end = {
+        "content": "</s>",
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
+    change(
+        guard / "tokenizer_config.json", added_tokens_decoder={"1": end}, additional_special_tokens=[], eos_token="</s>"
+    )
+    change(guard / "tokenizer_config.json", do_lower_case=True, model_input_names=["input_ids"], model_max_length=64)
+    change(guard / "tokenizer_config.json", pad_token="</s>", processor_class="SiglipProcessor", sp_model_kwargs={})
+    change(guard / "tokenizer_config.json", tokenizer_class="SiglipTokenizer", unk_token="<unk>")
+    old = {
+        "_name_or_path": "",
+        "architectures": None,
+        "bad_words_ids": None,
+        "id2label": {"0": "LABEL_0"},
+        "pruned_heads": {},
+    }
+    change(guard / "config.json", model_type="siglip", text_config={**old, "hidden_size": 48}, vision_config=old)
+    with offline():
+        wanted = transformers.AutoTokenizer.from_pretrained(guard), transformers.AutoConfig.from_pretrained(guard)
+    with as_data(guard) as clean:
+        found = transformers.AutoTokenizer.from_pretrained(clean), transformers.AutoConfig.from_pretrained(clean)
+    assert type(found[0]) is type(wanted[0]) is transformers.SiglipTokenizer
+    assert found[0](TEXTS)["input_ids"] == wanted[0](TEXTS)["input_ids"]
+    assert found[0].special_tokens_map == wanted[0].special_tokens_map
+    wanted[1].name_or_path = found[1].name_or_path
+    assert found[1].to_dict() == wanted[1].to_dict() and found[1].text_config.hidden_size == 48
 
 
 @pytest.mark.parametrize("content", [b"[1]", b"{", b"\xff", b"[" * 100_000, b'{"a": 1' + b" " * (17 << 20) + b"}"])

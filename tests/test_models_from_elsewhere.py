@@ -342,6 +342,13 @@ def test_offline_ends_with_its_block(guard):
     assert not huggingface_hub.is_offline_mode()
 
 
+def test_an_adapter_that_would_ask_the_hub_cannot(guard, monkeypatch):
+    asks = lambda folder, device: huggingface_hub.HfApi().model_info("nobody/nothing")  # noqa: E731
+    monkeypatch.setattr("pipeline.adapters.medclip.load_medclip", asks)
+    with pytest.raises(huggingface_hub.errors.OfflineModeIsEnabled):
+        load("medclip", guard)
+
+
 def test_only_data_is_within_reach(guard):
     clip_folder(guard)
     with as_data(guard, weights=True) as clean:

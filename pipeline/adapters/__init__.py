@@ -13,6 +13,7 @@ import torch
 
 from pipeline.config.params import Other
 from pipeline.evaluation.embedder import Embedder
+from pipeline.text.model_folder import offline
 
 
 def load_other(other: Other, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:
@@ -25,5 +26,6 @@ def load_other(other: Other, device: torch.device | str = "cpu", batch_size: int
     # By name: a stage depends on the module of its own adapter only, and each module is found by its name.
     module = import_module(f"pipeline.adapters.{other.adapter}")
     load = getattr(module, f"load_{other.adapter}")
-    embedder: Embedder = load(Path(other.weights), torch.device(device))
+    with offline():
+        embedder: Embedder = load(Path(other.weights), torch.device(device))
     return replace(embedder, batch_size=batch_size)

@@ -12,25 +12,34 @@ from torch import Tensor
 
 from pipeline.adapters.weights import POSITIONS, find
 from pipeline.evaluation.embedder import Embedder
+from pipeline.storage.torch_archive import Refused
+from pipeline.text.model_folder import as_data
 
 
 def load_hf_clip(folder: Path, device: torch.device) -> Embedder:
     """config.json, model.safetensors or pytorch_model.bin, preprocessor_config.json and the tokenizer's files."""
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
     for needed in (("config.json",), ("preprocessor_config.json", "processor_config.json")):
         find(folder, *needed)
     find(folder, "model.safetensors", "pytorch_model.bin", "model-*.safetensors")
     local = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model, report = AutoModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32, **local)
-        processor = AutoImageProcessor.from_pretrained(folder, use_fast=False, **local)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        with as_data(folder, weights=True) as clean:
+            config = AutoConfig.from_pretrained(clean, **local)
+            kind = MODEL_MAPPING.get(type(config), object)
+            if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
+                raise Refused(f"{folder / 'config.json'}: model_type: does not embed images and texts")
+            model, report = AutoModel.from_pretrained(
+                clean, config=config, output_loading_info=True, dtype=torch.float32, weights_only=True, **local
+            )
+            processor = AutoImageProcessor.from_pretrained(clean, use_fast=False, **local)
+            tokenizer = AutoTokenizer.from_pretrained(clean, **local)
+    except Refused:
+        raise
     except Exception as error:  # of any class, and with texts that advise to ask a hub or to trust code
         raise ValueError(f"{folder}: transformers cannot load this model ({type(error).__name__})") from None
     _check(report, folder)
-    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
-        raise ValueError(f"{folder}: {type(model).__name__} does not embed images and texts")
     model.to(device).eval()
     length = _context(model, tokenizer)
     # SigLIP was trained with every text padded to the full length

@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.adapters.weights import MissingWeights, fill
+from pipeline.storage.torch_archive import Refused
+from pipeline.text.model_folder import as_data, read_json
 from pipeline.text.tokenizer import Tokenizer
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -156,8 +158,6 @@ def wordpieces(folder: Path, bert: Bert, max_tokens: int) -> Tokenizer:
         MissingWeights: there is neither.
         ValueError: it has another number of words than the checkpoint.
     """
-    import json
-
     from tokenizers import BertWordPieceTokenizer
     from transformers import PreTrainedTokenizerFast
 
@@ -165,9 +165,7 @@ def wordpieces(folder: Path, bert: Bert, max_tokens: int) -> Tokenizer:
     config = at / "tokenizer_config.json"
     try:
         if (at / "vocab.txt").is_file():
-            lower = (
-                json.loads(config.read_text(encoding="utf-8")).get("do_lower_case", True) if config.is_file() else True
-            )
+            lower = read_json(config).get("do_lower_case", True) if config.is_file() else True
             words = (at / "vocab.txt").read_text(encoding="utf-8").split("\n")
             ids = {word: i for i, word in enumerate(words) if word}
             fast = PreTrainedTokenizerFast(
@@ -175,12 +173,13 @@ def wordpieces(folder: Path, bert: Bert, max_tokens: int) -> Tokenizer:
                 **{f"{kind}_token": f"[{kind.upper()}]" for kind in ("pad", "unk", "cls", "sep", "mask")},
             )
         elif (at / "tokenizer.json").is_file():
-            fast = PreTrainedTokenizerFast.from_pretrained(at)
+            with as_data(at) as clean:
+                fast = PreTrainedTokenizerFast.from_pretrained(clean, trust_remote_code=False, local_files_only=True)
         else:
             raise MissingWeights(
                 f"{at}/vocab.txt: not there; the checkpoint does not hold its words, put its BERT's vocab.txt there"
             )
-    except MissingWeights:
+    except (MissingWeights, Refused):
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
         raise ValueError(f"{at}: not a tokenizer ({type(error).__name__}); put its BERT's vocab.txt there") from None

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pipeline.storage.torch_archive import Refused, check_archive
+
 # Old transformers kept the positions 0, 1, 2 ... as a buffer; the only tensor that may be left over.
 POSITIONS = re.compile(r"(^|\.)embeddings\.position_ids$")
 
@@ -97,8 +99,11 @@ def read_weights(path: Path) -> dict[str, Any]:
         except Exception as error:  # safetensors' own class; its text is about bytes
             raise ValueError(f"{path}: not a safetensors file ({type(error).__name__}); download it again") from None
     try:
+        check_archive(path)
         with torch.serialization.safe_globals([(cls, name) for name, cls in HARMLESS.items()]):
             found = torch.load(path, map_location="cpu", weights_only=True)
+    except Refused:
+        raise
     except Exception as error:  # torch's text may quote the file, and advises to switch the check off
         if type(error).__name__ == "UnpicklingError":
             named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -120,11 +125,14 @@ class Weights:
         """``where`` is for messages.
 
         Raises:
-            ValueError: a value is no tensor.
+            ValueError: a value is no tensor, or one that repeats its numbers.
         """
-        odd = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
+        odd = [k for k, v in tensors.items() if not isinstance(v, Tensor) or v.is_meta or v.layout != torch.strided]
         if odd or not tensors:
             raise ValueError(f"{where}: {f'not tensors: {_some(odd)}' if odd else 'no tensor in it'}")
+        # A row may be stated to repeat a million times. Copied into a module, it would.
+        if large := [key for key, value in tensors.items() if value.nbytes > value.untyped_storage().nbytes()]:
+            raise ValueError(f"{where}: states more numbers than it holds: {_some(large)}")
         self.left: dict[str, Tensor] = dict(tensors)
         self.where = where
 

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pipeline.config.params import ImageEncoder, TextEncoder
 from pipeline.config.records import ParamsError
 from pipeline.models.keyed_dropout import draw_by_study
+from pipeline.storage.torch_archive import Refused
+from pipeline.text.model_folder import configuration
 from pipeline.text.tokenizer import from_hub
+
+# Arguments of timm.create_model that read files or change how code is compiled; so do those named pretrained*.
+OF_FILES = frozenset(("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit"))
+
+
+def is_architecture(name: str) -> bool:
+    """Whether timm itself has a model of this name, which then can be no path and no name of a hub."""
+    import timm
+
+    return re.fullmatch(r"[A-Za-z0-9_.-]+", name) is not None and timm.is_model(name)
 
 
 class ImageTower(nn.Module):
@@ -22,6 +37,10 @@ class ImageTower(nn.Module):
         super().__init__()
         import timm
 
+        if not is_architecture(options.name):
+            raise ParamsError(f"model.image_encoders: timm cannot build {options.name}: it has no such architecture")
+        if named := sorted(key for key in options.args if key.startswith("pretrained") or key in OF_FILES):
+            raise ParamsError(f"model.image_encoders: {options.name}: args: {named[0]} is no part of an architecture")
         args = dict(options.args)
         if "swin" in options.name:
             args.setdefault("img_size", image_size)
@@ -74,13 +93,19 @@ class TextTower(nn.Module):
         self.named = bool(options.name)  # else its architecture is in the run's parameters
         if options.name and load_weights:
             self.model = from_hub(
-                BertModel.from_pretrained, options.name, add_pooling_layer=False, dtype=torch.float32
-            )  # whatever width it was saved in: autocast decides what is computed in half
+                BertModel.from_pretrained,
+                options.name,
+                weights=True,
+                add_pooling_layer=False,
+                dtype=torch.float32,  # whatever width it was saved in: autocast decides what is computed in half
+                weights_only=True,
+            )
         elif options.name:
             self.model = BertModel(from_hub(AutoConfig.from_pretrained, options.name), add_pooling_layer=False)
         else:
             sizes = {"model_type": "roformer", "max_position_embeddings": options.max_tokens, **options.args}
-            self.model = AutoModel.from_config(AutoConfig.for_model(vocab_size=vocabulary, **sizes))
+            config = AutoConfig.for_model(vocab_size=vocabulary, **_checked(sizes))
+            self.model = AutoModel.from_config(config, trust_remote_code=False)
             if hasattr(self.model, "pooler"):
                 self.model.pooler = None  # never used: DDP would wait for its gradients
         self.rows = draw_by_study(self.model, "model.text_encoder")
@@ -102,3 +127,18 @@ class TextTower(nn.Module):
         """Of [B, L, width] the state at the last token of each row, [B, width]."""
         last = mask.sum(dim=1) - 1
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
+
+
+def _checked(sizes: dict[str, Any]) -> dict[str, Any]:
+    """``model.text_encoder.args`` as they are.
+
+    Raises:
+        ParamsError: one of them is no part of an architecture of transformers.
+    """
+    try:
+        kept = configuration(sizes, "model.text_encoder.args")
+    except Refused as error:
+        raise ParamsError(str(error)) from None
+    if lost := sorted(set(sizes) - set(kept)):
+        raise ParamsError(f"model.text_encoder.args: {lost[0]}: {sizes['model_type']} has no such key")
+    return sizes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,6 +16,8 @@ import torch
 from pipeline.config.devices import cuda_device
 from pipeline.config.params import BackTranslation
 from pipeline.config.records import ParamsError
+from pipeline.storage.torch_archive import Refused
+from pipeline.text.model_folder import as_data, fetched
 from pipeline.text.sentences import split_sentences
 
 RECIPE = 1  # to be raised when a text is cut or sampled in another way: what was translated before no longer holds
@@ -84,13 +85,12 @@ class Translator:
         """``key``: of ``back_translation`` in params.yaml, for messages. Raises as ``RoundTrip`` does."""
         self.device = device
         self.options = options
-        self.model, self.tokenizer = _load(f"back_translation.{key}", name)
+        self.model, self.tokenizer, self.digest = _load(f"back_translation.{key}", name)
         self.model.to(device).eval()
         positions = self.model.config.max_position_embeddings
         if options.max_tokens > positions:
             raise ParamsError(f"back_translation.max_tokens: {name} takes {positions} tokens at most")
         self.most = positions - 1  # new tokens, beside the one that starts decoding
-        self.digest = _digest(self.model, self.tokenizer)
         from transformers import GenerationConfig
 
         tokens = self.model.config
@@ -191,9 +191,8 @@ def _has_words(text: str) -> bool:
     return any(letter.isalpha() for letter in text)
 
 
-def _load(key: str, name: str) -> tuple[Any, Any]:
-    """Model and tokenizer. Weights are read as safetensors, or as a checkpoint of tensors alone."""
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # transformers would ask the hub to convert them
+def _load(key: str, name: str) -> tuple[Any, Any, str]:
+    """Model, tokenizer and digest of both. What the folder or the hub holds is read as data."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         import sentencepiece  # noqa: F401
@@ -201,13 +200,17 @@ def _load(key: str, name: str) -> tuple[Any, Any]:
         raise TranslationError("MarianMT needs the package sentencepiece: make .venv/ready") from None
     from transformers import MarianMTModel, MarianTokenizer
 
+    local = {"trust_remote_code": False, "local_files_only": True}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), as_data(fetched(name, weights=True), weights=True) as folder:
             warnings.simplefilter("ignore")  # advice on another package
-            tokenizer = MarianTokenizer.from_pretrained(name, trust_remote_code=False)
+            tokenizer = MarianTokenizer.from_pretrained(folder, **local)
             model, found = MarianMTModel.from_pretrained(
-                name, trust_remote_code=False, weights_only=True, dtype=torch.float32, output_loading_info=True
+                folder, weights_only=True, dtype=torch.float32, output_loading_info=True, **local
             )
+            digest = _digest(model, tokenizer)
+    except Refused as error:
+        raise ParamsError(f"{key}: {error}") from None
     except Exception as error:
         raise ParamsError(
             f"{key}: {name!r} could not be loaded ({type(error).__name__}); give a local folder with config.json, "
@@ -217,7 +220,7 @@ def _load(key: str, name: str) -> tuple[Any, Any]:
         raise ParamsError(f"{key}: {name!r} does not hold all weights of a MarianMT model")
     # Some machines have the package that tidies punctuation and some do not; the words must not depend on it.
     tokenizer.punc_normalizer = str
-    return model, tokenizer
+    return model, tokenizer, digest
 
 
 def _digest(model: Any, tokenizer: Any) -> str:

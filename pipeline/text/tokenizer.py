@@ -18,6 +18,8 @@ from torch import Tensor
 
 from pipeline.config.params import TextEncoder
 from pipeline.config.records import ParamsError
+from pipeline.storage.torch_archive import Refused
+from pipeline.text.model_folder import as_data, fetched
 
 MAX_WORDS = 1 << 17  # remembered by a process, some 30 MB; few archives have as many
 MIN_PATIENTS = 5  # whose reports have a word that a vocabulary is learnt from
@@ -106,10 +108,16 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, max_tokens: int) -> Tokenizer:
-        """Read what ``save`` wrote."""
+        """Read what ``save`` wrote.
+
+        Raises:
+            Refused: a file of the folder asks for something else; one line.
+        """
         from transformers import PreTrainedTokenizerFast
 
-        return cls(PreTrainedTokenizerFast.from_pretrained(folder), max_tokens)
+        with as_data(folder) as clean:
+            read = PreTrainedTokenizerFast.from_pretrained(clean, trust_remote_code=False, local_files_only=True)
+        return cls(_unmarked(read, True), max_tokens)
 
     @classmethod
     def build(
@@ -207,14 +215,27 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int]] | None:
     return None
 
 
-def from_hub(load: Any, name: str, **args: Any) -> Any:
-    """Load a text encoder or its tokenizer by hub name or local folder.
+def _unmarked(found: Any, local: bool) -> Any:
+    """A tokenizer, or anything else as it is. ``save`` writes how it was read, by which a run knows it again: by its
+    own name (``local``: a folder's), not from a temporary folder and offline."""
+    if "local_files_only" in getattr(found, "init_kwargs", ()):
+        found.init_kwargs |= {"is_local": local, "local_files_only": False}
+    return found
+
+
+def from_hub(load: Any, name: str, weights: bool = False, **args: Any) -> Any:
+    """Load a text encoder (``weights``), its configuration or its tokenizer by hub name or local folder; what either
+    holds is read as data (``pipeline.text.model_folder``).
 
     Raises:
-        ParamsError: one clear line on what is missing.
+        ParamsError: one clear line on what is missing or refused.
     """
     try:
-        return load(name, trust_remote_code=False, **args)
+        with as_data(fetched(name, weights), weights) as folder:
+            found = load(folder, trust_remote_code=False, local_files_only=True, **args)
+            return _unmarked(found, Path(name).is_dir())
+    except Refused as error:
+        raise ParamsError(f"model.text_encoder.name: {error}") from None
     except (OSError, ValueError) as error:
         raise ParamsError(
             f"model.text_encoder.name: {name!r} could not be loaded ({type(error).__name__}); give a local folder with "

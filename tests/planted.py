@@ -19,8 +19,9 @@ import yaml
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-HEADER, FILE, REJECTED, REPORT, COLUMN = "zyxheader", "zyxfile", "zyxrejected", "zyxreport", "zyxcolumn"
-WORDS = (HEADER, FILE, REJECTED, REPORT, COLUMN)
+# Not written out, since this file is searched as well.
+WORDS = tuple(f"zyx{place}" for place in ("header", "file", "rejected", "report", "column"))
+HEADER, FILE, REJECTED, REPORT, COLUMN = WORDS
 # Where a word may be found: docs/reliability.md says so.
 ALLOWED = {
     REPORT: ("data/index/own.parquet", "data/shards/own/", "data/corpus/resnet_mcc/studies.parquet"),

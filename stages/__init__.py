@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.tracking.launcher import arguments
+
 GRAPH = Path(__file__).parents[1] / "dvc.yaml"
 # Keys that decide how much memory of a GPU a stage takes; of the others it is evaluate.batch_size.
 MEMORY = {
@@ -24,9 +26,8 @@ gc.set_threshold(10_000)
 
 
 def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
-    """Call ``main`` with the command's arguments. Wrong arguments, errors of input and a GPU whose memory is full end
-    the process with one line."""
-    words = sys.argv[1:]
+    """Call ``main`` with the command's arguments; wrong ones, errors of input and a full GPU end it with one line."""
+    words = sys.argv[1:] = arguments(sys.argv[1:])
     try:
         inspect.signature(main).bind(*words)
     except TypeError:

@@ -27,7 +27,7 @@ PARAMS = {
     "sources": {
         d: {"reader": d, "path": f"/somewhere/of/jane/{d}", "stamp": "x"} for d in (M, C, C14, *EVALUATED, "openi")
     },
-    "phantom": {"archives": {M: 8}},
+    "phantom": {"archives": {M: 20}},
     "ingest": {},
     "prompts": {"file": "pipeline/text/prompts.yaml"},
     "sampling": {},

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 RAW = {
     "seed": 3,
     "sources": {d: {"reader": d, "path": f"a/{d}", "stamp": f"a/{d}/list.csv"} for d in ("mimic_cxr", "chexpert")},
-    "phantom": {"archives": {"mimic_cxr": 10}},
+    "phantom": {"archives": {"mimic_cxr": 40}},
     "ingest": {},
     "prompts": {"file": "prompts.yaml"},
     "sampling": {},
@@ -136,7 +136,7 @@ def test_a_whole_number_is_a_number(tmp_path):
             "sources.chestxray14_official.reader: 'chestxray14_official' is neither chestxray14 nor manifest",
         ),
         ("sources.mine", {"reader": "manifest", "path": "a", "stamp": "b"}, "sources.mine.manifest: missing"),
-        ("phantom.archives.open_i", 3, "phantom.archives.open_i: unknown data set"),
+        ("phantom.archives.open_i", 30, "phantom.archives.open_i: unknown data set"),
         # missing
         ("seed", MISSING, "seed: missing"),
         ("prompts.file", MISSING, "prompts.file: missing"),
@@ -179,7 +179,7 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("evaluate.protocols", [], "evaluate.protocols: an empty list; name at least one protocol"),
         ("evaluate.zero_shot", "x.yaml", "evaluate.zero_shot: unknown key"),
         ("evaluate.few_shot.draws", 0, "evaluate.few_shot.draws: 0 is outside"),
-        ("evaluate.few_shot.shares.p10", 10, "evaluate.few_shot.shares.p10: 10 is outside [0, 1]"),
+        ("evaluate.few_shot.shares.p10", 10, "evaluate.few_shot.shares.p10: 10 is outside (0, 1]"),
         ("evaluate.few_shot.shares", {"p1": 0.01}, "evaluate.few_shot: shares and epochs"),
         ("evaluate.few_shot.subset", "all", "evaluate.few_shot.subset: 'all' is none of stratified, random"),
         ("evaluate.few_shot.seeds", [0, 0], "evaluate.few_shot.seeds: expected at least one, each once"),
@@ -197,7 +197,11 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("runs.plain.train", {"epoch": 3}, "runs.plain.train.epoch: unknown key (did you mean epochs?)"),
         ("runs.plain.loss", {"mvs": "no"}, "runs.plain.loss.mvs: expected true or false"),
         ("runs.plain.model", {"dim": 3}, "runs.plain.model: unknown key"),
-        ("runs.a-b", {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}, "runs.a-b: no '-'"),
+        (
+            "runs.a-b",
+            {"image_encoder": "resnet", "datasets": ["mimic_cxr"]},
+            "runs.a-b: a name is letters, digits and _",
+        ),
         ("runs.plain.like", "othr", "runs.plain.like: 'othr' is not among runs (did you mean other?)"),
         ("runs.plain.like", ["other"], "runs.plain.like: expected text, got ['other']"),
         ("runs.plain.like", "plain", "runs.plain.like: plain -> plain goes round in a circle"),
@@ -241,10 +245,10 @@ def test_a_whole_number_is_a_number(tmp_path):
         ),
         ("evaluate.regeneration", {"runs": ["plan"]}, "evaluate.regeneration.runs: 'plan' is not among runs"),
         ("evaluate.regeneration", {"runs": ["plain"]}, "evaluate.regeneration.runs: plain is no mixed run"),
-        ("evaluate.regeneration", {"ratios": [0.5, 1.0]}, "evaluate.regeneration.ratios: 1.0 is no whole percentage"),
-        ("evaluate.regeneration", {"ratios": [0.0]}, "evaluate.regeneration.ratios: 0.0 is no whole percentage"),
+        ("evaluate.regeneration", {"ratios": [0.5, 1.0]}, "evaluate.regeneration.ratios[1]: 1.0 is outside (0, 1)"),
+        ("evaluate.regeneration", {"ratios": [0.0]}, "evaluate.regeneration.ratios[0]: 0.0 is outside (0, 1)"),
         ("evaluate.regeneration", {"ratios": [0.125]}, "evaluate.regeneration.ratios: 0.125 is no whole percentage"),
-        ("evaluate.regeneration", {"ratios": [0.5, 0.5]}, "evaluate.regeneration.ratios: expected each once"),
+        ("evaluate.regeneration", {"ratios": [0.5, 0.5]}, "evaluate.regeneration.ratios: 0.5 is there twice"),
         ("ablations", ["plan"], "ablations: 'plan' is not among runs"),
         ("control", "plan", "control: 'plan' is not among runs"),
     ],
@@ -388,7 +392,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
     }
     raw = changed("main", ["plan"])
     raw["runs"]["plain"]["train"] = {"epoch": 3, "lr": "fast"}
-    raw["evaluate"]["few_shot"]["seeds"] = []
+    raw["evaluate"]["protocols"] = []
     raw["sources"]["rsna"] = {"reader": "siim", "path": "a", "stamp": "b"}
     with pytest.raises(ParamsError) as error:
         load(tmp_path, raw)
@@ -397,7 +401,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path):
         f"{at}runs.plain.train.lr: expected a number, got 'fast'",
         f"{at}runs.plain.train.epoch: unknown key (did you mean epochs?)",
         f"{at}main: 'plan' is not among runs (did you mean plain?)",
-        f"{at}evaluate.few_shot.seeds: expected at least one, each once",
+        f"{at}evaluate.protocols: an empty list; name at least one protocol, such as paper",
     ]
 
 

@@ -235,7 +235,100 @@ def test_what_could_not_be_sent_stays_and_is_sent_once(client, tmp_path, monkeyp
     assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["a.csv"]
 
 
+def test_a_record_that_cannot_be_sent_holds_up_no_other_one(client, tmp_path, capsys):
+    """Damaged in many ways, or with a key that MLflow takes for no parameter's: each is set aside with one line."""
+    waiting = tmp_path / "state" / "tracking"
+    damages = {
+        "empty": lambda text: "",
+        "half": lambda text: text[: len(text) // 2],
+        "bytes": lambda text: "\udcff\udcfe",
+        "a list": lambda text: "[1, 2]",
+        "a number": lambda text: "7",
+        "no tags": lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "tags"}),
+        "metrics of another shape": lambda text: json.dumps({**json.loads(text), "metrics": [["auc"]]}),
+        "a process of no number": lambda text: json.dumps({**json.loads(text), "status": "RUNNING", "pid": "x"}),
+        "a parameter's key": lambda text: json.dumps({**json.loads(text), "params": {"a; b": "1"}}),
+        "a metric's key": lambda text: json.dumps({**json.loads(text), "metrics": [["../x", 1.0, 0, 1]]}),
+        "a run that is gone": lambda text: json.dumps({**json.loads(text), "run_id": "0" * 32}),
+    }
+    names = ["first", *damages, "last"]
+    for name in names:
+        with mlflow_runs.stage_run("few_shot", name, Loss()) as record:
+            record.metrics({"auc": 0.75})
+        if name in damages:
+            file = max(waiting.glob("*/record.json"))
+            file.write_text(damages[name](file.read_text()), errors="surrogateescape")
+    folders = sorted(path.parent.name for path in waiting.glob("*/record.json"))
+    assert mlflow_runs.send_waiting() == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(damages)
+    assert all(str(waiting / folder) in line for folder, line in zip(folders[1:-1], lines, strict=True))
+    assert sorted(path.name for path in (waiting / "refused").iterdir()) == folders[1:-1]
+    _, found = runs(client)
+    sent = {r.data.tags["mlflow.runName"]: r for r in found}
+    assert {"few_shot@first", "few_shot@last"} <= sent.keys()
+    assert sent["few_shot@last"].info.status == "FINISHED" and history(client, sent["few_shot@last"], "auc") == [
+        (0, 0.75)
+    ]
+    assert "RUNNING" not in {r.info.status for r in found}
+    assert mlflow_runs.send_waiting() == 0 and not capsys.readouterr().out
+
+
+def test_a_record_that_fails_stays_and_the_others_go(client, tmp_path, monkeypatch):
+    """No word of MLflow against the record itself: a disk that is full, say, while its artifact is copied."""
+    from mlflow.tracking import MlflowClient
+
+    (tmp_path / "a.csv").write_text("1")
+    for name in ("first", "last"):
+        with mlflow_runs.stage_run("few_shot", name, Loss()) as record:
+            if name == "first":
+                record.artifact(tmp_path / "a.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            mlflow_runs.send_waiting()
+        _, found = runs(client)
+        assert {r.data.tags["mlflow.runName"]: r.info.status for r in found} == {
+            "few_shot@first": "RUNNING",
+            "few_shot@last": "FINISHED",
+        }
+    assert mlflow_runs.send_waiting() == 1
+    assert {r.info.status for r in runs(client)[1]} == {"FINISHED"}
+
+
+def test_an_experiment_that_was_deleted_costs_no_record(client, tmp_path):
+    client.delete_experiment(client.create_experiment("cxr-clip"))
+    with mlflow_runs.stage_run("few_shot", "first", Loss()):
+        pass
+    with pytest.raises(RuntimeError, match="is deleted; restore it"):
+        mlflow_runs.send_waiting()
+    assert len(list((tmp_path / "state" / "tracking").glob("*/record.json"))) == 1
+
+
+def test_every_key_and_value_is_one_that_mlflow_takes(client, monkeypatch):
+    odd = {"a; b": 1, "../up": 2, "/root": 3, "a//b": 4, "": 5, "é": 6, "x" * 400: 7, "y\n": 8, "./": 9}
+    fine = {"loss.mvs": 11, "rsna_auc/p1": 12, "a b-c:d": 13}
+    monkeypatch.setenv("CXR_REPRO", "it's; this")
+    monkeypatch.setenv("DVC_EXP_NAME", "a\udcffb")
+    with mlflow_runs.stage_run("few_shot", "all", {**odd, **fine, "text": "a\0b\udcff"}) as record:
+        record.metrics({**odd, **fine})
+    assert mlflow_runs.send_waiting() == 1
+    _, (run,) = runs(client)
+    assert sorted(run.data.params.values()) == sorted([*map(str, {**odd, **fine}.values()), "a?b?"])
+    assert {*odd.values(), *fine.values()} <= {*run.data.metrics.values()}
+    assert all(run.data.params[key] == str(value) and run.data.metrics[key] == value for key, value in fine.items())
+    assert {len(key) for key in run.data.params if "xxx" in key} == {250}
+
+
 # without the store
+
+
+def test_a_record_that_is_damaged_while_its_stage_runs_is_written_anew(records, tmp_path):
+    with mlflow_runs.stage_run("zero_shot", "clip", Loss()) as record:
+        (file,) = (tmp_path / "state" / "tracking").glob("*/record.json")
+        file.write_text('{"run_id": ')
+        record.metrics({"auc": 0.5})
+        assert records()[0]["metrics"][0][:2] == ["auc", 0.5]
 
 
 def test_a_stage_writes_its_record_without_mlflow(records):

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.config.checks import check
 from pipeline.config.params import Params
-from pipeline.config.records import ParamsError, hint, read_record
+from pipeline.config.records import NAME, ParamsError, hint, read_record
+from pipeline.config.yaml_file import YamlFileError, read_yaml
+
+MOST_LIKE = 50  # runs, each like the next
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:
@@ -21,12 +22,11 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
             keys say of one another is looked at once each of them can be read by itself.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = read_yaml(path)
     except FileNotFoundError:
         raise ParamsError(f"{path}: not found; run from the repository root or copy profiles/demo.yaml to it") from None
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
-        raise ParamsError(f"{path}: line {line}: not valid YAML") from None
+    except YamlFileError as error:
+        raise ParamsError(f"{path}: {error}") from None
     try:
         raw, lines = _runs_filled_in(raw)
         params = _read(raw, lines)
@@ -52,6 +52,8 @@ def _runs_filled_in(raw: Any) -> tuple[Any, list[str]]:
     with some ``like``."""
     if not isinstance(raw, Mapping) or not isinstance(runs := raw.get("runs"), Mapping):
         return raw, []  # whose error ``read_record`` says
+    if not all(NAME.fullmatch(name) for name in runs):
+        return raw, []  # the same
     wrong: dict[frozenset[str], str] = {}  # a circle is one thing wrong, whichever run of it is asked for
 
     def whole(name: str, above: tuple[str, ...]) -> Any:
@@ -69,6 +71,9 @@ def _runs_filled_in(raw: Any) -> tuple[Any, list[str]]:
             said = f"runs.{name}.like: {' -> '.join((*above, name, like))} goes round in a circle"
             chain = (*above, name)
             wrong.setdefault(frozenset(chain[chain.index(like) :]), said)
+            return run
+        if len(above) > MOST_LIKE:
+            wrong[frozenset()] = f"runs.{name}.like: {like} ends a chain of more than {MOST_LIKE} runs; name fewer"
             return run
         merged = whole(like, (*above, name))
         if not isinstance(merged, Mapping):

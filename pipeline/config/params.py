@@ -5,26 +5,40 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.records import MANY, RECORD, Count, Flag, Number, Positive, Share, Weight, Whole
+from pipeline.config.records import (
+    MANY,
+    RECORD,
+    Count,
+    Decay,
+    Flag,
+    Inside,
+    Insides,
+    LessThanAll,
+    Limits,
+    Name,
+    NameOrNone,
+    Names,
+    Number,
+    Part,
+    Pixels,
+    Positive,
+    Ranks,
+    Scales,
+    Seed,
+    Seeds,
+    Share,
+    Texts,
+    Weight,
+    Whole,
+)
 
-ADAPTERS = (
-    "cxr_clip",
-    "gloria",
-    "medclip",
-    "biovil",
-    "chexzero",
-    "open_clip",
-    "hf_clip",
-)  # modules of pipeline/adapters
+ADAPTERS = ("cxr_clip", "gloria", "medclip", "biovil", "chexzero", "open_clip", "hf_clip")  # of pipeline/adapters
 
 
-def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
-    if not limits[0] < limits[1]:
-        raise ValueError(f"{list(limits)} is no lower and upper bound")
-    return limits
+Deviation = Annotated[Number, Field(ge=0.001, le=10)]  # of grey in [0, 1]
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -35,7 +49,7 @@ class Source:
     watches instead of the archive (``python -m stages.fingerprint`` writes one).
     """
 
-    reader: str
+    reader: Name
     path: str
     stamp: str
     split: Literal["paper", "patient", "official"] = "paper"  # patient: chestxray14, rsna, openi; official: NIH's
@@ -48,8 +62,8 @@ class Source:
 class Phantom:
     """Synthetic archives to draw: archive -> number of studies."""
 
-    archives: dict[str, Whole]
-    size: Whole = 256
+    archives: dict[Name, Annotated[Whole, Field(ge=20, le=MANY)]]
+    size: Annotated[Whole, Field(ge=64, le=1 << 14)] = 256  # pixels of the short side
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -112,10 +126,10 @@ class Augment:
     """Image and text augmentation (paper section 4.2)."""
 
     image: Flag = True
-    crop_scale: tuple[Number, Number] = (0.8, 1.1)
+    crop_scale: Scales = (0.8, 1.1)  # of the area; a crop larger than the image is the whole of it
     clahe: Share = 0.5
-    brightness: Number = 0.1
-    contrast: Number = 0.2
+    brightness: Share = 0.1
+    contrast: Share = 0.2
     text: Flag = True
     text_method: Literal["swap", "eda"] = "swap"  # what ``text`` does; see ``pipeline.training.sampling.draw_texts``
 
@@ -127,8 +141,8 @@ class ImageEncoder:
 
     name: str
     pretrained: Flag = True
-    mean: tuple[Number, Number, Number] = (0.485, 0.456, 0.406)
-    std: tuple[Number, Number, Number] = (0.229, 0.224, 0.225)
+    mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
+    std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -137,9 +151,9 @@ class TextEncoder:
     """A BERT: by hub name or local folder, or (``name`` empty) a small one with a tokenizer trained on the corpus."""
 
     name: str = ""
-    vocabulary: Whole = 2000
+    vocabulary: Count = 2000  # pieces of words, if the tokenizer is trained
     args: dict[str, Any] = field(default_factory=dict)
-    max_tokens: Whole = 256
+    max_tokens: Annotated[Whole, Field(ge=3, le=1 << 16)] = 256  # of a text, begin and end included
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -154,18 +168,18 @@ class MixedModel:
     width: Annotated[Whole, Field(ge=4, le=MANY)] = 768
     layers: Annotated[Whole, Field(ge=1, le=1000)] = 12
     heads: Annotated[Whole, Field(ge=1, le=1000)] = 12
-    mask_ratio: Annotated[Number, Field(gt=0, lt=1)] = 0.5
+    mask_ratio: Inside = 0.5
 
 
 @dataclass(frozen=True, config=RECORD)
 class Model:
     """Both encoders and the shared space; ``mixed``: what takes the encoders' place in mixed runs."""
 
-    image_encoders: dict[str, ImageEncoder]
+    image_encoders: dict[Name, ImageEncoder]
     text_encoder: TextEncoder
-    dim: Whole = 512
+    dim: Annotated[Whole, Field(ge=1, le=1 << 16)] = 512
     temperature: Annotated[Number, Field(gt=0, le=MANY)] = 0.07  # before training; the cosines are divided by it
-    image_size: Whole = 224
+    image_size: Pixels = 224
     mixed: MixedModel = field(default_factory=MixedModel)
 
 
@@ -187,8 +201,8 @@ class Loss:
     simsiam_weight: Weight = 0.0
     mlm_weight: Weight = 0.0
     label_positives: Flag = False  # studies with the same labels are one another's positives in the image-text term
-    label_smoothing: Share = 0.0
-    scale_limits: Annotated[tuple[Weight, Weight], AfterValidator(_ascending)] = (0.0, 100.0)  # of 1 / temperature
+    label_smoothing: LessThanAll = 0.0
+    scale_limits: Limits = (0.0, 100.0)  # of 1 / temperature
     queue: Positive = 65536  # texts among which nn looks for the nearest
     mlm_rate: Annotated[Number, Field(ge=0.01, le=0.99)] = 0.15  # of the tokens
     regeneration_weight: Weight = 0.0  # hidden regions of an image, at every scale (mixed runs)
@@ -205,8 +219,8 @@ class Train:
     micro_batch: Count = 0  # studies of a process whose activations are held at a time; 0 = all
     length_groups: Annotated[Whole, Field(ge=1, le=64)] = 4  # texts of a batch are padded to the longest of their group
     compile: Flag = False
-    lr: Share = 5e-5
-    weight_decay: Number = 1e-4
+    lr: Part = 5e-5
+    weight_decay: Decay = 1e-4
     warmup_epochs: Weight = 1.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -228,13 +242,13 @@ class Run:
     ``datasets`` is then all of them.
     """
 
-    image_encoder: str = ""
-    datasets: tuple[str, ...] = ()
-    paired: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
+    image_encoder: NameOrNone = ""
+    datasets: Names = ()
+    paired: Names = ()
+    images: Names = ()
+    texts: Names = ()
     paired_fraction: Share = 1.0  # of the pairs that stay whole; of another one image and text are used apart
-    like: str = ""
+    like: NameOrNone = ""
     prompts: Literal["file", "ablation"] = "file"  # which one of Prompts its captions are made with
     sampling: dict[str, Any] = field(default_factory=dict)
     augment: dict[str, Any] = field(default_factory=dict)
@@ -260,18 +274,18 @@ class Other:
     model: str  # its name in the tables, and so its backbone and data
     backbone: str = ""
     data: str = ""
-    trained_on: tuple[str, ...] = ()  # the data sets among ours: what its clean test images are clean of
+    trained_on: Names = ()  # the data sets among ours: what its clean test images are clean of
 
 
 @dataclass(frozen=True, config=RECORD)
 class FineTune:
     """Fine-tuning of the whole image encoder on labels: of which runs, on which shares, and the recipe."""
 
-    runs: tuple[str, ...] = ()
-    shares: dict[str, Share] = field(default_factory=dict)
-    epochs: dict[str, Positive] = field(default_factory=dict)
-    lr: Share = 5e-5
-    weight_decay: Weight = 1e-4
+    runs: Names = ()
+    shares: dict[Name, Part] = field(default_factory=dict)
+    epochs: dict[Name, Positive] = field(default_factory=dict)
+    lr: Part = 5e-5
+    weight_decay: Decay = 1e-4
     batch_size: Positive = 64
 
 
@@ -279,12 +293,12 @@ class FineTune:
 class FewShot:
     """Linear probe: shares of the training set by label, and the recipe."""
 
-    shares: dict[str, Share]
-    epochs: dict[str, Positive]
+    shares: dict[Name, Part]
+    epochs: dict[Name, Positive]
     subset: Literal["stratified", "random"] = "stratified"  # random: one draw that looks at no label
-    seeds: tuple[Count, ...] = (0,)  # a repetition each, with its own subset; metrics are their means
-    lr: Number = 5e-5
-    weight_decay: Number = 1e-4
+    seeds: Seeds = (0,)  # a repetition each, with its own subset; metrics are their means
+    lr: Part = 5e-5
+    weight_decay: Decay = 1e-4
     batch_size: Positive = 256
     draws: Positive = 30  # augmentation draws of an image that the probe's epochs see in turn
     fine_tune: FineTune = field(default_factory=FineTune)
@@ -295,8 +309,8 @@ class Official:
     """Classification on ChestX-ray14's official test list: of which runs, and at which shares of ``FewShot``, linear or
     fine-tuned."""
 
-    runs: tuple[str, ...] = ()
-    shares: tuple[str, ...] = ()
+    runs: Names = ()
+    shares: Names = ()
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -304,22 +318,22 @@ class Bootstrap:
     """Resamples of the test set and the confidence of the interval."""
 
     samples: Positive = 1000
-    confidence: Share = 0.95
+    confidence: Inside = 0.95
 
 
 @dataclass(frozen=True, config=RECORD)
 class Retrieval:
     """The K of R@K."""
 
-    k: tuple[Whole, ...] = (1, 5, 10)
+    k: Ranks = (1, 5, 10)
 
 
 @dataclass(frozen=True, config=RECORD)
 class Regeneration:
     """Hidden regions of test images guessed again: by which mixed runs, and at which shares of hidden cells."""
 
-    runs: tuple[str, ...] = ()
-    ratios: tuple[Number, ...] = (0.25, 0.5, 0.75)
+    runs: Names = ()
+    ratios: Insides = (0.25, 0.5, 0.75)
     images: Count = 0  # at most so many of a test set; 0 = all
 
 
@@ -328,7 +342,7 @@ class Evaluate:
     """Everything after training."""
 
     few_shot: FewShot
-    protocols: tuple[str, ...] = ("paper", "paper_prompts")  # names, or paths of files; tables show the first
+    protocols: Texts = ("paper", "paper_prompts")  # names, or paths of files; tables show the first
     official: Official = field(default_factory=Official)
     regeneration: Regeneration = field(default_factory=Regeneration)
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
@@ -355,8 +369,8 @@ class Tracking:
 class Params:
     """The whole of params.yaml. ``seeds``: of trainings, each added to ``seed``; every run is trained with each."""
 
-    seed: Whole
-    sources: dict[str, Source]
+    seed: Seed
+    sources: dict[Name, Source]
     phantom: Phantom
     ingest: Ingest
     prompts: PromptFiles
@@ -365,16 +379,16 @@ class Params:
     model: Model
     loss: Loss
     train: Train
-    runs: dict[str, Run]
-    main: tuple[str, ...]
-    ablations: tuple[str, ...]
-    control: str
+    runs: dict[Name, Run]
+    main: Names
+    ablations: Names
+    control: NameOrNone
     evaluate: Evaluate
     audit: Audit = field(default_factory=Audit)
     back_translation: BackTranslation = field(default_factory=BackTranslation)
-    seeds: tuple[Count, ...] = (0,)
-    prompt_ablations: tuple[str, ...] = ()
-    compositions: tuple[str, ...] = ()
-    others: dict[str, Other] = field(default_factory=dict)
+    seeds: Seeds = (0,)
+    prompt_ablations: Names = ()
+    compositions: Names = ()
+    others: dict[Name, Other] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
     tracking: Tracking = field(default_factory=Tracking)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
@@ -33,12 +34,36 @@ class ParamsError(ValueError):
         return "\n".join([*self.lines[:MOST], *([f"and {left} more"] if left > 0 else [])])
 
 
+_AS_WRITTEN = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+
+
 def _number(raw: Any) -> Any:
     """YAML 1.1 reads 1e-4 as text, YAML 1.2 and people read it as a number."""
-    try:
-        return float(raw) if isinstance(raw, str) else raw
-    except ValueError:
-        return raw
+    return float(raw) if isinstance(raw, str) and _AS_WRITTEN.fullmatch(raw) else raw
+
+
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if not limits[0] < limits[1]:
+        raise ValueError(f"{list(limits)} is no lower and upper bound")
+    return limits
+
+
+def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
+    if not limits[0] <= limits[1]:
+        raise ValueError(f"{list(limits)} is no lower and upper bound")
+    return limits
+
+
+def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:
+    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+        raise ValueError(f"{_show(twice[0])} is there twice; expected each once")
+    return values
+
+
+def _some_each_once(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError("expected at least one, each once")
+    return values
 
 
 # Without Strict, true would be 1, "4" would be 4 and "yes" would be true. A whole number is a number.
@@ -47,8 +72,29 @@ Flag = Annotated[bool, Strict()]
 Number = Annotated[float, Strict(), BeforeValidator(_number)]
 Count = Annotated[Whole, Field(ge=0, le=MANY)]
 Positive = Annotated[Whole, Field(ge=1, le=MANY)]
+Seed = Annotated[Whole, Field(ge=0, le=1 << 32)]
+Pixels = Annotated[Whole, Field(ge=16, le=1 << 14)]  # of a side
 Share = Annotated[Number, Field(ge=0, le=1)]
+Part = Annotated[Number, Field(gt=0, le=1)]
+Inside = Annotated[Number, Field(gt=0, lt=1)]
+LessThanAll = Annotated[Number, Field(ge=0, lt=1)]
 Weight = Annotated[Number, Field(ge=0, le=MANY)]
+Decay = Annotated[Number, Field(ge=0, le=100)]
+
+# What params.yaml gives a name to becomes a file, an item of a DVC stage and a part of metrics' names.
+NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
+NameOrNone = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$", max_length=64)]
+
+_UNIQUE = Field(json_schema_extra={"uniqueItems": True})
+Names = Annotated[tuple[Name, ...], AfterValidator(_each_once), _UNIQUE]
+Texts = Annotated[tuple[str, ...], AfterValidator(_each_once), _UNIQUE]
+Insides = Annotated[tuple[Inside, ...], AfterValidator(_each_once), _UNIQUE]
+Seeds = Annotated[tuple[Count, ...], AfterValidator(_some_each_once), _UNIQUE]
+Ranks = Annotated[tuple[Positive, ...], AfterValidator(_some_each_once), _UNIQUE]
+Limits = Annotated[tuple[Weight, Weight], AfterValidator(_ascending)]
+Scale = Annotated[Number, Field(gt=0, le=100)]
+Scales = Annotated[tuple[Scale, Scale], AfterValidator(_in_order)]
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -118,11 +164,13 @@ def _line(cls: type, error: ErrorDetails, at: str) -> str:
         return f"{key}: expected {context['max_length']} values, got {len(value)}"
     if what in ("unexpected_keyword_argument", "invalid_key"):
         return f"{key}: unknown key{hint(str(place[-1]), _keys(cls, place[:-1]))}"
+    if what.startswith("string_") and what != "string_type":
+        return f"{key}: a name is letters, digits and _, 64 at most"
     kind = kind_at(cls, place)
     if what == "literal_error":
         return f"{key}: {_show(value)} is none of {', '.join(map(str, typing.get_args(kind)))}"
     if what.startswith(("greater_than", "less_than")):
-        return f"{key}: {value} is outside {_bounds(cls, place)}"
+        return f"{key}: {_show(value)} is outside {_bounds(cls, place)}"
     if what == "value_error":
         return f"{key}: {context['error']}"
     return f"{key}: expected {WANTED[what.partition('_')[0]]}, got {_show(value)}"
@@ -171,7 +219,10 @@ def _bounds(cls: type, place: tuple[str | int, ...]) -> str:
 def _dotted(at: str, place: Iterable[str | int]) -> str:
     text = at
     for step in place:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}"
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:  # a key of the file, which may hold anything
+            text += f".{step}" if re.fullmatch(r"[\w-]{1,64}", step) else f".{_show(step)}"
     return text.removeprefix(".") or "the file"
 
 

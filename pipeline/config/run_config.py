@@ -5,12 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from pipeline.config.params import Augment, ImageEncoder, Loss, MixedModel, Params, Sampling, TextEncoder, Train
-from pipeline.config.records import RECORD, Number, ParamsError, Share, Whole, read_record
+from pipeline.config.records import (
+    RECORD,
+    NameOrNone,
+    Names,
+    ParamsError,
+    Pixels,
+    Positive,
+    Share,
+    Weight,
+    Whole,
+    read_record,
+)
 from pipeline.datasets import facts
 
 SPEED = ("launcher", "workers", "save_minutes", "timeout_minutes")  # of Train: they change no result
@@ -26,9 +38,9 @@ NOT_MIXED: dict[str, Any] = {
 class Roles:
     """What a mixed run takes from its sources: pairs, images alone, texts alone."""
 
-    paired: tuple[str, ...] = ()
-    images: tuple[str, ...] = ()
-    texts: tuple[str, ...] = ()
+    paired: Names = ()
+    images: Names = ()
+    texts: Names = ()
     paired_fraction: Share = 1.0
 
 
@@ -40,22 +52,22 @@ class RunConfig:
     whose labels become captions; ``random_negatives``: those that name ``sampling.negatives`` negative classes only.
     """
 
-    name: str
-    seed: Whole
-    datasets: tuple[str, ...]
+    name: NameOrNone
+    seed: Annotated[Whole, Field(ge=0)]  # of params.yaml, and one of its seeds added
+    datasets: Names
     image_encoder: ImageEncoder | None
     text_encoder: TextEncoder
-    dim: Whole
-    temperature: Number
-    image_size: Whole
+    dim: Positive
+    temperature: Weight
+    image_size: Pixels
     sampling: Sampling
     augment: Augment
     loss: Loss
     train: Train
     roles: Roles | None = None
     mixed: MixedModel | None = None
-    captioned: tuple[str, ...] = ()
-    random_negatives: tuple[str, ...] = ()
+    captioned: Names = ()
+    random_negatives: Names = ()
 
     @property
     def aligned(self) -> bool:

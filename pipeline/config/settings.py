@@ -27,12 +27,26 @@ from pipeline.config.params import (
     Params,
     Source,
 )
-from pipeline.config.records import RECORD, Flag, Number, ParamsError, Whole, read_record
+from pipeline.config.records import (
+    RECORD,
+    Count,
+    Flag,
+    Insides,
+    Name,
+    Names,
+    ParamsError,
+    Positive,
+    Ranks,
+    Seed,
+    Share,
+    read_record,
+)
 from pipeline.config.run_config import RunConfig, run_config, without_speed
 from pipeline.datasets import captioned, facts, paired_tests, tested, used_for
 
 FOLDER = Path("data/settings")
 GROUPS = ("corpus",)  # folders that a stage depends on as a whole
+CHECKED = "checked"  # a file without content of params.yaml: what depends on it runs after the check alone
 T = TypeVar("T")
 
 
@@ -40,16 +54,16 @@ T = TypeVar("T")
 class PhantomSettings:
     """``archives``: how many studies of each are drawn; ``size``: their short side in pixels."""
 
-    seed: Whole
-    size: Whole
-    archives: dict[str, Whole]
+    seed: Seed
+    size: Positive
+    archives: dict[Name, Positive]
 
 
 @dataclass(frozen=True, config=RECORD)
 class IngestSettings:
     """Of one data set; its ``classes`` are those that ``datasets.yaml`` gives and its reader knows."""
 
-    seed: Whole
+    seed: Seed
     source: Source
     options: Ingest
     classes: tuple[str, ...]
@@ -59,8 +73,8 @@ class IngestSettings:
 class AuditSettings:
     """``sources``: names of the data sets."""
 
-    sources: tuple[str, ...]
-    min_correlation: Number
+    sources: Names
+    min_correlation: Share
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -69,16 +83,16 @@ class PromptSettings:
 
     file: str
     ablation: str
-    datasets: tuple[str, ...]
+    datasets: Names
 
 
 @dataclass(frozen=True, config=RECORD)
 class BackTranslationSettings:
     """``sources``: names of the data sets."""
 
-    seed: Whole
-    sources: tuple[str, ...]
-    captioned: tuple[str, ...]
+    seed: Seed
+    sources: Names
+    captioned: Names
     options: BackTranslation
 
 
@@ -96,9 +110,9 @@ class EmbedSettings:
     ``map_sets`` those of them with similarity maps; ``sources``: names of all data sets."""
 
     runs: tuple[str, ...]
-    sources: tuple[str, ...]
-    test_sets: tuple[str, ...]
-    map_sets: tuple[str, ...]
+    sources: Names
+    test_sets: Names
+    map_sets: Names
     protocols: tuple[str, ...]
 
 
@@ -107,8 +121,8 @@ class EmbedOtherSettings:
     """Of one other people's model."""
 
     other: Other
-    sources: tuple[str, ...]
-    test_sets: tuple[str, ...]
+    sources: Names
+    test_sets: Names
     protocols: tuple[str, ...]
 
 
@@ -116,23 +130,23 @@ class EmbedOtherSettings:
 class ZeroShotSettings:
     """``rows``: all that is evaluated and the data sets each was trained on (``evaluated_rows``)."""
 
-    seed: Whole
-    sources: tuple[str, ...]
+    seed: Seed
+    sources: Names
     protocols: tuple[str, ...]
     bootstrap: Bootstrap
-    rows: dict[str, tuple[str, ...]]
+    rows: dict[str, Names]
 
 
 @dataclass(frozen=True, config=RECORD)
 class RetrievalSettings:
     """As ``ZeroShotSettings``; ``k`` of R@K."""
 
-    seed: Whole
-    sources: tuple[str, ...]
+    seed: Seed
+    sources: Names
     protocols: tuple[str, ...]
     bootstrap: Bootstrap
-    rows: dict[str, tuple[str, ...]]
-    k: tuple[Whole, ...]
+    rows: dict[str, Names]
+    k: Ranks
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -140,14 +154,14 @@ class FewShotSettings:
     """Of one run or other people's model: the recipe (``options.fine_tune`` without a share: no fine-tuning), the test
     sets, and the data sets that the model was trained on."""
 
-    seed: Whole
-    sources: tuple[str, ...]
+    seed: Seed
+    sources: Names
     protocols: tuple[str, ...]
     augment: Augment
     bootstrap: Bootstrap
     options: FewShot
-    test_sets: tuple[str, ...]
-    trained_on: tuple[str, ...]
+    test_sets: Names
+    trained_on: Names
     other: Other | None = None
 
 
@@ -156,13 +170,13 @@ class RegenerateSettings:
     """``test_sets``: data sets with a report for every test image; ``images``: of a test set at most (0 = all);
     ``ratios``: shares of hidden cells."""
 
-    seed: Whole
-    sources: tuple[str, ...]
+    seed: Seed
+    sources: Names
     protocols: tuple[str, ...]
     bootstrap: Bootstrap
-    test_sets: tuple[str, ...]
-    images: Whole
-    ratios: tuple[Number, ...]
+    test_sets: Names
+    images: Count
+    ratios: Insides
     show_patient_data: Flag
 
 
@@ -174,14 +188,14 @@ class Machine:
     pass, the device of back-translation, and whether MLflow records.
     """
 
-    ingest_workers: Whole
+    ingest_workers: Count
     scheduler: str
-    audit_workers: Whole
-    translation_workers: Whole
+    audit_workers: Count
+    translation_workers: Count
     translation_device: Literal["auto", "cpu", "cuda"]
-    loader_workers: Whole
-    batch_size: Whole
-    threads: Whole
+    loader_workers: Count
+    batch_size: Positive
+    threads: Count
     tracking: Flag
 
 
@@ -303,15 +317,21 @@ def with_shares(options: FewShot, names: Iterable[str]) -> FewShot:
 
 
 def write_settings(params: Params, folder: Path = FOLDER) -> int:
-    """Write the settings of every stage below ``folder``, which is emptied first; the number of files."""
-    shutil.rmtree(folder, ignore_errors=True)
-    found = settings_of(params)
+    """Write the settings of every stage to ``folder``, in place of what was there; the number of files.
+
+    They are written beside it first: whoever reads one finds it whole or not at all.
+    """
+    found, partial = settings_of(params), folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     for name, record in found.items():
-        path = folder / f"{name}.json"
+        path = partial / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
     for name in GROUPS:  # a part of the stage's output even if no item is named
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        (partial / name).mkdir(parents=True, exist_ok=True)
+    (partial / CHECKED).write_text("params.yaml has been read and checked.\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
     return len(found)
 
 

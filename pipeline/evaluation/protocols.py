@@ -13,13 +13,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import field
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import yaml
 from pydantic.dataclasses import dataclass
 
 from pipeline.config.records import RECORD, Count, Flag, ParamsError, hint, read_record
+from pipeline.config.yaml_file import YamlFileError, read_yaml
 from pipeline.datasets import tested, used_for
 from pipeline.text import prompts as templates
 
@@ -222,14 +222,11 @@ def _path(name: str) -> Path:
 
 def _read(path: Path) -> _File:
     try:
-        raw: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return read_record(_File, raw)
+        return read_record(_File, read_yaml(path))
     except FileNotFoundError:
         raise ProtocolError(f"{path}: not found; evaluate.protocols names it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
-        where = f"line {line}: " if line else ""
-        raise ProtocolError(f"{path}: {where}not valid YAML; a prompt with {{}} must stand in quotes") from None
+    except YamlFileError as error:
+        raise ProtocolError(f"{path}: {error}; a prompt with {{}} must be in quotes") from None
     except ParamsError as error:
         raise ProtocolError("\n".join(f"{path}: {line}" for line in error.lines)) from None
 

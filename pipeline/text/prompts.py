@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from pipeline.config.yaml_file import YamlFileError, read_yaml
 from pipeline.study import NEGATIVE, POSITIVE, UNCERTAIN
 
 NO_FINDING = "No Finding"
@@ -253,13 +253,11 @@ def _tidy(text: str) -> str:
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_yaml(path)
     except FileNotFoundError:
         raise PromptError("not found") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", -1) + 1
-        where = f"line {line}: " if line else ""
-        raise PromptError(f"{where}not valid YAML; a template with [ ] or {{}} must stand in quotes") from None
+    except YamlFileError as error:
+        raise PromptError(f"{error}; a template with [ ] or {{}} must be in quotes") from None
 
 
 def _keys(raw: Any, known: tuple[str, ...], at: str) -> dict[str, Any]:

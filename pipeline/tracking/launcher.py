@@ -1,10 +1,12 @@
-"""Who started a stage, and whether it is still there to see the stage end.
+"""Who started a stage, as what, and whether it is still there to see the stage end.
 
 Ours, because DVC tells a stage its name and root, but not its process; psutil has the tree, and the search is here.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,3 +35,11 @@ def is_there(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
+
+
+def arguments(words: Sequence[str]) -> list[str]:
+    """A command's words, in which the name that DVC gave to the stage (``few_shot@resnet_m-0``, in the variable
+    DVC_STAGE) is the parts of its item: ``resnet_m``, ``0``. dvc.yaml says why its commands have no other names."""
+    stage = os.environ.get("DVC_STAGE", "")
+    item = stage.rpartition("@")[2].split("-")
+    return [part for word in words for part in (item if word == stage else [word])]

@@ -6,7 +6,7 @@ Importing MLflow and opening its store takes most of that, more than most stages
 only writes its record (a small JSON and copies of its artifacts) under ``state/tracking/``; records are sent by stages
 that run for more than five minutes (as they run, so curves appear live), and all that wait by the last stage,
 ``tables``. A record that could not be sent stays and goes with the next send: ``python -m pipeline.tracking`` sends at
-once.
+once. One that is damaged, or that MLflow refuses, holds up no other one: it is put into ``state/tracking/refused``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
@@ -36,6 +38,9 @@ from pipeline.tracking.work_folders import repository_root
 EXPERIMENT = "cxr-clip"
 SEND_AFTER = 300.0  # seconds a stage has run before it sends its own record
 SEND_EVERY = 30.0  # seconds between two sends of a stage that runs: they hold it up
+LONGEST_KEY = 250  # characters, of MLflow's
+# MLflow's words for what is wrong with a record, not with the store or the way to it.
+OF_THE_RECORD = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST")
 
 
 def store_uri() -> str:
@@ -53,8 +58,23 @@ def flatten(record: Any, prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat.update(flatten(value, f"{name}."))
         else:
-            flat[name] = Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else str(value)
+            text = Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else str(value)
+            flat[_key(name)] = _text(text)
     return flat
+
+
+def _key(name: str) -> str:
+    """A name as MLflow takes it for a parameter or a metric: one that it takes is left as it is, another one gets a
+    checksum, so that no two become one."""
+    plain = re.sub(r"[^\w./: -]", "_", name)
+    plain = "/".join(part for part in plain.split("/") if part not in ("", ".", ".."))
+    known = plain == name and 0 < len(name) <= LONGEST_KEY
+    return name if known else f"{plain[: LONGEST_KEY - 9]}_{zlib.crc32(name.encode('utf-8', 'replace')):08x}"
+
+
+def _text(value: str) -> str:
+    """A value as any database takes it: without NUL and what is no Unicode (bytes of the environment)."""
+    return value.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
 
 
 class StageRun:
@@ -68,7 +88,7 @@ class StageRun:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Note metric values at a step (epoch); those of a long stage are soon in MLflow, where curves grow."""
         now = int(time.time() * 1000)
-        self.record["metrics"] += [[key, float(value), step, now] for key, value in values.items()]
+        self.record["metrics"] += [[_key(key), float(value), step, now] for key, value in values.items()]
         self.save()
         due = time.monotonic() - self.sent >= SEND_EVERY or self.record["ended"] is not None
         if self.folder and due and time.time() - self.record["started"] > SEND_AFTER:
@@ -93,8 +113,9 @@ class StageRun:
         with _lock():
             file = self.folder / "record.json"
             if file.exists():
-                old = json.loads(file.read_text())
-                self.record.update({key: old[key] for key in ("run_id", "sent") if key in old})
+                with suppress(ValueError):  # damaged on the disk: written anew
+                    old = json.loads(file.read_text())
+                    self.record.update({key: old[key] for key in ("run_id", "sent") if key in old})
             _write(file, self.record)
 
 
@@ -121,7 +142,7 @@ def stage_run(
         "status": "RUNNING",
         "params": flatten(params) if params is not None else {},
         "metrics": [],
-        "tags": _tags(),
+        "tags": {key: _text(value) for key, value in _tags().items()},
         "sent": 0,
     }
     if folder:
@@ -155,7 +176,13 @@ def _send_or_say() -> None:
 
 
 def send_waiting() -> int:
-    """Send every waiting record to MLflow, oldest first; the number of records sent. One process sends at a time."""
+    """Send every waiting record to MLflow, oldest first; the number of records sent. One process sends at a time.
+
+    A record that is damaged or that MLflow refuses is set aside. One that fails otherwise stays, and the others go.
+
+    Raises:
+        Exception: the store cannot be reached, or a record could not be sent; the first such error.
+    """
     waiting = repository_root() / "state" / "tracking"
     if not waiting.is_dir() or not any(waiting.glob("*/record.json")):
         return 0
@@ -168,19 +195,61 @@ def send_waiting() -> int:
         if experiment is None:
             artifacts = None if "MLFLOW_TRACKING_URI" in os.environ else (repository_root() / "mlartifacts").as_uri()
             experiment_id = client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        elif experiment.lifecycle_stage == "deleted":  # else every record would be refused
+            raise RuntimeError(f"MLflow's experiment {EXPERIMENT} is deleted; restore it (mlflow experiments restore)")
         else:
             experiment_id = experiment.experiment_id
-        files = sorted(waiting.glob("*/record.json"))
+        sent, failed = 0, None
         parents: dict[str, str] = {}
         ended: dict[str, list[tuple[float, str]]] = {}
-        for file in files:
-            record = _send(client, experiment_id, file, parents)
+        for file in sorted(waiting.glob("*/record.json")):
+            try:
+                record = _send(client, experiment_id, file, parents)
+            except Exception as error:
+                if _is_of_the_record(error):
+                    _set_aside(client, file, error)
+                    continue
+                failed = failed or error
+                try:
+                    client.get_experiment(experiment_id)
+                except Exception:  # the store itself, for which MLflow waits minutes each time
+                    raise error from None
+                continue
+            sent += 1
             if record["ended"] is not None:
                 ended.setdefault(parents[record["tags"]["repro"]], []).append((record["ended"], record["status"]))
         for parent, ends in ended.items():
             status = "FINISHED" if all(s == "FINISHED" for _, s in ends) else "FAILED"
             client.set_terminated(parent, status=status, end_time=int(max(ends)[0] * 1000))
-    return len(files)
+        if failed:
+            raise failed
+    return sent
+
+
+def _is_of_the_record(error: Exception) -> bool:
+    """Whether a record itself is the reason why it was not sent."""
+    damaged = isinstance(error, ValueError | LookupError | TypeError | AttributeError)
+    return (damaged and not isinstance(error, OSError)) or getattr(error, "error_code", "") in OF_THE_RECORD
+
+
+def _set_aside(client: Any, file: Path, error: Exception) -> None:
+    """Put a record where no send looks for it, and say so; that of a stage that runs stays, which writes on in it."""
+    why, running, run = getattr(error, "error_code", type(error).__name__), False, ""
+    with suppress(ValueError, LookupError, TypeError, AttributeError):  # as damaged as it may be
+        record = json.loads(file.read_text())
+        run = record.get("run_id", "")
+        running = record["status"] == "RUNNING" and psutil.pid_exists(record["pid"])
+    if running:
+        print(f"tracking: {file.parent}: refused by MLflow ({why})")
+        return
+    aside = file.parents[1] / "refused" / file.parent.name
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.parent.mkdir(exist_ok=True)
+    file.parent.rename(aside)
+    print(f"tracking: {file.parent}: damaged or refused by MLflow ({why}); it is now in {aside.parent}")
+    if run:  # what was taken of it
+        with suppress(Exception):
+            client.set_terminated(run, status="FAILED")
 
 
 def _send(client: Any, experiment_id: str, file: Path, parents: dict[str, str]) -> dict[str, Any]:
@@ -258,7 +327,7 @@ def _repro() -> str:
     Where several dvc processes share the work, whoever starts them says so by the variable CXR_REPRO.
     """
     if "CXR_REPRO" in os.environ:
-        return os.environ["CXR_REPRO"]
+        return re.sub(r"[^A-Za-z0-9_.-]", "_", os.environ["CXR_REPRO"])  # it is a word of a query
     own = dvc_above() or psutil.Process()
     return f"{own.pid}-{int(own.create_time())}"
 

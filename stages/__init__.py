@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from pipeline.tracking.last_words import last_words
+
 GRAPH = Path(__file__).parents[1] / "dvc.yaml"
 # Keys that decide how much memory of a GPU a stage takes; of the others it is evaluate.batch_size.
 MEMORY = {
@@ -24,8 +26,8 @@ gc.set_threshold(10_000)
 
 
 def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
-    """Call ``main`` with the command's arguments. Wrong arguments, errors of input and a GPU whose memory is full end
-    the process with one line."""
+    """Call ``main`` with the command's arguments. Wrong arguments, errors of input, what a disk refuses and a GPU whose
+    memory is full end the process with one line."""
     words = sys.argv[1:]
     try:
         inspect.signature(main).bind(*words)
@@ -33,14 +35,12 @@ def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
         sys.exit(f"usage: python -m stages.{stage} {usage}".rstrip())
     try:
         main(*words)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
+        said = last_words(error, MEMORY.get(stage, "evaluate.batch_size"))
+        if said is None:
+            raise
         name = f"{stage} {'/'.join(words)}".rstrip()
-        if isinstance(error, RuntimeError) and "out of memory" in str(error):  # torch has several types for it
-            first = ". ".join(str(error).split(". ")[:2]).partition("\n")[0]  # what was tried, without advice
-            sys.exit(f"{name}: {first}; lower {MEMORY.get(stage, 'evaluate.batch_size')}")
-        if isinstance(error, RuntimeError) and not type(error).__module__.startswith("pipeline."):
-            raise  # of a library, and no error of input
-        sys.exit(f"{name}: {error}" if str(error) else 1)  # of several processes one says why
+        sys.exit(f"{name}: {said}" if said else 1)  # of several processes one says why
 
 
 def code_of(stage: str) -> list[Path]:

@@ -42,6 +42,7 @@ from pipeline.audit.neighbours import (
     frames,
 )
 from pipeline.datasets import facts
+from pipeline.storage.atomic import replacing
 from pipeline.storage.pictures import Grey
 from pipeline.storage.shards import load_view
 from pipeline.study import Study, View
@@ -349,8 +350,8 @@ def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, 
         _row(images[looks.outer[c]], images[looks.inner[c]], float(values[c]), bool(looks.sign[c] < 0)) for c in copies
     ]
     rows.sort(key=lambda row: tuple(row.values())[:10])
-    out.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), out, compression="zstd")
+    with replacing(out) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=PAIR_SCHEMA), partial, compression="zstd")
     ends = np.concatenate([looks.outer[copies], looks.inner[copies]])
     return {
         "images": total,

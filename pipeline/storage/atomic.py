@@ -34,8 +34,8 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     except Exception as error:
         fault = disk_fault(error)
-        if fault and (fault.filename == str(partial) or (fault.filename is None and fault.errno in OF_THE_DISK)):
-            raise OSError(fault.errno, fault.strerror, str(path)) from error
+        if fault and (str(fault.filename) == str(partial) or (fault.filename is None and fault.errno in OF_THE_DISK)):
+            raise OSError(fault.errno, fault.strerror, str(path)) from None
         raise
     finally:
         with suppress(OSError):  # where nothing can be removed nothing was written, and the error that says so counts
@@ -50,12 +50,18 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def emptied(folder: Path) -> Path:
-    """The folder, made anew: there, and with nothing in it.
+    """The folder, there and with nothing in it; one that is a link stays a link.
 
     Raises:
-        OSError: something in it cannot be removed, or it is a file.
+        OSError: it is a file, or something in it cannot be removed; it names the folder.
     """
-    if os.path.lexists(folder):
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
     return folder

@@ -10,6 +10,10 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # with these a sprea
 FIGURES = re.compile(r"[+-]?\d+(\.\d+)?(e[+-]?\d+)?( [+-]?\d+(\.\d+)?(e[+-]?\d+)?)*")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # line ends, tabs, what a terminal takes for a command
 
+SIGNS = re.compile(
+    r"[\\`|<>&\[\]~]|\*(?=\w)|(?<!\w)\*(?=\S)|(?<![^\W_])_|_(?![^\W_])"
+)  # * and _: if emphasis may begin
+
 
 def csv_row(cells: Iterable[Any], ours: Container[str] = ()) -> list[Any]:
     """A row for ``csv.writer`` that no spreadsheet computes: a text that could be a formula begins with ' (OWASP, CSV
@@ -24,7 +28,7 @@ def _computes(text: str) -> bool:
 
 def markdown(text: str) -> str:
     """Text for a line or table cell of Markdown that shows as it is: no tag, link, code, cell or line of its own."""
-    return re.sub(r"([\\`|<>&\[\]])", r"\\\1", CONTROL.sub(" ", text))
+    return SIGNS.sub(r"\\\g<0>", CONTROL.sub(" ", text))
 
 
 def markdown_code(text: str) -> str:

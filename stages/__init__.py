@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from pipeline.tracking.last_words import last_words
+from pipeline.tracking.work_folders import keep_private
 
 GRAPH = Path(__file__).parents[1] / "dvc.yaml"
 # Keys that decide how much memory of a GPU a stage takes; of the others it is evaluate.batch_size.
@@ -26,13 +27,13 @@ gc.set_threshold(10_000)
 
 
 def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
-    """Call ``main`` with the command's arguments. Wrong arguments, errors of input, what a disk refuses and a GPU whose
-    memory is full end the process with one line."""
+    """Call ``main`` with the command's arguments. Wrong ones, and whatever ``last_words`` knows, end with one line."""
     words = sys.argv[1:]
     try:
         inspect.signature(main).bind(*words)
     except TypeError:
         sys.exit(f"usage: python -m stages.{stage} {usage}".rstrip())
+    keep_private()
     try:
         main(*words)
     except Exception as error:

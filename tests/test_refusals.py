@@ -56,6 +56,16 @@ WRITERS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    """Away from this repository, whose folders a stage closes to others, and with the umask as it was afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def disk(tmp_path):
     """A disk of 64 KiB, and how to mount it again."""
@@ -142,8 +152,8 @@ def test_a_folder_of_somebody_else_is_one_line(tmp_path):
         place.chmod(0o755)
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o555)
-    env = {**os.environ, "PLACE": str(locked)}
-    done = subprocess.run((sys.executable, "-c", code), cwd=ROOT, env=env, capture_output=True, text=True)
+    env = {**os.environ, "PLACE": str(locked), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run((sys.executable, "-c", code), env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"some: {locked / 'a.txt'}: Permission denied; give this user the right to it")
     assert done.stderr.count("\n") == 1

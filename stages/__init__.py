@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from pipeline.tracking.last_words import last_words
 from pipeline.tracking.launcher import arguments
+from pipeline.tracking.work_folders import keep_private
 
 GRAPH = Path(__file__).parents[1] / "dvc.yaml"
 # Keys that decide how much memory of a GPU a stage takes; of the others it is evaluate.batch_size.
@@ -26,22 +28,21 @@ gc.set_threshold(10_000)
 
 
 def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
-    """Call ``main`` with the command's arguments; wrong ones, errors of input and a full GPU end it with one line."""
+    """Call ``main`` with the command's arguments. Wrong ones, and whatever ``last_words`` knows, end with one line."""
     words = sys.argv[1:] = arguments(sys.argv[1:])
     try:
         inspect.signature(main).bind(*words)
     except TypeError:
         sys.exit(f"usage: python -m stages.{stage} {usage}".rstrip())
+    keep_private()
     try:
         main(*words)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:
+        said = last_words(error, MEMORY.get(stage, "evaluate.batch_size"))
+        if said is None:
+            raise
         name = f"{stage} {'/'.join(words)}".rstrip()
-        if isinstance(error, RuntimeError) and "out of memory" in str(error):  # torch has several types for it
-            first = ". ".join(str(error).split(". ")[:2]).partition("\n")[0]  # what was tried, without advice
-            sys.exit(f"{name}: {first}; lower {MEMORY.get(stage, 'evaluate.batch_size')}")
-        if isinstance(error, RuntimeError) and not type(error).__module__.startswith("pipeline."):
-            raise  # of a library, and no error of input
-        sys.exit(f"{name}: {error}" if str(error) else 1)  # of several processes one says why
+        sys.exit(f"{name}: {said}" if said else 1)  # of several processes one says why
 
 
 def code_of(stage: str) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.reporting.experiment_commits import experiments_of
 from pipeline.reporting.experiments_page import experiments_csv, experiments_html, experiments_markdown
+from pipeline.storage.atomic import write_text
 from stages import run
 
 OUT = Path("data/experiments")
@@ -21,9 +22,8 @@ def main(*words: str) -> None:
     parser.add_argument("--baseline", default="HEAD", help="the commit they started from (default HEAD)")
     asked = parser.parse_args(words)
     baseline, others = experiments_of(asked.baseline, asked.names)
-    OUT.mkdir(parents=True, exist_ok=True)
     for suffix, make in (("html", experiments_html), ("md", experiments_markdown), ("csv", experiments_csv)):
-        (OUT / f"index.{suffix}").write_text(make(baseline, others), encoding="utf-8", newline="\n")
+        write_text(OUT / f"index.{suffix}", make(baseline, others))
     print(f"experiments: {len(others)} on {baseline.revision[:7]}; see {OUT / 'index.html'}")
 
 

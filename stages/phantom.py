@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from pipeline.config.settings import PhantomSettings, load_machine, read_settings
 from pipeline.phantom.archives import MARK, is_whole, write_archive
+from pipeline.storage.atomic import emptied, write_text
 from pipeline.storage.unchanged import NOTE, inputs_digest, is_current, mark_current
 from pipeline.tracking import mlflow_runs
 from stages import code_of, run
@@ -16,9 +16,7 @@ ROOT = Path("data/phantom")
 
 def main() -> None:
     settings, machine = read_settings(PhantomSettings, "phantom"), load_machine()
-    stamps = ROOT / "stamps"
-    shutil.rmtree(stamps, ignore_errors=True)
-    stamps.mkdir(parents=True)
+    stamps = emptied(ROOT / "stamps")
     for archive, studies in settings.archives.items():
         root, how = ROOT / archive, (studies, settings.size, settings.seed)
         digest = inputs_digest(code_of("phantom"), repr(how))
@@ -30,7 +28,7 @@ def main() -> None:
                 mark_current(root, digest)
                 record.metrics({"studies": mark["studies"], "files": mark["files"]})
             print(f"phantom {archive}: {mark['studies']} studies, {mark['files']} files in {root}")
-        shutil.copyfile(root / MARK, stamps / f"{archive}.json")
+        write_text(stamps / f"{archive}.json", (root / MARK).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

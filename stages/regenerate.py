@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.config.settings import RegenerateSettings, load_machine, read_settings
 from pipeline.evaluation import protocols, regenerate, store
 from pipeline.evaluation.device import evaluation_device
@@ -34,7 +32,7 @@ def main(run_name: str, seed: str) -> None:
         store.write_result(out, name, found)
         shown = regenerate.may_be_shown(index, sets, settings.show_patient_data)
         examples = regenerate.regeneration_examples(filler, size, index, shown, *how, settings.seed)
-        np.savez_compressed(out.with_suffix(".pictures.npz"), allow_pickle=False, **examples)
+        store.write_arrays(out.with_suffix(".pictures.npz"), examples)
         record.metrics(store.metric_values(found))
     for line in regenerate.regeneration_lines(found):
         print(f"regenerate {name}: {line}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pipeline.config.load import load_params
 from pipeline.config.params import Report
 from pipeline.reporting import charts, formats, page, tables
 from pipeline.reporting.results import headline_metrics, load_results, load_summaries
+from pipeline.storage.atomic import write_text
 from pipeline.storage.shards import load_view
 from pipeline.tracking import mlflow_runs
 from stages import run
@@ -33,14 +33,14 @@ def main() -> None:
         built, phantom = tables.build_tables(params, summaries, results), tables.phantoms(summaries)
         written = formats.write_tables(OUT, built, metrics := headline_metrics(results), phantom)
         written += charts.write_plots(OUT / "plots", params, results)
-        written += [Path(shutil.copy(AUDIT / f"leakage.{suffix}", OUT)) for suffix in ("md", "csv")]
+        written += [write_text(OUT / n, (AUDIT / n).read_text(encoding="utf-8")) for n in ("leakage.md", "leakage.csv")]
         pages = {OUT / "index.html": replace(params, report=Report(show_patient_data=False))}
         if params.report.show_patient_data and len(phantom) < len(summaries):
             pages[PRIVATE] = params
             print(f"tables: {PRIVATE} shows patients: not for git", file=sys.stderr)
         for place, shown in pages.items():
             html = page.render_page(shown, built, summaries, results, missing, INDEX, load_view)
-            place.write_text(html, encoding="utf-8", newline="\n")
+            write_text(place, html)
         record.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
         record.artifacts([*written, OUT / "index.html"])
     print("\n".join(formats.table_markdown(table, phantom) for table in built if not table.number.startswith("S")))

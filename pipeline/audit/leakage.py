@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.audit.copies import AuditImage
 from pipeline.datasets import facts, known_datasets, tested, used_for
 from pipeline.storage.parquet import read_table, write_table
+from pipeline.storage.printed import csv_row, markdown
 from pipeline.study import SPLITS
 
 SEEN_SPLITS = ("train", "valid")
@@ -171,6 +172,12 @@ def leakage_table(images: Sequence[AuditImage], rows: Sequence[dict[str, str]]) 
     return pd.DataFrame(lines, columns=[*columns, "images", "duplicates", "patients", "patients_known"])
 
 
+def leakage_csv(frame: pd.DataFrame) -> str:
+    """The file leakage.csv: the table as it is, safe to open in a spreadsheet."""
+    safe = pd.DataFrame([csv_row(line) for line in frame.astype(object).to_numpy().tolist()], columns=frame.columns)
+    return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
 def cell(line: dict[str, Any]) -> str:
     """A line of ``leakage_table`` in words: "3 copies, 12 by patient"; "≥" or "unknown" if ids cannot be compared."""
     if line["patients_known"] == "yes":
@@ -193,14 +200,15 @@ def leakage_markdown(frame: pd.DataFrame, counts: dict[str, int], splits: dict[s
         part = frame[frame["training_split"] == split]
         cells: dict[str, dict[str, str]] = {}
         for line in part.to_dict("records"):
-            of_test = cells.setdefault(f"{line['test_set']} ({line['images']:,})", {})
+            of_test = cells.setdefault(f"{markdown(line['test_set'])} ({line['images']:,})", {})
             text = cell({str(k): v for k, v in line.items()})
             if line["own"]:
                 of_test["own"] = text
             if line["training_set"] in trainings:
                 of_test[line["training_set"]] = text
         columns = [*(d for d in trainings if any(d in of for of in cells.values())), "own"]
-        lines += ["", f"## Seen in the {split} split of", "", "| test set (images) | " + " | ".join(columns) + " |"]
+        heads = " | ".join(["test set (images)", *map(markdown, columns)])
+        lines += ["", f"## Seen in the {split} split of", "", f"| {heads} |"]
         lines += ["|---" * (len(columns) + 1) + "|"]
         lines += [f"| {name} | " + " | ".join(of.get(c, "—") for c in columns) + " |" for name, of in cells.items()]
     lines += ["", "## What was searched", "", "| " + " | ".join(counts) + " |", "|---" * len(counts) + "|"]
@@ -208,5 +216,5 @@ def leakage_markdown(frame: pd.DataFrame, counts: dict[str, int], splits: dict[s
     lines += ["", "## Patients in two splits of one data set", ""]
     for dataset, of in splits.items():
         text = of if isinstance(of, str) else ", ".join(f"{name} {n}" for name, n in of.items())
-        lines.append(f"- {dataset}: {text}")
+        lines.append(f"- {markdown(dataset)}: {text}")
     return "\n".join(lines) + "\n"

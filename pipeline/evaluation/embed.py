@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from pipeline.evaluation.embedder import Embedder
 from pipeline.evaluation.protocols import RetrievalSet, load_protocol, prompt_texts, retrieval_sets
 from pipeline.evaluation.store import write_missing
 from pipeline.models.checkpoint import Net, load_model
+from pipeline.storage.atomic import emptied, replacing
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import read_studies
 from pipeline.storage.shards import load_view
@@ -126,8 +126,7 @@ def write_embeddings(
     Returns:
         Number of test images per data set.
     """
-    shutil.rmtree(out, ignore_errors=True)  # nothing of an earlier run stays
-    out.mkdir(parents=True)
+    emptied(out)  # nothing of an earlier run stays
     counts: dict[str, int] = {}
     rules = {rule.dataset: rule for rule in sets}
     for dataset in datasets:
@@ -213,4 +212,5 @@ def _examples(
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(path, allow_pickle=False, **arrays)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

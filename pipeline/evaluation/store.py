@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.evaluation.measure import Measure
 from pipeline.evaluation.metric_key import MetricKey
-from pipeline.storage.atomic import replacing
+from pipeline.storage.atomic import emptied, replacing, write_text
 
 EMBEDDINGS = Path("data/embeddings")
 MISSING_FILE = "missing.json"
@@ -34,9 +34,7 @@ def forget_other_runs(rows: Collection[str], folder: Path = EMBEDDINGS) -> None:
 def write_missing(embeddings: Path, why: str) -> None:
     """The folder of a model whose weights are not there, or whose two modalities training never brought together:
     missing.json alone, {"missing": which file goes where, or what was not trained}."""
-    shutil.rmtree(embeddings, ignore_errors=True)
-    embeddings.mkdir(parents=True)
-    (embeddings / MISSING_FILE).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
+    write_text(emptied(embeddings) / MISSING_FILE, json.dumps({"missing": why}) + "\n")
 
 
 def why_missing(embeddings: Path) -> str | None:
@@ -51,15 +49,18 @@ def write_result(path: Path, run: str, found: dict[str, Any]) -> None:
     ``found["metrics"]`` holds the measure of each ``MetricKey``; in the file each has its name, with the fields of
     both (docs/results.md).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     measured: Mapping[MetricKey, Measure] = found["metrics"]
     metrics = {key.name: {**key.record(), **measure.record()} for key, measure in measured.items()}
     body = {"run": run, **found, "metrics": metrics}
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(body, indent=1, default=Measure.record) + "\n", encoding="utf-8")
-    with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
-        samples = {key.name: measure.samples for key, measure in measured.items() if measure.samples is not None}
-        np.savez_compressed(file, allow_pickle=False, **samples)
+    write_text(path, json.dumps(body, indent=1, default=Measure.record) + "\n")
+    samples = {key.name: measure.samples for key, measure in measured.items() if measure.samples is not None}
+    write_arrays(path.with_suffix(".npz"), samples)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as .npz, compressed, whole or not at all."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:

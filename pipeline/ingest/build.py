@@ -35,6 +35,8 @@ from pipeline.ingest.dicom import display, pixels, reader
 from pipeline.ingest.pieces import Job, is_done, write_piece
 from pipeline.ingest.sources.archive import Archive
 from pipeline.storage import index, pictures, shards
+from pipeline.storage.atomic import write_text
+from pipeline.storage.faults import fault_line
 from pipeline.storage.files import IN_PACK, Gone
 from pipeline.storage.index import join_studies, read_studies, write_rejects, write_studies
 from pipeline.storage.parquet import read_table
@@ -96,10 +98,8 @@ def ingest_archive(
     except Gone as error:
         raise IngestError(f"{dataset}: {error}; run again when it is back, it goes on where it was") from None
     except OSError as error:
-        raise IngestError(
-            f"{dataset}: a shard could not be written ({error.strerror or type(error).__name__}); "
-            "run again when that is mended, it goes on where it was"
-        ) from None
+        why = fault_line(error) or f"{error.strerror or type(error).__name__}; run again when that is mended"
+        raise IngestError(f"{dataset}: a shard could not be written: {why}; it goes on where it was") from None
     summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
     shutil.rmtree(work)
     return summary
@@ -172,7 +172,7 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
     if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != token.hexdigest():
         for folder in ("parts", "shards"):
             shutil.rmtree(work / folder, ignore_errors=True)
-        state.write_text(json.dumps(token.hexdigest()), encoding="utf-8")
+        write_text(state, json.dumps(token.hexdigest()))
     for folder in ("parts", "shards"):
         (work / folder).mkdir(exist_ok=True)
         for stray in (work / folder).glob("*.partial"):
@@ -288,7 +288,7 @@ def _finish(
             f"see {out_shards}/rejects.parquet (images are looked for anywhere under {source.path})"
         )
     join_studies(out_index, map(job.part, range(count)))
-    out_index.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_text(out_index.with_suffix(".json"), json.dumps(summary, indent=1) + "\n")
     for tar in sorted((Path(job.work) / "shards").glob("*.tar")):
         tar.replace(out_shards / tar.name)
     return summary

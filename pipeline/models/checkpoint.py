@@ -11,6 +11,7 @@ from pipeline.config.run_config import RunConfig, read_run_config, write_run_con
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.models.mixed import MixedNet, build_mixed
 from pipeline.models.weights_file import load_weights, save_weights
+from pipeline.storage.atomic import write_text
 from pipeline.text.tokenizer import MIN_PATIENTS, Tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -42,7 +43,7 @@ def save_model(model: Net, tokenizer: Tokenizer, config: RunConfig, folder: Path
     tokenizer.save(folder)
     model.save_configs(folder)
     note = NOTE.format(name=config.name, datasets=", ".join(config.datasets), patients=MIN_PATIENTS)
-    (folder / "README.md").write_text(note, encoding="utf-8")
+    write_text(folder / "README.md", note)
 
 
 def load_model(folder: Path, device: torch.device | str = "cpu") -> tuple[Net, Tokenizer, RunConfig]:

@@ -17,6 +17,8 @@ from pipeline.phantom import with_labels as wl
 from pipeline.phantom import with_reports as wr
 from pipeline.phantom.cases import Case
 from pipeline.phantom.with_labels import Rows
+from pipeline.storage.atomic import emptied
+from pipeline.storage.faults import FULL
 
 ArchivePlan = Callable[[int, int], list[Case]]
 Write = Callable[[Case, Path, int], Rows]
@@ -52,9 +54,8 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
     plan, write_case, write_tables = LAYOUTS[archive]
     cases = plan(studies, seed)
     partial_root = root.with_name(root.name + ".partial")
-    shutil.rmtree(partial_root, ignore_errors=True)
     try:
-        partial_root.mkdir(parents=True)
+        emptied(partial_root)
         rows: Rows = []
         drawings = _draw_all(
             write_case, partial_root.absolute(), size, cases, workers
@@ -76,8 +77,10 @@ def write_archive(archive: str, root: Path, studies: int, size: int, seed: int, 
         shutil.rmtree(root.with_name(root.name + ".earlier"), ignore_errors=True)
     except OSError as error:
         shutil.rmtree(partial_root, ignore_errors=True)
+        if error.errno not in FULL:
+            raise OSError(error.errno, error.strerror, str(root)) from None
         raise OSError(
-            f"{root}: cannot be written ({error.strerror or type(error).__name__}); make room there, or draw less "
+            f"{root}: cannot be written ({error.strerror}); make room there, or draw less "
             f"(phantom.archives.{archive}, phantom.size), and run again"
         ) from None
     return mark

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from pipeline.config.params import Params
 from pipeline.datasets import used_for
 from pipeline.reporting import figures
 from pipeline.reporting.results import RunResult
+from pipeline.storage.atomic import write_text
+from pipeline.storage.printed import csv_row
 
 Chart = tuple[str, str, str]  # data set, what is drawn, SVG
 Names = Mapping[str, str]
@@ -128,10 +131,10 @@ def write_plots(folder: Path, params: Params, results: Mapping[str, RunResult]) 
         "losses.csv": (("series", "epoch", "loss"), losses),
         "classes.csv": (("series", "class", "auc"), auc),
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, (head, rows) in files.items():
-        with (folder / name).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([head, *rows])
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(map(csv_row, [head, *rows]))
+        write_text(folder / name, text.getvalue())
     return [folder / name for name in files]
 
 

@@ -21,6 +21,7 @@ from pipeline.reporting.experiments import (
     touched,
     verdict,
 )
+from pipeline.storage.printed import csv_row, markdown
 
 MINUS = "\u2212"
 COLUMNS = (
@@ -215,25 +216,21 @@ def experiments_markdown(baseline: Experiment, others: Sequence[Experiment]) -> 
     for row in overview(baseline, others):
         what = "; ".join([*row["changed"], *(f"file {file}" for file in row["files"])]) or "nothing"
         cost = [row[key] for key in ("stages", "time", "training", "device", "memory")]
-        lines.append("| " + " | ".join(_plain(c) for c in (row["name"], what, row["outcome"], *cost)) + " |")
+        lines.append("| " + " | ".join(markdown(c) for c in (row["name"], what, row["outcome"], *cost)) + " |")
     for table in tables(baseline, others):
-        lines += ["", f"## {table['run']}", "", "| | " + " | ".join(table["columns"]) + " |"]
+        lines += ["", f"## {markdown(table['run'])}", "", "| | " + " | ".join(map(markdown, table["columns"])) + " |"]
         lines.append("|---" * (len(table["columns"]) + 1) + "|")
         for row in table["rows"]:
             cells = [f"{c['value']} {c['difference'] and '(' + c['difference'] + ')'}".strip() for c in row["cells"]]
-            lines.append("| " + " | ".join([_plain(row["name"]), *cells]) + " |")
-        lines += [""] + [f"- no interval: {why}" for why in table["whys"]]
+            lines.append("| " + " | ".join([markdown(row["name"]), *cells]) + " |")
+        lines += [""] + [f"- no interval: {markdown(why)}" for why in table["whys"]]
     lines += [
         "",
         f"In brackets: the difference from the baseline and its {100 * _confidence(baseline):g} % interval "
         + ("(over seeds and patients)." if _several(baseline) else "(paired bootstrap over patients)."),
     ]
-    lines += [f"- {e.name}: {note}" for e in (baseline, *others) for note in e.notes]
+    lines += [f"- {markdown(f'{e.name}: {note}')}" for e in (baseline, *others) for note in e.notes]
     return "\n".join(lines) + "\n"
-
-
-def _plain(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def experiments_csv(baseline: Experiment, others: Sequence[Experiment]) -> str:
@@ -248,5 +245,6 @@ def experiments_csv(baseline: Experiment, others: Sequence[Experiment]) -> str:
                 found = None if e is baseline else difference(baseline, e, run, key)
                 numbers = [m.value, m.low, m.high, m.n, old.value if old else None]
                 numbers += [found.value, found.low, found.high] if found else [None, None, None]
-                writer.writerow([e.name, run, key.name, *("" if x is None else round(x, 6) for x in numbers)])
+                shown = ("" if x is None else round(x, 6) for x in numbers)
+                writer.writerow(csv_row([e.name, run, key.name, *shown]))
     return out.getvalue()

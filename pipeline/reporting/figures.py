@@ -6,6 +6,7 @@ Same input, same bytes: no date, no random ids.
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -129,7 +130,7 @@ def class_chart(title: str, classes: Sequence[tuple[str, float, float | None, fl
             axes.plot([100 * low, 100 * high], [y, y], color=SERIES_1, linewidth=1.6, solid_capstyle="butt")
         axes.plot(100 * value, y, marker="o", markersize=4.2, color=SERIES_1, markeredgecolor=PAPER)
         axes.text(101.5, y, f"{100 * value:.1f}", va="center", fontsize=7, color=INK)
-    axes.set_yticks(range(len(ordered)), [name for name, *_ in ordered], color=INK)
+    axes.set_yticks(range(len(ordered)), [name for name, *_ in ordered], color=INK, parse_math=False)
     axes.set(xlim=(min(40, *(100 * (c[2] or c[1]) - 2 for c in ordered)), 100), ylim=(-0.7, len(ordered) - 0.3))
     axes.set_xlabel("AUC × 100")
     axes.grid(axis="y", visible=False)
@@ -254,12 +255,16 @@ def _svg(figure: Any, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", svg, flags=re.S)  # its CSS would hit the page
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # named groups repeat between figures, and nothing refers to them
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r"font-family: [^;\"]*;?", "", svg)
+    svg = re.sub(r'style="[^"]*"', lambda found: _own_font(found[0]), svg)
     for marker, variable in MARKERS.items():
         svg = svg.replace(marker, variable)
-    label = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-    svg = re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{label}">', svg, count=1
-    )
+    viewed = re.search(r'viewBox="[^"]*"', svg)
+    assert viewed
+    begins = f'<svg {viewed[0]} role="img" aria-label="{html.escape(title)}">'  # a title is no pattern
+    svg = re.sub(r"<svg [^>]*>", lambda _: begins, svg, count=1)
     return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def _own_font(style: str) -> str:
+    """A style attribute of matplotlib's without its font, so that the page's is used."""
+    return re.sub(r"font-family: [^;\"]*;?", "", re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", style))

@@ -10,7 +10,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from pipeline.reporting.results import load_paper
 from pipeline.reporting.table_form import Cell, Row, Table
+from pipeline.storage.atomic import write_text
+from pipeline.storage.printed import CONTROL, csv_row, markdown, markdown_code
 
 DASH = "—"
 BOLD = "Bold: our figure, as printed, is above the paper's, on real test images (figures on phantoms are never bold)."
@@ -27,6 +30,7 @@ CSV_COLUMNS = (
 )
 TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "[": "{[}", "]": "{]}", "|": r"\textbar{}", "`": r"\textasciigrave{}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "—": "---", "–": "--", "−": "$-$", "×": r"$\times$", "≤": r"$\leq$", "→": r"$\to$",
     "’": "'", "“": "``", "”": "''", "…": r"\dots{}",
@@ -37,28 +41,26 @@ def write_tables(
     folder: Path, tables: Sequence[Table], metrics: Mapping[str, Any], phantom: Sequence[str]
 ) -> list[Path]:
     """Write table<number>.{md,csv,tex} and metrics.json; the paths written."""
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {f"table{t.number}.md": table_markdown(t, phantom) for t in tables}
     texts |= {f"table{t.number}.csv": table_csv(t) for t in tables}
     texts |= {f"table{t.number}.tex": table_latex(t, phantom) for t in tables}
     texts["metrics.json"] = json.dumps(metrics, indent=2) + "\n"
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    return [folder / name for name in texts]
+    return [write_text(folder / name, text) for name, text in texts.items()]
 
 
 def table_markdown(table: Table, phantom: Sequence[str] = ()) -> str:
     """The table as padded GitHub Markdown, readable in a terminal too: a few lines a row, one a kind of figure."""
     head = [title for title, _ in table.heads] + [""] + [f"{c.group} {c.name}".strip() for c in table.columns]
+    head = [markdown(title) for title in head]
     lines = []
     for row in table.rows:
-        left = [str(getattr(row, name)) for _, name in table.heads]
+        left = [markdown(str(getattr(row, name))) for _, name in table.heads]
         if row.run:
-            left[0] += f" `{row.run}`"
+            left[0] += f" {markdown_code(row.run)}"
         for i, (label, texts) in enumerate(figure_lines(table, row)):
             if i == 0:
                 texts = [f"**{t}**" if b else t for t, b in zip(texts, bold(table, row), strict=True)]
-            lines.append([*(left if i == 0 else [""] * len(left)), label, *texts])
+            lines.append([*(left if i == 0 else [""] * len(left)), markdown(label), *texts])
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     texts_left = len(table.heads) + 1
     rule = ["-" * w if i < texts_left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
@@ -74,10 +76,10 @@ def table_markdown(table: Table, phantom: Sequence[str] = ()) -> str:
     if table.measure:
         out += [f"{table.measure[0].upper()}{table.measure[1:]}.", ""]
     if phantom:
-        out += [f"**{phantom_line(phantom)}**", ""]
+        out += [f"**{markdown(phantom_line(phantom))}**", ""]
     out += padded
     if notes := all_notes(table):
-        out += ["", *(f"- {note}" for note in notes)]
+        out += ["", *(f"- {markdown(note)}" for note in notes)]
     return "\n".join(out) + "\n"
 
 
@@ -129,7 +131,7 @@ def table_latex(table: Table, phantom: Sequence[str] = ()) -> str:
 
 def tex(text: str) -> str:
     """Text for LaTeX: its special characters escaped, typographic ones as commands."""
-    return "".join(TEX.get(c, c) for c in text)
+    return "".join(TEX.get(c, c) for c in CONTROL.sub(" ", text))
 
 
 def bold(table: Table, row: Row) -> list[bool]:
@@ -240,21 +242,23 @@ def table_csv(table: Table) -> str:
     """One line a figure with the columns ``CSV_COLUMNS``, in printed units with 4 decimals; empty = not computed."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
+    lines: list[list[Any]] = []
     for row in table.rows:
         model = f"{row.model} {row.backbone}".strip()
         for column, c in zip(table.columns, row.cells, strict=True):
             if table.number == "1":
                 left = [1, row.key, "", column.key]
                 figures = [c.ours, None, None, c.paper, c.difference if c.comparable else None]
-                writer.writerow(_padded([*left, f"{column.name} listed", *map(_plain, figures)]))
+                lines.append(_padded([*left, f"{column.name} listed", *map(_plain, figures)]))
                 if c.written is not None:
-                    writer.writerow(_padded([*left, f"{column.name} ingested", c.written]))
+                    lines.append(_padded([*left, f"{column.name} ingested", c.written]))
                 continue
             figures = [c.ours, c.low, c.high, c.paper, c.difference, c.n, c.clean, c.clean_low, c.clean_high]
             against = [row.against, *map(_plain, c.against)] if c.against else [""] * 4
             line = [table.number, row.key, model, row.data, column.key, *map(_plain, figures), _plain(c.clean_n)]
-            writer.writerow([*line, _plain(c.removed), *against, " ".join(map(_plain, c.seeds))])
+            lines.append([*line, _plain(c.removed), *against, " ".join(map(_plain, c.seeds))])
+    printed = {row["model"] for row in load_paper()[f"table{table.number}"].get("rows", ())}  # "+ MVS" of the paper
+    writer.writerows(csv_row(line, printed) for line in [CSV_COLUMNS, *lines])
     return out.getvalue()
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
+
+from pipeline.storage.atomic import write_text
 
 Figures = Mapping[str, Mapping[str, float]]  # run -> metric -> value, as reports/metrics.json
 CPU = "cpu.txt"
@@ -22,10 +23,9 @@ def cpu_name() -> str:
 
 def write_reference(reports: Path, reference: Path) -> None:
     """Keep metrics.json and the tables in Markdown of ``reports`` as the reference, with the name of the CPU."""
-    reference.mkdir(parents=True, exist_ok=True)
     for file in (reports / "metrics.json", *sorted(reports.glob("table*.md"))):
-        shutil.copy(file, reference / file.name)
-    (reference / CPU).write_text(f"{cpu_name()}\n", encoding="utf-8")
+        write_text(reference / file.name, file.read_text(encoding="utf-8"))
+    write_text(reference / CPU, f"{cpu_name()}\n")
 
 
 def compared_with_reference(reports: Path, reference: Path) -> str:

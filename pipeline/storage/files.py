@@ -289,10 +289,17 @@ def _open_pack(root: str, cache: str, pack: str) -> tuple[Any, dict[str, list[in
 
 @lru_cache(maxsize=OPEN_PACKS)
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it."""
+    """fsspec's file system for a URL, and the path in it.
+
+    Raises:
+        ValueError: there is none for its scheme, or the package that has it is not installed.
+    """
     from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-    system, path = url_to_fs(url)
+    try:
+        system, path = url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{url}: {error}; use a local folder, s3:// or another scheme that fsspec knows") from None
     return system, path
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from pipeline.storage.atomic import PRIVATE
 from pipeline.storage.files import file_system
 from pipeline.storage.pictures import Grey, ImageError, decode
 from pipeline.study import Study, View
@@ -81,6 +82,7 @@ class ShardWriter:
         self._keys.add(sample)
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._partial.touch(PRIVATE)
             self._file = self._partial.open("wb")
         views = []
         for number, (view, picture) in enumerate(zip(study.views, pictures, strict=True)):

@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.storage.atomic import write_text
+
 NOTE = "inputs.sha256"
 
 
@@ -33,4 +35,4 @@ def is_current(folder: Path, digest: str) -> bool:
 
 def mark_current(folder: Path, digest: str) -> None:
     """Note what a folder was made from, once it is complete."""
-    (folder / NOTE).write_text(digest, encoding="utf-8")
+    write_text(folder / NOTE, digest)

@@ -41,8 +41,7 @@ def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
         said = last_words(error, MEMORY.get(stage, "evaluate.batch_size"))
         if said is None:
             raise
-        name = f"{stage} {'/'.join(words)}".rstrip()
-        sys.exit(f"{name}: {said}" if said else 1)  # of several processes one says why
+        sys.exit(" ".join([stage, "/".join(words)]).rstrip() + f": {said}" if said else 1)  # of several processes one
 
 
 def code_of(stage: str) -> list[Path]:

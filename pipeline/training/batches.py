@@ -22,8 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.config.run_config import RunConfig
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.memory import AHEAD, allow_many_files, check_shared_memory, keep_memory
+from pipeline.storage.pictures import Grey
 from pipeline.storage.shards import SAMPLED, load_view
-from pipeline.study import Study
+from pipeline.study import Study, View
 from pipeline.study_keys import study_key
 from pipeline.text.prompts import PromptSentences
 from pipeline.text.tokenizer import Tokenizer
@@ -140,7 +141,7 @@ class TrainingSet(Dataset[StudyDraw]):
             views = draw_views(study, 1, rng) * self.counts[0]
         else:
             views = draw_views(study, self.counts[0], rng)
-        load = partial(load_view, every=SAMPLED)
+        load: Callable[[View, int], Grey] = partial(load_view, every=SAMPLED)
         if len(set(map(id, views))) < len(views):
             load = cache(load)  # one drawn twice is read once
         images = [augment_view(v, self.config.image_size, self.config.augment, rng, load) for v in views]

@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.audit import leakage
 from pipeline.audit.copies import find_pairs, images_of
 from pipeline.config.settings import AuditSettings, load_machine, read_settings
+from pipeline.storage.atomic import write_text
 from pipeline.storage.index import read_studies
 from pipeline.tracking import mlflow_runs
 from stages import run
@@ -25,9 +26,9 @@ def main() -> None:
         leakage.write_seen(out / "seen.parquet", rows)
         found = leakage.leakage_table(images, rows)
         summary = {**counts, "seen": len(rows), "patients_across_splits": splits}
-        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
         found.to_csv(out / "leakage.csv", index=False, lineterminator="\n")
-        (out / "leakage.md").write_text(leakage.leakage_markdown(found, counts, splits), encoding="utf-8")
+        write_text(out / "leakage.md", leakage.leakage_markdown(found, counts, splits))
         record.metrics({name: float(n) for name, n in counts.items()})
         record.metrics({"seen": float(len(rows))})
         record.artifact(out / "leakage.md")

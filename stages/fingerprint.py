@@ -14,6 +14,7 @@ from pipeline.config.checks import STAMPS, check_stamps
 from pipeline.config.load import load_params
 from pipeline.config.records import ParamsError
 from pipeline.ingest import sources
+from pipeline.storage.atomic import write_text
 from stages import run
 
 
@@ -27,10 +28,9 @@ def main(*datasets: str) -> None:
         if stamp.parent != STAMPS:
             continue
         text = json.dumps(sources.archive_fingerprint(dataset, source), indent=1) + "\n"
-        changed = not stamp.is_file() or stamp.read_text(encoding="utf-8") != text
+        changed = not stamp.is_file() or stamp.read_bytes() != text.encode()
         if changed:
-            stamp.parent.mkdir(parents=True, exist_ok=True)
-            stamp.write_text(text, encoding="utf-8")
+            write_text(stamp, text)
         print(f"fingerprint {dataset}: {'changed' if changed else 'the same'}")
     if not datasets:
         check_stamps(settings.sources)  # those that are files of an archive

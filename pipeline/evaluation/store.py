@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.evaluation.measure import Measure
 from pipeline.evaluation.metric_key import MetricKey
-from pipeline.storage.atomic import replacing
+from pipeline.storage.atomic import replacing, write_text
 
 EMBEDDINGS = Path("data/embeddings")
 MISSING_FILE = "missing.json"
@@ -36,8 +36,7 @@ def write_missing(embeddings: Path, why: str) -> None:
     """The folder of a model whose weights are not there, or whose two modalities training never brought together:
     missing.json alone, {"missing": which file goes where, or what was not trained}."""
     shutil.rmtree(embeddings, ignore_errors=True)
-    embeddings.mkdir(parents=True)
-    (embeddings / MISSING_FILE).write_text(json.dumps({"missing": why}) + "\n", encoding="utf-8")
+    write_text(embeddings / MISSING_FILE, json.dumps({"missing": why}) + "\n")
 
 
 def why_missing(embeddings: Path) -> str | None:
@@ -56,8 +55,7 @@ def write_result(path: Path, run: str, found: dict[str, Any]) -> None:
     measured: Mapping[MetricKey, Measure] = found["metrics"]
     metrics = {key.name: {**key.record(), **measure.record()} for key, measure in measured.items()}
     body = {"run": run, **found, "metrics": metrics}
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(body, indent=1, default=Measure.record) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(body, indent=1, default=Measure.record) + "\n")
     with replacing(path.with_suffix(".npz")) as partial, partial.open("wb") as file:
         samples = {key.name: measure.samples for key, measure in measured.items() if measure.samples is not None}
         np.savez_compressed(file, allow_pickle=False, **samples)

@@ -32,11 +32,12 @@ from pipeline import study
 from pipeline.config.params import Ingest, Source
 from pipeline.ingest import images, pieces, sources
 from pipeline.ingest.dicom import display, pixels, reader
-from pipeline.ingest.pieces import Job, is_done, write_piece
+from pipeline.ingest.pieces import Damaged, Job, forget_damaged, is_done, read_piece, write_piece
 from pipeline.ingest.sources.archive import Archive
 from pipeline.storage import index, pictures, shards
+from pipeline.storage.atomic import say_damaged, write_text
 from pipeline.storage.files import IN_PACK, Gone
-from pipeline.storage.index import join_studies, read_studies, write_rejects, write_studies
+from pipeline.storage.index import join_studies, write_rejects, write_studies
 from pipeline.storage.shards import key
 from pipeline.study import SPLITS, Reject, Study
 
@@ -76,7 +77,7 @@ def ingest_archive(
     work.mkdir(parents=True, exist_ok=True)
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it frees, more with each piece
     try:
-        archive = sources.open_archive(dataset, source.path, work / "packs")
+        archive = sources.open_archive(dataset, source.path, work / "packs", source.follow_links)
         target = f"{options.target.rstrip('/')}/{dataset}" if options.target else out_shards.as_posix()
         job = Job(
             dataset=dataset,
@@ -91,7 +92,13 @@ def ingest_archive(
         plan = _plan(job, archive, source, options.shard_size, seed)
         count = 0 if options.labels_only else plan.pieces
         _forget_unless_same(job, archive.fingerprint)
+        forget_damaged(job, count)
         _run(job, count, plan.studies, options)
+        summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
+    except Damaged as error:
+        raise IngestError(
+            f"{dataset}: {error}: damaged since it was written; run again, for this piece alone"
+        ) from None
     except Gone as error:
         raise IngestError(f"{dataset}: {error}; run again when it is back, it goes on where it was") from None
     except OSError as error:
@@ -99,7 +106,6 @@ def ingest_archive(
             f"{dataset}: a shard could not be written ({error.strerror or type(error).__name__}); "
             "run again when that is mended, it goes on where it was"
         ) from None
-    summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
     shutil.rmtree(work)
     return summary
 
@@ -167,11 +173,14 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
     token.update(json.dumps(settings, sort_keys=True).encode())
     for module in (reader, display, pixels, pictures, images, index, pieces, shards, study):
         token.update(Path(module.__file__ or "").read_bytes())
-    state = work / "state.json"
-    if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != token.hexdigest():
+    state, now = work / "state.json", json.dumps(token.hexdigest())
+    before = state.read_bytes() if state.is_file() else None
+    if before != now.encode():
+        if before is not None and len(before) != len(now):
+            say_damaged(state)
         for folder in ("parts", "shards"):
             shutil.rmtree(work / folder, ignore_errors=True)
-        state.write_text(json.dumps(token.hexdigest()), encoding="utf-8")
+        write_text(state, now)
     for folder in ("parts", "shards"):
         (work / folder).mkdir(exist_ok=True)
         for stray in (work / folder).glob("*.partial"):
@@ -251,8 +260,9 @@ def _finish(
     rejects = list(plan.rejects)
     counts = {split: {"studies": 0, "images": 0} for split in SPLITS}
     for number in range(count):
-        rejects += [Reject(**row) for row in pq.read_table(job.part(number).with_suffix(".rejects")).to_pylist()]
-        for item in read_studies(job.part(number)):
+        written, rejected_here = read_piece(job, number)
+        rejects += rejected_here
+        for item in written:
             counts[item.split]["studies"] += 1
             counts[item.split]["images"] += len(item.views)
     rejected = sum(r.kind == "image" for r in rejects)
@@ -287,7 +297,7 @@ def _finish(
             f"see {out_shards}/rejects.parquet (images are looked for anywhere under {source.path})"
         )
     join_studies(out_index, map(job.part, range(count)))
-    out_index.with_suffix(".json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_text(out_index.with_suffix(".json"), json.dumps(summary, indent=1) + "\n")
     for tar in sorted((Path(job.work) / "shards").glob("*.tar")):
         tar.replace(out_shards / tar.name)
     return summary

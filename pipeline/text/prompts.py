@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pipeline.storage.atomic import write_text
 from pipeline.study import NEGATIVE, POSITIVE, UNCERTAIN
 
 NO_FINDING = "No Finding"
@@ -66,8 +67,7 @@ class PromptSentences:
     def write_pools(self, path: Path) -> None:
         """Write every sentence as JSON: {class: {"1": [...], "0": [...], "-1": [...]}}."""
         pools = {name: {str(v): list(p[v]) for v in VALUES.values()} for name, p in self.pools.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(pools, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(pools, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_pools(path: Path) -> PromptSentences:

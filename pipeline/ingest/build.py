@@ -94,11 +94,6 @@ def ingest_archive(
         _forget_unless_same(job, archive.fingerprint)
         forget_damaged(job, count)
         _run(job, count, plan.studies, options)
-        summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
-    except Damaged as error:
-        raise IngestError(
-            f"{dataset}: {error}: damaged since it was written; run again, for this piece alone"
-        ) from None
     except Gone as error:
         raise IngestError(f"{dataset}: {error}; run again when it is back, it goes on where it was") from None
     except OSError as error:
@@ -106,6 +101,10 @@ def ingest_archive(
             f"{dataset}: a shard could not be written ({error.strerror or type(error).__name__}); "
             "run again when that is mended, it goes on where it was"
         ) from None
+    try:
+        summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
+    except Damaged as error:
+        raise IngestError(f"{dataset}: {error}: damaged since it was written; run again for this piece") from None
     shutil.rmtree(work)
     return summary
 

@@ -101,7 +101,7 @@ def required_table(archive: Archive, names: Sequence[str]) -> str:
     """
     name = find_table(archive, names)
     if name is None:
-        seen = [f" ({at}: {why})" for at, why in archive.problems if base_name(at).startswith(names[0])]
+        seen = [f" ({at}: {why})" for at, why in archive.problems if base_name(at).startswith(tuple(names))]
         raise SourceError(
             f"{archive.dataset}: label file {names[0]} (or .gz, .zip) not found below {archive.files.root}"
             f"{''.join(seen[:1])}. To get it: {facts(archive.dataset).access}"

@@ -21,6 +21,7 @@ from pipeline.storage.untrusted import NOT_REGULAR, ODD_NAME, FilesError, is_odd
 
 IN_PACK = "!/"
 CHUNK = 1 << 20  # bytes read at a time
+SMALL = 4 << 20  # bytes of a member that is read at once
 LOCAL_HEADER = 30  # bytes before each member of a zip, at least
 DEFLATE = 1032  # bytes that deflate makes of one, at most
 TWICE = "another member of the packed file has this name, too; the last one counts"
@@ -169,15 +170,19 @@ def read_member(pack: Any, place: Any, most: int) -> bytes:
         FilesError: also where it is larger than ``most`` bytes.
     """
     size = place.file_size if isinstance(pack, zipfile.ZipFile) else place[1]
-    content = io.BytesIO()
     with open_member(pack, place)[0] as handle:
         if size > most:
             raise FilesError("file is too large")
-        while data := handle.read(CHUNK):
-            content.write(data)
-    if content.tell() != size:
+        if size < SMALL:
+            data: bytes = handle.read(size + 1)
+        else:  # one read would join what it has read by copies
+            content = io.BytesIO()
+            while piece := handle.read(CHUNK):
+                content.write(piece)
+            data = content.getvalue()  # shares its memory with the buffer
+    if len(data) != size:
         raise FilesError("packed file is damaged")
-    return content.getvalue()  # shares its memory with the buffer
+    return data
 
 
 class _Slice(io.RawIOBase):

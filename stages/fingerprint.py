@@ -28,7 +28,7 @@ def main(*datasets: str) -> None:
         if stamp.parent != STAMPS:
             continue
         text = json.dumps(sources.archive_fingerprint(dataset, source), indent=1) + "\n"
-        changed = not stamp.is_file() or stamp.read_text(encoding="utf-8") != text
+        changed = not stamp.is_file() or stamp.read_bytes() != text.encode()
         if changed:
             write_text(stamp, text)
         print(f"fingerprint {dataset}: {'changed' if changed else 'the same'}")

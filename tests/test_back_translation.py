@@ -310,13 +310,18 @@ def test_processes_share_the_work(options, tmp_path, monkeypatch):
     assert run(replace(options, workers=2), tmp_path / "two", index) == alone
 
 
-def test_a_damaged_part_is_named(options, tmp_path, trip):
-    index = write_index(tmp_path / "a.parquet", reports(range(1)))
-    run(options, tmp_path, index)
-    part = next((tmp_path / "work").glob("*/*.parquet"))
-    part.write_bytes(part.read_bytes()[:-20])
-    with pytest.raises(ValueError, match=rf"{part.name}: damaged; delete it and run again"):
-        run(options, tmp_path, index)
+def test_a_damaged_part_is_done_again_alone(options, tmp_path, trip, capfd, monkeypatch):
+    monkeypatch.setattr(back_translation, "PART", 2)
+    index = write_index(tmp_path / "a.parquet", reports(range(3)))
+    whole = run(options, tmp_path, index)
+    for cut in (0, 20):
+        part = sorted((tmp_path / "work").glob("*/*.parquet"))[0]
+        part.write_bytes(part.read_bytes()[:-cut] if cut else b"")
+        others = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").glob("*/*.parquet") if p != part}
+        capfd.readouterr()
+        assert run(options, tmp_path, index) == whole
+        assert f"{part}: damaged: starting anew" in capfd.readouterr().err.splitlines()
+        assert others == {p: p.stat().st_mtime_ns for p in others}
 
 
 # privacy

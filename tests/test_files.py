@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from pipeline.storage.files import Files, FilesError, Gone, decode_text, text_lines
+from pipeline.storage.files import Files, FilesError, Gone, decode_text
 
 CONTENT = {f"folder/{n:03}.bin": np.random.default_rng(n).bytes(20_000 + n) for n in range(40)}
 
@@ -92,7 +92,7 @@ def test_links_are_followed_but_never_in_a_circle(tmp_path):
     (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "a" / "up").symlink_to(tmp_path / "root")
     (tmp_path / "root" / "nowhere").symlink_to(tmp_path / "nothing")
-    listing = Files(tmp_path / "root", tmp_path / "cache").walk()
+    listing = Files(tmp_path / "root", tmp_path / "cache", follow_links=True).walk()
     assert listing.files == ("link/x",)
     assert dict(listing.problems) == {
         "a/up": "a link leads back to a folder that is listed already",
@@ -109,7 +109,12 @@ def test_members_that_leave_the_pack_or_are_no_files_are_not_listed(tmp_path):
         add(tar, "device", b"", type=tarfile.CHRTYPE)
     listing = Files(tmp_path, tmp_path / "cache").walk()
     assert [f for f in listing.files if not f.startswith("cache")] == ["a.tar!/fine/in.txt"]
-    assert listing.problems == (("a.tar", "a member's name leaves the packed file"),)
+    assert listing.problems == (
+        ("a.tar!/../up.txt", "a member's name leaves the packed file"),
+        ("a.tar!//etc/absolute", "a member's name leaves the packed file"),
+        ("a.tar!/device", "not a regular file"),
+        ("a.tar!/link", "not a regular file"),
+    )
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.tar.gz"])
@@ -169,4 +174,3 @@ def test_text_of_any_encoding_people_meet():
         == "é"
     )
     assert decode_text(b"\xff\xfe\x00") == "ÿþ\x00"
-    assert list(text_lines(b"a,b\r\n1,2\r\n")) == ["a,b\r\n", "1,2\r\n"]

@@ -1,7 +1,9 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -335,6 +337,113 @@ def test_a_vanished_archive_is_no_reason_to_reject_its_files(tmp_path):
     (tmp_path / "archive").rename(tmp_path / "gone")
     with pytest.raises(Gone):
         decode_file(job, image)
+
+
+# What earlier runs have left
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """No processes, which take seconds to start."""
+    monkeypatch.setattr(module, "_executor", _here([]))
+
+
+def interrupted(source, tmp_path, monkeypatch, **options):
+    """A run that ends before the last step, and the pieces that it did."""
+    done = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_executor", _here(done))
+        patch.setattr(module, "_finish", _stop)
+        with pytest.raises(InterruptedError):
+            run(source, tmp_path, **options)
+    return done
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"\xff\xfe\0" * 99])
+def test_damaged_state_costs_the_piece_and_a_line(tmp_path, monkeypatch, capfd, damage, here):
+    source = archive(tmp_path / "archive", {3: b"not an image"}.items())
+    run(source, tmp_path, "whole")
+    work = tmp_path / "out" / "work"
+    assert interrupted(source, tmp_path, monkeypatch) == [0, 1, 2, 3, 4]
+    for name, redone in (
+        ("parts/000001.parquet", [1]),
+        ("parts/000002.rejects", [2]),
+        ("shards/chestxray14-000003.tar", [3]),
+        ("plan/000004.parquet", []),
+        ("state.json", [0, 1, 2, 3, 4]),
+    ):
+        (work / name).write_bytes(damage)
+        capfd.readouterr()
+        assert interrupted(source, tmp_path, monkeypatch) == redone, name
+        said = [line for line in capfd.readouterr().err.splitlines() if "damaged: starting anew" in line]
+        assert len(said) == bool(redone)
+    for name in ("parts/000001.rejects", "shards/chestxray14-000003.tar"):
+        (work / name).unlink()
+    assert interrupted(source, tmp_path, monkeypatch) == [1, 3]
+    run(source, tmp_path)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_part_that_is_damaged_at_the_end_is_done_again_by_the_next_run(tmp_path, monkeypatch, here):
+    source = archive(tmp_path / "archive")
+    run(source, tmp_path, "whole")
+    settle = module._finish
+
+    def late(job, *args):
+        job.part(2).write_bytes(b"PAR1")
+        return settle(job, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_finish", late)
+        with pytest.raises(IngestError, match=r"parts/000002\.parquet: damaged since it was written; run again"):
+            run(source, tmp_path)
+    assert interrupted(source, tmp_path, monkeypatch) == [2]
+    run(source, tmp_path)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("suffix", ["json", "gzidx"])
+def test_damaged_places_of_a_pack_are_looked_up_anew(tmp_path, monkeypatch, capfd, suffix, here):
+    source = archive(tmp_path / "archive")
+    with tarfile.open(tmp_path / "archive" / "images.tar.gz", "w:gz") as tar:
+        tar.add(tmp_path / "archive" / "images", "images")
+    shutil.rmtree(tmp_path / "archive" / "images")
+    run(source, tmp_path, "whole")
+    interrupted(source, tmp_path, monkeypatch)
+    (place,) = (tmp_path / "out" / "work" / "packs").glob(f"*.{suffix}")
+    for damage in (b"", place.read_bytes()[:-3] + b"???"):
+        place.write_bytes(damage)
+        capfd.readouterr()
+        assert interrupted(source, tmp_path, monkeypatch) == []
+        assert ".json: damaged: starting anew" in capfd.readouterr().err
+    run(source, tmp_path)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_shard_that_is_gone_from_its_bucket_is_made_again(s3, tmp_path, monkeypatch):
+    source = archive(tmp_path / "archive")
+    s3.mkdir("bucket")
+    options = {"target": "s3://bucket/shards"}
+    assert interrupted(source, tmp_path, monkeypatch, **options) == [0, 1, 2, 3, 4]
+    names = sorted(s3.find("bucket/shards"))
+    before = [s3.cat_file(name) for name in names]
+    s3.rm_file(names[1])
+    s3.pipe_file(names[2], before[2][:5000])
+    assert interrupted(source, tmp_path, monkeypatch, **options) == [1, 2]
+    assert [s3.cat_file(name) for name in names] == before
+
+
+def test_names_that_are_not_utf_8_are_counted_to_the_end(tmp_path, here):
+    source = archive(tmp_path / "archive")
+    for name in (b"images/caf\xe9.png", b"new\nline.png"):
+        path = tmp_path / "archive" / os.fsdecode(name)
+        path.write_bytes((tmp_path / "archive" / "images" / "00000001_000.png").read_bytes())
+    table = tmp_path / "archive" / "Data_Entry_2017_v2020.csv"
+    table.write_bytes(table.read_bytes() + b'caf\xe9.png,Mass,99,AP\n"new\nline.png",Mass,99,AP\n')
+    summary = run(source, tmp_path, max_rejected=0.1)
+    assert (summary["found_images"], summary["written_images"], summary["rejected_images"]) == (N + 2, N, 2)
+    rejects = pq.read_table(tmp_path / "out" / "shards" / "rejects.parquet").to_pylist()
+    assert [r["item"] for r in rejects if r["kind"] == "file"] == [r"images/caf\xe9.png", r"new\x0aline.png"]
 
 
 # Elsewhere than in a folder

@@ -171,7 +171,7 @@ def test_the_stamp_changes_whenever_a_file_does(tmp_path, monkeypatch):
 @real
 def test_real_chestxray14_by_patient(tmp_path):
     (tmp_path / "Data_Entry_2017_v2020.csv.gz").symlink_to(REAL / "Data_Entry_2017_v2020.csv.gz")
-    studies, _ = read_all("chestxray14", tmp_path, split="patient")
+    studies, _ = read_all("chestxray14", tmp_path, split="patient", follow_links=True)
     assert splits(studies) == {"train": 90057, "valid": 22063}
     sides = {name: {s.patient for s in studies if s.split == name} for name in ("train", "valid")}
     assert not sides["train"] & sides["valid"]

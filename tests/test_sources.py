@@ -39,7 +39,7 @@ def put(root, name, content=""):
 def read_all(dataset, root, seed=0, **keys):
     source = Source(dataset, str(root), "", **keys)
     with tempfile.TemporaryDirectory() as cache:
-        items = list(read_archive(open_archive(dataset, source.path, Path(cache)), source, seed))
+        items = list(read_archive(open_archive(dataset, source.path, Path(cache), source.follow_links), source, seed))
     return [i for i in items if isinstance(i, Study)], [i for i in items if isinstance(i, Reject)]
 
 
@@ -111,7 +111,7 @@ def test_the_list_nearest_to_the_root_is_the_archives_own(tmp_path):
 def test_real_chestxray14(tmp_path):
     for name in ("Data_Entry_2017_v2020.csv.gz", "00000001_000.png", "00027426_000.png"):
         (tmp_path / name).symlink_to(REAL / name)
-    studies, rejects = read_all("chestxray14", tmp_path)
+    studies, rejects = read_all("chestxray14", tmp_path, follow_links=True)
     assert rejects == [] and splits(studies) == {"train": 89696, "valid": 22424}
     patients = {name: {s.patient for s in studies if s.split == name} for name in ("train", "valid")}
     assert (len(patients["valid"]), len(patients["valid"] & patients["train"])) == (11619, 7977)
@@ -322,7 +322,7 @@ def test_real_chestxray14_by_lists(tmp_path):
         patients = {row["Image Index"]: int(row["Patient ID"]) for row in csv.DictReader(file)}
     for name, tested in (("test_list.txt", True), ("train_val_list.txt", False)):
         put(tmp_path, name, "\n".join(image for image, p in patients.items() if (p % 5 == 0) == tested))
-    studies, rejects = read_all("chestxray14", tmp_path, split="official")
+    studies, rejects = read_all("chestxray14", tmp_path, split="official", follow_links=True)
     assert rejects == [] and len(studies) == 112120
     of = {part: {int(s.patient) for s in studies if s.split == part} for part in ("train", "valid", "test")}
     assert of["test"] == {p for p in patients.values() if p % 5 == 0}

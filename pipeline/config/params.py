@@ -56,6 +56,7 @@ class Source:
     reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
     list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
     manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path
+    follow_links: Flag = False  # also read what symbolic links name outside of path
 
 
 @dataclass(frozen=True, config=RECORD)

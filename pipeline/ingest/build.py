@@ -25,21 +25,19 @@ from typing import Any
 
 import joblib  # type: ignore[import-untyped]
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from pipeline import study
 from pipeline.config.params import Ingest, Source
 from pipeline.ingest import images, pieces, sources
 from pipeline.ingest.dicom import display, pixels, reader
-from pipeline.ingest.pieces import Job, is_done, write_piece
+from pipeline.ingest.pieces import Damaged, Job, forget_damaged, is_done, read_piece, write_piece
 from pipeline.ingest.sources.archive import Archive
 from pipeline.storage import index, pictures, shards
-from pipeline.storage.atomic import write_text
+from pipeline.storage.atomic import say_damaged, write_text
 from pipeline.storage.faults import fault_line
 from pipeline.storage.files import IN_PACK, Gone
-from pipeline.storage.index import join_studies, read_studies, write_rejects, write_studies
-from pipeline.storage.parquet import read_table
+from pipeline.storage.index import join_studies, write_rejects, write_studies
 from pipeline.storage.shards import key
 from pipeline.study import SPLITS, Reject, Study
 
@@ -79,7 +77,7 @@ def ingest_archive(
     work.mkdir(parents=True, exist_ok=True)
     pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps what it frees, more with each piece
     try:
-        archive = sources.open_archive(dataset, source.path, work / "packs")
+        archive = sources.open_archive(dataset, source.path, work / "packs", source.follow_links)
         target = f"{options.target.rstrip('/')}/{dataset}" if options.target else out_shards.as_posix()
         job = Job(
             dataset=dataset,
@@ -94,13 +92,17 @@ def ingest_archive(
         plan = _plan(job, archive, source, options.shard_size, seed)
         count = 0 if options.labels_only else plan.pieces
         _forget_unless_same(job, archive.fingerprint)
+        forget_damaged(job, count)
         _run(job, count, plan.studies, options)
     except Gone as error:
         raise IngestError(f"{dataset}: {error}; run again when it is back, it goes on where it was") from None
     except OSError as error:
         why = fault_line(error) or f"{error.strerror or type(error).__name__}; run again when that is mended"
         raise IngestError(f"{dataset}: a shard could not be written: {why}; it goes on where it was") from None
-    summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
+    try:
+        summary = _finish(job, count, plan, source, archive, options, out_shards, out_index)
+    except Damaged as error:
+        raise IngestError(f"{dataset}: {error}: damaged since it was written; run again for this piece") from None
     shutil.rmtree(work)
     return summary
 
@@ -168,11 +170,14 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
     token.update(json.dumps(settings, sort_keys=True).encode())
     for module in (reader, display, pixels, pictures, images, index, pieces, shards, study):
         token.update(Path(module.__file__ or "").read_bytes())
-    state = work / "state.json"
-    if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != token.hexdigest():
+    state, now = work / "state.json", json.dumps(token.hexdigest())
+    before = state.read_bytes() if state.is_file() else None
+    if before != now.encode():
+        if before is not None and len(before) != len(now):
+            say_damaged(state)
         for folder in ("parts", "shards"):
             shutil.rmtree(work / folder, ignore_errors=True)
-        write_text(state, json.dumps(token.hexdigest()))
+        write_text(state, now)
     for folder in ("parts", "shards"):
         (work / folder).mkdir(exist_ok=True)
         for stray in (work / folder).glob("*.partial"):
@@ -251,9 +256,12 @@ def _finish(
     out_shards.mkdir(parents=True, exist_ok=True)
     rejects = list(plan.rejects)
     counts = {split: {"studies": 0, "images": 0} for split in SPLITS}
+    lossy = []
     for number in range(count):
-        rejects += [Reject(**row) for row in read_table(job.part(number).with_suffix(".rejects")).to_pylist()]
-        for item in read_studies(job.part(number)):
+        written, rejected_here = read_piece(job, number)
+        rejects += rejected_here
+        lossy += [job.part(number)] if rejected_here else []
+        for item in written:
             counts[item.split]["studies"] += 1
             counts[item.split]["images"] += len(item.views)
     rejected = sum(r.kind == "image" for r in rejects)
@@ -278,9 +286,8 @@ def _finish(
         )
     share = rejected / found if found else 0.0
     if share > options.max_rejected:
-        for number in range(count):  # what was rejected may be mended without a file changing: permissions, say
-            if pq.read_metadata(job.part(number).with_suffix(".rejects")).num_rows:
-                job.part(number).unlink()
+        for part in lossy:  # what was rejected may be mended without a file changing: permissions, say
+            part.unlink()
         reasons = Counter(r.reason for r in rejects if r.kind == "image").most_common(3)
         raise IngestError(
             f"{job.dataset}: {share:.1%} of {found} images rejected, more than ingest.max_rejected = "

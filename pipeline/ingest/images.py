@@ -21,6 +21,7 @@ from pipeline.storage.pictures import (
     target_size,
     to_8_bit,
 )
+from pipeline.storage.untrusted import FilesError, read_regular
 
 MAX_FILE = 1 << 30  # bytes
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -50,15 +51,12 @@ def read_view(source: Path | str | bytes, short_side: int = 0) -> tuple[Grey, st
         data = source
     else:
         try:
-            path = Path(source)
-            if path.stat().st_size > MAX_FILE:
-                raise ImageError("file too large for a radiograph")
-            data = path.read_bytes()
+            data = read_regular(source, MAX_FILE)
         except FileNotFoundError:
             raise ImageError("file missing") from None
+        except FilesError as error:
+            raise ImageError(str(error)) from None
         except (OSError, ValueError) as error:
-            if isinstance(error, ImageError):
-                raise
             raise ImageError(f"file cannot be read ({type(error).__name__})") from None
     if not data:
         raise ImageError("file is empty")

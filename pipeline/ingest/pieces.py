@@ -11,18 +11,22 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.ingest import images
-from pipeline.storage.files import Files, Gone
-from pipeline.storage.index import read_studies, write_rejects, write_studies
+from pipeline.storage.atomic import say_damaged
+from pipeline.storage.files import Files, Gone, file_system
+from pipeline.storage.index import Studies, read_studies, write_rejects, write_studies
 from pipeline.storage.memory import keep_memory
+from pipeline.storage.parquet import read_table
 from pipeline.storage.pictures import ImageError, encode
 from pipeline.storage.shards import EncodedPicture, ShardWriter, publish
 from pipeline.study import Reject, Study
 
 FILE_MISSING = "file missing"
 CRASHED = "the decoder crashed on it"
+
+
+class Damaged(ValueError):
+    """What a piece wrote cannot be read; the message is the path of its part."""
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,50 @@ def decode_file(job: Job, path: str) -> EncodedPicture | str:
 
 
 def is_done(job: Job, number: int) -> bool:
-    """Whether a piece is finished: its part is written last, but its tar may have been taken away since."""
+    """Whether a piece is finished: its part is written last, and ``forget_damaged`` has seen those of earlier runs."""
+    return job.part(number).is_file()
+
+
+def read_piece(job: Job, number: int) -> tuple[Studies, list[Reject]]:
+    """What a finished piece wrote.
+
+    Raises:
+        Damaged: it cannot be read; its part is removed, so that the piece is done again.
+    """
     part = job.part(number)
-    if not part.is_file():
-        return False
-    return "://" in job.target or job.tar(number).is_file() or not pq.read_metadata(part).num_rows
+    try:
+        rejects = read_table(part.with_suffix(".rejects")).to_pylist()
+        return read_studies(part), [Reject(**row) for row in rejects]
+    except (OSError, ValueError):
+        part.unlink(missing_ok=True)
+        raise Damaged(str(part)) from None
+
+
+def forget_damaged(job: Job, count: int) -> None:
+    """Remove the parts of the pieces that have to be done again: they cannot be read, or their tar is gone or shorter
+    than they say. A line for each."""
+    parts = [number for number in range(count) if job.part(number).is_file()]
+    sizes = _tar_sizes(job) if parts else {}
+    for number in parts:
+        try:
+            ends = [view.offset + view.length for item in read_piece(job, number)[0] for view in item.views]
+        except Damaged as error:
+            say_damaged(str(error))
+            continue
+        tar = job.tar(number).name
+        if ends and sizes.get(tar, 0) < max(ends):
+            say_damaged(f"{job.target}/{tar}")
+            job.part(number).unlink()
+
+
+def _tar_sizes(job: Job) -> dict[str, int]:
+    """Name -> bytes of every tar that is there."""
+    if "://" not in job.target:
+        return {tar.name: tar.stat().st_size for tar in job.tar(0).parent.glob("*.tar")}
+    system, folder = file_system(job.target)
+    system.invalidate_cache()
+    try:
+        found = system.find(folder, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {name.rpartition("/")[2]: int(info["size"]) for name, info in found.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,3 +66,8 @@ def emptied(folder: Path) -> Path:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
     return folder
+
+
+def say_damaged(path: str | Path) -> None:
+    """Tell that a file of a work folder cannot be used and what it held is made again; one line on standard error."""
+    print(f"{path}: damaged: starting anew", file=sys.stderr)

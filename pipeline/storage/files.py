@@ -10,30 +10,32 @@ Ours, because tarfile and fsspec take 30 times as long for a member of a tar.gz;
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
-import tarfile
-import threading
-import zipfile
-import zlib
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from pipeline.storage.atomic import replacing
+from pipeline.storage.packs import IN_PACK, Directory, open_member, open_zip, read_member
+from pipeline.storage.tar_places import open_tar, tar_places
+from pipeline.storage.untrusted import (
+    NOT_REGULAR,
+    ODD_NAME,
+    FilesError,
+    decoding,
+    is_odd,
+    open_regular,
+    printable,
+    read_regular,
+)
 
-IN_PACK = "!/"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PACK_SUFFIXES = (".zip", *TAR_SUFFIXES)
 OPEN_PACKS = 16  # kept open by a process
-_reading = threading.Lock()  # a tar's stream has one position, which the threads of a process share
-
-
-class FilesError(OSError):
-    """A file or pack that cannot be read; one line without any content of it."""
+LEADS_OUT = "a link leads out of the archive; follow_links of its source allows that"
+DAMAGED = "packed file is damaged"
 
 
 class Gone(FilesError):
@@ -56,10 +58,15 @@ class Files:
     Objects are cheap to send to another process: only the two addresses travel.
     """
 
-    def __init__(self, root: str, cache: str | Path) -> None:
-        """``cache``: a local folder for the places inside gzip-compressed tars, shared by all who read the archive."""
-        self.root = str(root)
+    def __init__(self, root: str, cache: str | Path, follow_links: bool = False) -> None:
+        """
+        Args:
+            cache: a local folder for the places inside gzip-compressed tars, shared by all who read the archive.
+            follow_links: whether ``walk`` lists what symbolic links name outside the root.
+        """
+        self.root = str(root).removeprefix("file://")
         self.cache = Path(cache)
+        self.follow_links = follow_links
 
     @property
     def local(self) -> Path | None:
@@ -68,7 +75,8 @@ class Files:
 
     def absolute(self) -> Files:
         """The same archive for a process in another working directory."""
-        return Files(self.root if self.local is None else str(self.local.absolute()), self.cache.absolute())
+        root = self.root if self.local is None else str(self.local.absolute())
+        return Files(root, self.cache.absolute(), self.follow_links)
 
     def exists(self) -> bool:
         """Whether there is such a folder (of a URL: anything below it)."""
@@ -77,16 +85,29 @@ class Files:
         system, path = file_system(self.root)
         return bool(system.exists(path))
 
+    def check(self) -> None:
+        """See that the archive is still there.
+
+        Raises:
+            Gone: it is not.
+        """
+        if not self.exists():
+            raise Gone(f"the archive at {self.root} is no longer there")
+
     def has(self, name: str) -> bool:
         """Whether a loose file is there, or the pack that holds it."""
         loose = name.partition(IN_PACK)[0]
         if self.local is not None:
-            return (self.local / loose).exists()
+            return (self.local / loose).is_file()
         system, path = file_system(self.root)
         return bool(system.exists(f"{path}/{loose}"))
 
     def walk(self) -> Listing:
-        """Walk the archive once. Links are followed, but no folder is entered twice."""
+        """Walk the archive once. Links are followed, but no folder is entered twice.
+
+        Raises:
+            Gone: see there.
+        """
         files: list[str] = []
         problems: list[tuple[str, str]] = []
         digest = _Digest()
@@ -99,15 +120,13 @@ class Files:
                 files.append(name)
                 continue
             try:
-                members = self._members(name, size, changed)
-            except (FilesError, zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
-                problems.append((name, f"packed file is damaged ({type(error).__name__})"))
+                found, wrong = self._list_pack(name, size, changed)
+            except FilesError as error:
+                self.check()
+                problems.append((name, str(error)))
                 continue
-            for member in members:
-                if _leaves(member):
-                    problems.append((name, "a member's name leaves the packed file"))
-                else:
-                    files.append(f"{name}{IN_PACK}{member}")
+            files += found
+            problems += wrong
         files.sort()
         return Listing(tuple(files), tuple(sorted(set(problems))), str(digest))
 
@@ -127,41 +146,71 @@ class Files:
         """
         pack, inside, member = name.partition(IN_PACK)
         try:
-            if inside:
-                return self._read_member(pack, member, most)
-            with self.open(name) as handle:
-                size = handle.seek(0, os.SEEK_END)
-                handle.seek(0)
-                data = handle.read() if size <= most else b""  # read(most) would ask for that much memory at once
+            with decoding("file cannot be read"):
+                if inside:
+                    opened, members = _open_pack(self.root, str(self.cache), pack)
+                    return read_member(opened, members[member], most)
+                if self.local is not None:
+                    return read_regular(self.local / name, most)
+                with self.open(name) as handle:
+                    size = handle.seek(0, os.SEEK_END)
+                    if size > most:
+                        raise FilesError("file is too large")
+                    handle.seek(0)
+                    return handle.read()  # read(most) would ask for that much memory at once
         except FilesError:
+            self.check()
             raise
-        except (OSError, zipfile.BadZipFile, EOFError, zlib.error, RuntimeError, NotImplementedError) as error:
-            if not self.exists():
-                raise Gone(f"the archive at {self.root} is no longer there") from None
-            raise FilesError(f"file cannot be read ({type(error).__name__})") from None
-        if size > most:
-            raise FilesError("file is too large")
-        return data
+
+    def stream(self, name: str) -> tuple[Any, int]:
+        """A listed file opened for reading from its beginning, and how many bytes it takes in the archive, at most.
+
+        Raises:
+            FilesError: it is encrypted or cannot be opened. Gone: see there.
+        """
+        pack, inside, member = name.partition(IN_PACK)
+        try:
+            with decoding("file cannot be read"):
+                if not inside:
+                    handle = self.open(name)
+                    size = handle.seek(0, os.SEEK_END)
+                    handle.seek(0)
+                    return handle, size
+                opened, members = _open_pack(self.root, str(self.cache), pack)
+                handle, size = open_member(opened, members[member])
+                return handle, min(size, self._state(pack)[0])
+        except FilesError:
+            self.check()
+            raise
 
     def open(self, name: str) -> BinaryIO:
-        """A loose file of the archive, opened for reading."""
+        """A loose file of the archive, opened for reading.
+
+        Raises:
+            FilesError: it is no regular file. OSError: it cannot be opened.
+        """
         if self.local is not None:
-            return (self.local / name).open("rb")
+            return open_regular(self.local / name)
         system, path = file_system(self.root)
         handle: BinaryIO = system.open(f"{path}/{name}", "rb")
         return handle
 
-    def list_pack(self, pack: str) -> list[str]:
-        """The names of the files in one pack, as ``read`` takes them.
+    def list_pack(self, pack: str) -> tuple[list[str], list[tuple[str, str]]]:
+        """The names of the files in one pack, sorted, as ``read`` takes them, and problems, as in ``Listing``.
 
         Raises:
             FilesError: it is missing or damaged.
         """
-        try:
-            members = self._members(pack, *self._state(pack))
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise FilesError(f"packed file is missing or damaged ({type(error).__name__})") from None
-        return [f"{pack}{IN_PACK}{member}" for member in sorted(members) if not _leaves(member)]
+        with decoding("packed file is missing"):
+            size, changed = self._state(pack)
+        return self._list_pack(pack, size, changed)
+
+    def _list_pack(self, pack: str, size: int, changed: str) -> tuple[list[str], list[tuple[str, str]]]:
+        found = self._directory(pack, size, changed)
+        return (
+            [f"{pack}{IN_PACK}{member}" for member in sorted(found.members)],
+            [(f"{pack}{IN_PACK}{inside}" if inside else pack, reason) for inside, reason in found.problems],
+        )
 
     def _state(self, name: str) -> tuple[int, str]:
         """Size and time of change of a loose file."""
@@ -176,27 +225,36 @@ class Files:
         return self.local / name if self.local is not None and IN_PACK not in name else None
 
     def _entries(self) -> Iterator[tuple[str, int, str, str]]:
-        """(name, size, time of change, problem) of every file."""
-        if self.local is None:
-            system, path = file_system(self.root)
-            for full, info in system.find(path, detail=True).items():
-                name = str(PurePosixPath(full).relative_to(path))
-                yield name, *_state_of(info), ""
-            return
+        """(name, size, time of change, problem) of every file. The name of a problem is printable."""
+        for name, size, changed, problem in self._far() if self.local is None else self._near(self.local):
+            problem = problem or (ODD_NAME if is_odd(name) else "")
+            yield printable(name) if problem else name, size, changed, problem
+
+    def _far(self) -> Iterator[tuple[str, int, str, str]]:
+        system, path = file_system(self.root)
+        for full, info in system.find(path, detail=True).items():
+            problem = "" if info.get("type", "file") == "file" else NOT_REGULAR
+            yield str(PurePosixPath(full).relative_to(path)), *_state_of(info), problem
+
+    def _near(self, local: Path) -> Iterator[tuple[str, int, str, str]]:
+        root = os.path.realpath(local)
         entered: set[tuple[int, int]] = set()
         folders = [""]
         while folders:
             folder = folders.pop()
             try:
-                status = (self.local / folder).stat()
+                status = (local / folder).stat()
                 if (status.st_dev, status.st_ino) in entered:
                     yield folder, 0, "", "a link leads back to a folder that is listed already"
                     continue
                 entered.add((status.st_dev, status.st_ino))
-                with os.scandir(self.local / folder) as entries:
+                with os.scandir(local / folder) as entries:
                     for entry in entries:
                         name = f"{folder}/{entry.name}" if folder else entry.name
                         try:
+                            if entry.is_symlink() and not self.follow_links and not _is_below(entry.path, root):
+                                yield name, 0, "", LEADS_OUT
+                                continue
                             if entry.is_dir():
                                 folders.append(name)
                                 continue
@@ -204,87 +262,35 @@ class Files:
                         except OSError as error:
                             yield name, 0, "", f"file cannot be read ({type(error).__name__})"
                             continue
-                        yield name, info.st_size, str(info.st_mtime_ns), ""
+                        problem = "" if stat.S_ISREG(info.st_mode) else NOT_REGULAR
+                        yield name, info.st_size, str(info.st_mtime_ns), problem
             except OSError as error:
                 yield folder, 0, "", f"folder cannot be read ({type(error).__name__})"
 
-    def _members(self, pack: str, size: int, changed: str) -> list[str]:
-        """Names of the plain files in a pack. A tar's places are written to the cache for ``_read_member``."""
+    def _directory(self, pack: str, size: int, changed: str) -> Directory:
+        """What a pack holds. A tar's places are written to the cache, for ``read``.
+
+        Raises:
+            FilesError: it is damaged. OSError: the cache cannot be written.
+        """
         if pack.lower().endswith(".zip"):
-            with self.open(pack) as handle, zipfile.ZipFile(handle) as archive:
-                return [info.filename for info in archive.infolist() if not info.is_dir()]
-        places = self._places(pack)
-        known = json.loads(places.read_text(encoding="utf-8")) if places.is_file() else {}
-        if known.get("size") != size or known.get("changed") != changed:
-            known = {"size": size, "changed": changed, "members": self._scan(pack)}
-            with replacing(places) as partial:
-                partial.write_text(json.dumps(known), encoding="utf-8")
-        return list(known["members"])
-
-    def _scan(self, pack: str) -> dict[str, list[int]]:
-        """Name -> [offset, length] of a tar's plain files, in the decompressed stream."""
-        members: dict[str, list[int]] = {}
-        with self.open(pack) as raw:
-            if pack.lower().endswith(".tar"):
-                stream: Any = raw
-            else:
-                from indexed_gzip import IndexedGzipFile  # type: ignore[import-untyped]
-
-                stream = IndexedGzipFile(fileobj=raw)
-                stream.build_full_index()
-                stream.seek(0)
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for info in tar:
-                    if info.isfile():
-                        members.setdefault(info.name.removeprefix("./"), [info.offset_data, info.size])
-            if stream is not raw:
-                with replacing(self._index(pack)) as partial:
-                    stream.export_index(str(partial))
-        return members
-
-    def _read_member(self, pack: str, member: str, most: int) -> bytes:
-        opened, places = _open_pack(self.root, str(self.cache), pack)
-        if isinstance(opened, zipfile.ZipFile):
-            info = opened.getinfo(member)
-            if info.flag_bits & 1:
-                raise FilesError("packed file is encrypted")
-            if info.file_size > most:
-                raise FilesError("file is too large")
-            with opened.open(info) as handle:
-                data = handle.read(info.file_size + 1)  # its directory may state less than there is
-            if len(data) > info.file_size:
-                raise FilesError("packed file is damaged")
-            return data
-        offset, length = places[member]
-        if length > most:
-            raise FilesError("file is too large")
-        with _reading:
-            opened.seek(offset)
-            data = opened.read(length)
-        if len(data) != length:
-            raise FilesError("packed file is truncated")
-        return data
-
-    def _places(self, pack: str) -> Path:
-        return self.cache / f"{_token(pack)}.json"
-
-    def _index(self, pack: str) -> Path:
-        return self.cache / f"{_token(pack)}.gzidx"
+            with decoding(DAMAGED), self.open(pack) as handle:
+                return open_zip(handle)[1]
+        with decoding(DAMAGED):
+            handle = self.open(pack)
+        with handle:
+            return tar_places(self.cache, pack, [size, changed], handle)
 
 
 @lru_cache(maxsize=OPEN_PACKS)
-def _open_pack(root: str, cache: str, pack: str) -> tuple[Any, dict[str, list[int]]]:
-    """A pack opened for this process, and the places of a tar's members."""
+def _open_pack(root: str, cache: str, pack: str) -> tuple[Any, dict[str, Any]]:
+    """A pack opened for this process, and the places of its members."""
     files = Files(root, cache)
     handle = files.open(pack)
     if pack.lower().endswith(".zip"):
-        return zipfile.ZipFile(handle), {}
-    places = json.loads(files._places(pack).read_text(encoding="utf-8"))["members"]
-    if pack.lower().endswith(".tar"):
-        return handle, places
-    from indexed_gzip import IndexedGzipFile
-
-    return IndexedGzipFile(fileobj=handle, index_file=str(files._index(pack))), places
+        archive, found = open_zip(handle)
+        return archive, found.members
+    return open_tar(files.cache, pack, handle)
 
 
 @lru_cache(maxsize=OPEN_PACKS)
@@ -326,13 +332,9 @@ class _Digest:
         return f"{self.sum % (1 << 256):064x}"
 
 
-def _leaves(member: str) -> bool:
-    path = PurePosixPath(member)
-    return path.is_absolute() or ".." in path.parts or IN_PACK in member
-
-
-def _token(name: str) -> str:
-    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+def _is_below(path: str, root: str) -> bool:
+    """Whether a link ends below a folder, which is no link itself."""
+    return f"{os.path.realpath(path)}/".startswith(f"{root.rstrip('/')}/")
 
 
 def base_name(name: str) -> str:
@@ -346,8 +348,3 @@ def decode_text(data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("latin-1")
-
-
-def text_lines(data: bytes) -> io.StringIO:
-    """As ``text``, to be read by line."""
-    return io.StringIO(decode_text(data), newline="")

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from pipeline.storage.atomic import write_text
+from pipeline.storage.atomic import say_damaged, write_text
 
 NOTE = "inputs.sha256"
 
@@ -30,7 +30,12 @@ def inputs_digest(paths: Iterable[Path], *words: str) -> str:
 def is_current(folder: Path, digest: str) -> bool:
     """Whether ``mark_current`` was the last to write in a folder, with this digest."""
     note = folder / NOTE
-    return note.is_file() and note.read_text(encoding="utf-8") == digest
+    if not note.is_file():
+        return False
+    found = note.read_bytes()
+    if len(found) != len(digest):
+        say_damaged(note)
+    return found == digest.encode()
 
 
 def mark_current(folder: Path, digest: str) -> None:

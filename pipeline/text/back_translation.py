@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from pipeline.config.params import BackTranslation
-from pipeline.storage.atomic import replacing
+from pipeline.storage.atomic import say_damaged, write_text
 from pipeline.storage.index import read_studies
 from pipeline.storage.parquet import read_table, write_table
 from pipeline.text.translations import TRANSLATION_SCHEMA, TRANSLATIONS_FILE, Translations, report_sections, text_hash
@@ -77,12 +77,13 @@ def back_translate(
         wanted = pa.array([number for number, _ in distinct_texts(indexes, captioned)], pa.uint64())
         rows = _read_parts(folder)
         rows = rows.filter(pc.is_in(rows["hash"], wanted))
+        if pc.count_distinct(rows["hash"]).as_py() < count:
+            raise ValueError(f"{folder}: a part was damaged since it was written; run again, for its texts alone")
         reasons = Counter(rows["reason"].to_pylist())
         parts = rows.filter(pc.is_valid(rows["translation"])).select(TRANSLATION_SCHEMA.names)
         summary |= {"translated": reasons.pop("", 0), **dict(sorted(reasons.items()))}
     Translations(parts).write(out / TRANSLATIONS_FILE)
-    with replacing(out / "summary.json") as part:
-        part.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_text(out / "summary.json", json.dumps(summary, indent=1) + "\n")
     return summary
 
 
@@ -146,12 +147,14 @@ def write_part(translate: RoundTrip, folder: Path, texts: list[Text]) -> int:
 
 
 def _read_parts(folder: Path) -> pa.Table:
+    """What the parts hold; one that cannot be read is removed, so that its texts are missing again."""
     tables = [PART_SCHEMA.empty_table()]
     for path in sorted(folder.glob("*.parquet")):
         try:
             tables.append(read_table(path))
         except (OSError, ValueError):
-            raise ValueError(f"{path}: damaged; delete it and run again") from None
+            say_damaged(path)
+            path.unlink(missing_ok=True)
     return pa.concat_tables(tables)
 
 

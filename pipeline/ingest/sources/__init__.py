@@ -71,11 +71,12 @@ def _reports(archive: Archive, source: Source) -> Archive:
     if not source.reports:
         return archive
     if not source.reports.lower().endswith(PACK_SUFFIXES):
-        return open_archive(archive.dataset, source.reports, archive.files.cache)
+        return open_archive(archive.dataset, source.reports, archive.files.cache, source.follow_links)
     folder, _, pack = source.reports.rpartition("/")
     files = Files(folder or ".", archive.files.cache)
     try:
-        return Archive(archive.dataset, files, tuple(files.list_pack(pack)), (), "")
+        names, problems = files.list_pack(pack)
+        return Archive(archive.dataset, files, tuple(names), tuple(problems), "")
     except FilesError as error:
         said = f"{archive.dataset}: {source.reports}: {error}. To get it: {facts(archive.dataset).access}"
         raise SourceError(said) from None
@@ -90,7 +91,7 @@ def archive_fingerprint(dataset: str, source: Source) -> dict[str, str]:
     """
     prints = {}
     for key, place in (("path", source.path), ("reports", source.reports), ("list_5x200", source.list_5x200)):
-        files = Files(place, "")
+        files = Files(place, "", source.follow_links)
         if place and files.exists():
             prints[key] = files.fingerprint()
         elif place and files.local is not None and files.local.is_file():

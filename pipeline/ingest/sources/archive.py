@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import zlib
+import io
+from codecs import getincrementaldecoder
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from gzip import GzipFile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.datasets import facts
-from pipeline.storage.files import Files, FilesError, Gone, base_name, decode_text, text_lines
+from pipeline.storage.files import Files, FilesError, Gone, base_name, decode_text
+from pipeline.storage.untrusted import Bounded
 
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # where one image comes in two formats, the earlier wins
 LABEL_CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
-MAX_TABLE = 1 << 33  # bytes; CheXpert Plus with all its reports is one gigabyte
+# Bytes that a table may unpack to: so many, and so many times its size in the archive. Real ones are below 10 times.
+MAX_UNPACKED, MAX_RATIO = 64 << 20, 100
+MAX_LIST = 64 << 20  # bytes of a file that is read whole; RSNA's mappings are 10 MB
 MAX_REPORT = 1 << 20  # bytes; real ones are 10 kB
 MAX_CELL = 1 << 24  # characters; a run-length mask is longer than the csv module's default of 131,072 allows
+MAX_ROW = 2 * MAX_CELL  # characters
+MAX_EMPTY = 1 << 20  # rows without a cell, one after the other
+CHUNK = 1 << 20  # bytes read at a time
 
 
 class SourceError(ValueError):
@@ -50,17 +59,17 @@ class Archive:
             return None
 
 
-def open_archive(dataset: str, path: str, cache: Path) -> Archive:
+def open_archive(dataset: str, path: str, cache: Path, follow_links: bool = False) -> Archive:
     """List an archive.
 
     Args:
         path: its folder or fsspec URL.
-        cache: see ``files.Files``.
+        cache, follow_links: see ``files.Files``.
 
     Raises:
         SourceError: there is nothing at ``path``.
     """
-    files = Files(path, cache)
+    files = Files(path, cache, follow_links)
     if not files.exists():
         raise SourceError(
             f"{dataset}: archive folder {path} not found; set sources.{dataset}.path, or leave sources.{dataset} "
@@ -92,57 +101,108 @@ def required_table(archive: Archive, names: Sequence[str]) -> str:
     """
     name = find_table(archive, names)
     if name is None:
+        seen = [f" ({at}: {why})" for at, why in archive.problems if base_name(at).startswith(tuple(names))]
         raise SourceError(
-            f"{archive.dataset}: label file {names[0]} (or .gz, .zip) not found below {archive.files.root}. "
-            f"To get it: {facts(archive.dataset).access}"
+            f"{archive.dataset}: label file {names[0]} (or .gz, .zip) not found below {archive.files.root}"
+            f"{''.join(seen[:1])}. To get it: {facts(archive.dataset).access}"
         )
     return name
 
 
 def table_rows(archive: Archive, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """Rows of one of the archive's csv files as text; see ``read_rows``."""
-    return read_rows(archive.dataset, f"{archive.files.root}/{name}", content(archive, name), columns)
+    return read_rows(archive.dataset, archive.files, name, columns)
 
 
-def content(archive: Archive, name: str) -> bytes:
+def content(archive: Archive, name: str, most: int = MAX_LIST) -> bytes:
     """All of a label file.
 
     Raises:
-        SourceError: it cannot be read. Gone: the archive is no longer there.
+        SourceError: it cannot be read, or is larger than ``most`` bytes. Gone: the archive is no longer there.
     """
     try:
-        return archive.files.read(name, MAX_TABLE)
+        return archive.files.read(name, most)
     except Gone:
         raise
     except FilesError as error:
         raise SourceError(f"{archive.dataset}: {archive.files.root}/{name}: {error}; download it again") from None
 
 
-def read_rows(dataset: str, path: str, data: bytes, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv file's content (plain or gzip) as text, column names and cells stripped of spaces; ids are never
-    read as numbers. A byte-order mark, CRLF and Latin-1 are understood.
+def read_rows(dataset: str, files: Files, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Rows of a csv file (plain or gzip) as text, column names and cells stripped of spaces; ids are never read as
+    numbers. A byte-order mark, CRLF and Latin-1 are understood. Held are a row and a buffer, whatever the file's size.
 
     Args:
-        path: for the message of an error.
         columns: those the caller relies on.
 
     Raises:
-        SourceError: a column is missing, or the file is damaged.
+        SourceError: a column is missing, the file is damaged, or it unpacks to what no table does. Gone: see there.
     """
+    path = f"{files.root}/{name}"
     csv.field_size_limit(MAX_CELL)
     try:
-        reader = csv.reader(text_lines(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data))
-        header = [name.strip() for name in next(reader, [])]
-        missing = [name for name in columns if name not in header]
-        if missing:
-            raise SourceError(f"{dataset}: {path}: no column {missing[0]!r}; is this the archive's own label file?")
-        for cells in reader:
-            if cells:
-                # A row cut short reads as blank cells: which is what it says.
-                cells += [""] * (len(header) - len(cells))
-                yield {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        encoding = _encoding(files, name)
+        with _unpacked(files, name) as table:
+            rows = _rows(io.TextIOWrapper(table, encoding, newline=""))
+            header = [cell.strip() for cell in next(rows, [])]
+            missing = [column for column in columns if column not in header]
+            if missing:
+                raise SourceError(f"{dataset}: {path}: no column {missing[0]!r}; is this the archive's own label file?")
+            for cells in rows:
+                if cells:
+                    # A row cut short reads as blank cells: which is what it says.
+                    cells += [""] * (len(header) - len(cells))
+                    yield {column: cell.strip() for column, cell in zip(header, cells, strict=False)}
+    except FilesError as error:
+        files.check()
+        raise SourceError(f"{dataset}: {path}: {error}; download it again") from None
+    except (csv.Error, UnicodeDecodeError) as error:
         raise SourceError(f"{dataset}: {path}: damaged ({type(error).__name__}); download it again") from None
+
+
+@contextmanager
+def _unpacked(files: Files, name: str) -> Iterator[io.BufferedReader[Any]]:
+    """A table's bytes, read as they are asked for; ``FilesError`` where they cannot be, or are too many."""
+    handle, size = files.stream(name)
+    most = MAX_UNPACKED + MAX_RATIO * size
+    with handle:
+        table = io.BufferedReader(Bounded(handle, most), CHUNK)
+        packed = table.peek(2)[:2] == b"\x1f\x8b"
+        yield io.BufferedReader(Bounded(GzipFile(fileobj=table), most), CHUNK) if packed else table
+
+
+def _encoding(files: Files, name: str) -> str:
+    """A table is UTF-8, with or without a mark, if all of it is, and else Latin-1, in which every byte is a letter."""
+    decoder, encoding = getincrementaldecoder("utf-8")(), "utf-8-sig"
+    with _unpacked(files, name) as table:
+        while True:  # to its end in any case: a table that is too large is refused before its first row
+            data = table.read(CHUNK)
+            try:
+                if encoding != "latin-1":
+                    decoder.decode(data, final=not data)
+            except UnicodeDecodeError:
+                encoding = "latin-1"
+            if not data:
+                return encoding
+
+
+def _rows(text: io.TextIOWrapper) -> Iterator[list[str]]:
+    """The csv module's rows of a text; ``csv.Error`` for a row without an end, or empty ones without an end."""
+    size = empty = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        while line := text.readline(MAX_ROW):
+            size += len(line)
+            if size >= MAX_ROW:
+                raise csv.Error
+            yield line
+
+    for cells in csv.reader(lines()):
+        size, empty = 0, 0 if cells else empty + 1
+        if empty > MAX_EMPTY:
+            raise csv.Error
+        yield cells
 
 
 def parse_label(cell: str) -> int | None:

@@ -13,6 +13,7 @@ from pipeline.datasets import facts
 from pipeline.ingest.report_sections import clean_text
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
+from pipeline.storage.files import Files
 from pipeline.study import Reject, Study, View
 
 CHEXPERT_CLASSES = facts("chexpert").classes
@@ -73,7 +74,7 @@ def read_chexpert(files: Archive, list_5x200: str, seed: int) -> Iterator[Study 
         test += [(row, None) for row in draw_5x200(train, seed)]
     else:
         known = {row.key: row for row in train}
-        for item in _list_rows(files.dataset, *listed, known):
+        for item in _list_rows(*listed, known):
             if isinstance(item, Reject):
                 yield item
             else:
@@ -96,21 +97,21 @@ def read_chexpert(files: Archive, list_5x200: str, seed: int) -> Iterator[Study 
         )
 
 
-def find_list(files: Archive, list_5x200: str) -> tuple[str, bytes] | None:
-    """Name and content of the CheXpert5x200 list, or ``None`` where the user has none.
+def find_list(files: Archive, list_5x200: str) -> tuple[Files, str] | None:
+    """The CheXpert5x200 list, as a file among others, or ``None`` where the user has none.
 
     Raises:
         SourceError: ``sources.chexpert.list_5x200`` names a file that does not exist.
     """
     if not list_5x200:
         name = archive.find_table(files, [LIST])
-        return None if name is None else (name, archive.content(files, name))
-    try:
-        return list_5x200, Path(list_5x200).read_bytes()
-    except OSError:
+        return None if name is None else (files.files, name)
+    place = Path(list_5x200)
+    if not place.is_file():
         raise archive.SourceError(
             f"chexpert: sources.chexpert.list_5x200 {list_5x200} not found; leave it empty to draw a list"
-        ) from None
+        )
+    return Files(str(place.parent), files.files.cache), place.name
 
 
 def draw_5x200(train: list[_Row], seed: int) -> list[_Row]:
@@ -144,10 +145,8 @@ def _rows(files: Archive, table: str) -> Iterator[_Row | Reject]:
         yield row
 
 
-def _list_rows(
-    dataset: str, name: str, data: bytes, known: dict[str, _Row]
-) -> Iterator[tuple[_Row, str | None] | Reject]:
-    for cells in archive.read_rows(dataset, name, data, ["Path", *FIVE]):
+def _list_rows(files: Files, name: str, known: dict[str, _Row]) -> Iterator[tuple[_Row, str | None] | Reject]:
+    for cells in archive.read_rows("chexpert", files, name, ["Path", *FIVE]):
         row = _row(cells, FIVE)
         if isinstance(row, Reject):
             yield row

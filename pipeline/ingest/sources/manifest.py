@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import posixpath
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -17,6 +18,8 @@ from pipeline.study import Reject, Study, View
 SPLIT_WORDS = {"": "train", "train": "train", "valid": "valid", "validate": "valid", "val": "valid", "test": "test"}
 VIEW_WORDS = {"": "", "PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
 LABEL = "label:"
+MAX_PARQUET = 1 << 30  # bytes
+MAX_ROWS = 1_000_000  # and as many again as the file has bytes: no row, which names a file, takes less than one
 
 
 def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
@@ -38,6 +41,8 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
         SourceError: the manifest is missing, damaged or without a column ``image``; or a study is in two splits.
             (A patient may: public splits do that.)
     """
+    if why := dict(files.problems).get(posixpath.normpath(name)):
+        raise archive.SourceError(f"{files.dataset}: {files.files.root}/{name}: {why}")
     present = set(files.names)
     studies: dict[tuple[str, str], Study] = {}
     for number, row in enumerate(_rows(files, name), 1):
@@ -86,14 +91,37 @@ def _rows(files: Archive, name: str) -> Iterator[dict[str, str]]:
     if not name.endswith(".parquet"):
         yield from archive.table_rows(files, name, ["image"])
         return
+    path = f"{files.files.root}/{name}"
+    data = archive.content(files, name, MAX_PARQUET)
     try:
-        table = pq.read_table(io.BytesIO(archive.content(files, name)))
-    except (OSError, pa.ArrowException) as error:
-        raise archive.SourceError(
-            f"{files.dataset}: {files.files.root}/{name}: missing or damaged ({type(error).__name__})"
-        ) from None
-    if "image" not in table.column_names:
-        raise archive.SourceError(f"{files.dataset}: {files.files.root}/{name}: no column 'image'")
-    for batch in table.to_batches(max_chunksize=4096):
-        for row in batch.to_pylist():
-            yield {key: "" if value is None else str(value).strip() for key, value in row.items()}
+        table = pq.ParquetFile(io.BytesIO(data), read_dictionary=_texts(data))
+        about = table.metadata
+        unpacked = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
+        if unpacked > archive.MAX_UNPACKED + archive.MAX_RATIO * len(data) or about.num_rows > MAX_ROWS + len(data):
+            raise archive.SourceError(f"{files.dataset}: {path}: it unpacks to more than any list of images does")
+        if "image" not in table.schema_arrow.names:
+            raise archive.SourceError(f"{files.dataset}: {path}: no column 'image'")
+        for batch in table.iter_batches(4096):
+            columns = [_cells(column) for column in batch.columns]
+            for cells in zip(*columns, strict=True):
+                yield dict(zip(batch.schema.names, cells, strict=True))
+    except archive.SourceError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise archive.SourceError(f"{files.dataset}: {path}: missing or damaged ({type(error).__name__})") from None
+
+
+def _texts(data: bytes) -> list[str]:
+    """The columns of text: as codes, a text that a small file holds once is once in memory, however many rows say
+    it."""
+    schema = pq.read_schema(io.BytesIO(data))
+    return [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
+
+
+def _cells(column: pa.Array) -> list[str]:
+    """As text, nulls blank."""
+    if isinstance(column, pa.DictionaryArray):
+        used = column.indices.unique().drop_null()
+        values = dict(zip(used.to_pylist(), _cells(column.dictionary.take(used)), strict=True))
+        return [values.get(code, "") for code in column.indices.to_pylist()]
+    return ["" if value is None else str(value).strip() for value in column.to_pylist()]

@@ -29,6 +29,8 @@ def read_mimic_cxr(files: Archive, reports: Archive) -> Iterator[Study | Reject]
         SourceError: a label file or all reports are missing.
     """
     versions = [f"mimic-cxr-{v}" for v in ("2.0.0", "2.1.0", "2.0.1")]
+    if reports is not files:  # of ``files`` they are counted already
+        yield from (Reject("mimic_cxr", name, "file", reason) for name, reason in reports.problems)
     split_file = archive.required_table(files, [f"{v}-split.csv" for v in versions])
     on_disk = archive.by_stem(files.images)
     position = {}

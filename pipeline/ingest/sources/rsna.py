@@ -57,7 +57,7 @@ def _patients(files: Archive) -> dict[str, str]:
     try:
         entries = json.loads(archive.content(files, name))
         return {entry["subset_img_id"]: f"nih{int(entry['img_id'].partition('_')[0])}" for entry in entries}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise archive.SourceError(
             f"rsna: {files.files.root}/{name}: damaged ({type(error).__name__}); download it again"
         ) from None

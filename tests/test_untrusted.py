@@ -1,0 +1,439 @@
+"""What other people's archives may hold besides files: FIFOs, links, names that are none, damaged and endless packs."""
+
+import csv
+import gzip
+import io
+import os
+import pickle
+import random
+import signal
+import socket
+import stat
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config.params import Source
+from pipeline.ingest import sources
+from pipeline.ingest.images import read_view
+from pipeline.ingest.sources import SourceError, archive, open_archive, read_archive
+from pipeline.storage.files import Files, FilesError
+from pipeline.storage.pictures import ImageError
+
+NOT_REGULAR, ODD = "not a regular file", "the name is not UTF-8, or has control characters"
+OUT = "a link leads out of the archive; follow_links of its source allows that"
+
+
+class LateError(BaseException):
+    """No ``Exception``, which the code under test might take for its own."""
+
+
+@contextmanager
+def within(seconds):
+    """An error in place of a wait without end."""
+
+    def late(*_):
+        raise LateError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def listed(root, **keys):
+    return Files(root, root.with_name("cache"), **keys).walk()
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+# Files that are none
+
+
+def test_only_regular_files_are_listed(root):
+    (root / "a.png").write_bytes(b"1")
+    os.mkfifo(root / "b.png")
+    os.mkfifo(root / "c.zip")
+    os.mkfifo(root / "d.tar.gz")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(root / "e.png"))
+        (root / "f.png").symlink_to("/dev/zero")
+        with within(10):
+            listing = listed(root, follow_links=True)
+    assert listing.files == ("a.png",)
+    assert dict(listing.problems) == dict.fromkeys(("b.png", "c.zip", "d.tar.gz", "e.png", "f.png"), NOT_REGULAR)
+    assert listing.fingerprint == Files(root, "", follow_links=True).fingerprint()
+
+
+def test_what_became_a_fifo_after_it_was_listed_is_not_waited_for(root):
+    files = Files(root, root / "cache")
+    os.mkfifo(root / "a.zip")
+    with within(10):
+        for look in (
+            lambda: files.read("a.zip", 10),
+            lambda: files.read("a.zip!/x", 10),
+            lambda: files.stream("a.zip"),
+            lambda: files.list_pack("a.zip"),
+        ):
+            with pytest.raises(FilesError, match=NOT_REGULAR):
+                look()
+        with pytest.raises(ImageError, match=NOT_REGULAR):
+            read_view(root / "a.zip")
+
+
+def test_lists_and_reports_that_are_no_files_are_named(root):
+    os.mkfifo(root / "fifo")
+    os.mkfifo(root / "reports.zip")
+    os.mkfifo(root / "Data_Entry_2017.csv")
+    os.mkfifo(root / "images.csv")
+    opened = open_archive("mimic_cxr", str(root), root.with_name("cache"))
+    with within(10):
+        for source in (
+            Source("mimic_cxr", str(root), "", reports=str(root / "reports.zip")),
+            Source("chestxray14", str(root), ""),
+            Source("manifest", str(root), "", manifest="images.csv"),
+        ):
+            with pytest.raises(SourceError, match=NOT_REGULAR):
+                list(read_archive(opened, source, 0))
+        chexpert = Source("chexpert", str(root), "", list_5x200=str(root / "fifo"))
+        with pytest.raises(SourceError, match="fifo not found"):
+            sources.archive_notes(open_archive("chexpert", str(root), root.with_name("cache")), chexpert)
+        with pytest.raises(SourceError, match="fifo not found"):
+            sources.archive_fingerprint("chexpert", chexpert)
+
+
+def test_links_are_followed_inside_and_elsewhere_only_if_asked(root):
+    other = root.with_name("root2")  # of which "root" is a beginning
+    (other / "deep").mkdir(parents=True)
+    (other / "x.png").write_bytes(b"1")
+    (other / "deep" / "y.png").write_bytes(b"1")
+    (root / "in").mkdir()
+    (root / "in" / "z.png").write_bytes(b"1")
+    (root / "near.png").symlink_to(root / "in" / "z.png")
+    (root / "far.png").symlink_to("../root2/x.png")
+    (root / "chain.png").symlink_to(root / "far.png")
+    (root / "folder").symlink_to(other / "deep")
+    root.with_name("link").symlink_to(root)
+    for place in (root, root.with_name("link")):
+        inside = listed(place)
+        assert inside.files == ("in/z.png", "near.png")
+        assert dict(inside.problems) == dict.fromkeys(("chain.png", "far.png", "folder"), OUT)
+        files = pickle.loads(pickle.dumps(Files(place, root.with_name("cache"), follow_links=True).absolute()))
+        everything = files.walk()
+        assert everything.files == ("chain.png", "far.png", "folder/y.png", "in/z.png", "near.png")
+        assert everything.problems == () and everything.fingerprint == files.fingerprint() != inside.fingerprint
+    near, far = (Source("chestxray14", str(root), "", follow_links=follow) for follow in (False, True))
+    assert sources.archive_fingerprint("x", near) != sources.archive_fingerprint("x", far)
+
+
+def test_a_cyclic_link_is_a_problem(root):
+    (root / "a").symlink_to("b")
+    (root / "b").symlink_to("a")
+    assert [name for name, _ in listed(root).problems] == ["a", "b"]
+
+
+# Names
+
+
+def odd_zip(path, names):
+    """A zip whose names are these bytes, and say that they are UTF-8."""
+    stand_ins = ["n" * (len(name) - 2) + f"{i:02}" for i, name in enumerate(names)]
+    with zipfile.ZipFile(path, "w") as pack:
+        for name in stand_ins:
+            pack.writestr(name, b"1")
+    data = path.read_bytes()
+    for stand_in, name in zip(stand_ins, names, strict=True):
+        data = data.replace(stand_in.encode(), name)
+    for start, flags in ((b"PK\x03\x04", 7), (b"PK\x01\x02", 9)):
+        parts = data.split(start)
+        data = start.join([parts[0], *(p[: flags - 4] + bytes([p[flags - 4] | 8]) + p[flags - 3 :] for p in parts[1:])])
+    path.write_bytes(data)
+
+
+def test_odd_names_are_problems_with_a_printable_form(root):
+    raw = os.fsencode(root)
+    for name in (b"caf\xe9.png", b"fold\xff/in.png", b"new\nline.png", "mätt.png".encode()):
+        at = raw + b"/" + name
+        os.makedirs(os.path.dirname(at), exist_ok=True)  # noqa: PTH103, PTH120
+        Path(os.fsdecode(at)).write_bytes(b"1")
+    with zipfile.ZipFile(os.fsdecode(raw + b"/pack\xe9.zip"), "w") as pack:
+        pack.writestr("never.png", b"1")
+    odd_zip(root / "b.zip", [b"b\xe9b.png", "mütt.png".encode(), b"tab\tt.png", b"cut.p\0g"])
+    with tarfile.open(root / "c.tar", "w", format=tarfile.PAX_FORMAT, encoding="latin-1") as tar:
+        for name in ("ok.png", "caf\xe9.png"):
+            info = tarfile.TarInfo(name)
+            tar.addfile(info)
+        info = tarfile.TarInfo("x")
+        info.pax_headers = {"path": "new\nline"}
+        tar.addfile(info)
+    data = (root / "c.tar").read_bytes()
+    assert b"caf\xc3\xa9" in data  # a pax record
+    (root / "c.tar").write_bytes(data.replace(b"caf\xc3\xa9", b"caf\xe9\xe9"))
+    listing = listed(root)
+    assert listing.files == ("b.zip!/mütt.png", "c.tar!/ok.png", "mätt.png")
+    assert dict(listing.problems) == dict.fromkeys(
+        [
+            *(r"caf\xe9.png", r"fold\xff/in.png", r"new\x0aline.png", r"pack\xe9.zip"),
+            *(r"b.zip!/b\xe9b.png", r"b.zip!/tab\x09t.png", r"b.zip!/cut.p\x00g"),
+            *(r"c.tar!/caf\xe9\xe9.png", r"c.tar!/new\x0aline"),
+        ],
+        ODD,
+    )
+    files = Files(root, root.with_name("cache"))
+    assert files.read("b.zip!/mütt.png", 9) == b"1" and files.read("c.tar!/ok.png", 9) == b""
+
+
+def test_a_name_cut_at_nul_does_not_stand_for_another(root):
+    odd_zip(root / "a.zip", [b"cut.png", b"cut.png\0other"])
+    data = (root / "a.zip").read_bytes()
+    listing = listed(root)
+    assert listing.files == ("a.zip!/cut.png",) and data
+    assert Files(root, root.with_name("cache")).read("a.zip!/cut.png", 9) == b"1"
+
+
+# Packs
+
+
+def test_zip_members_that_are_links_or_devices_are_refused(root):
+    with zipfile.ZipFile(root / "a.zip", "w") as pack:
+        for name, mode in (("file", stat.S_IFREG), ("plain", 0), ("link", stat.S_IFLNK), ("device", stat.S_IFCHR)):
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (mode | 0o644) << 16
+            pack.writestr(info, b"/dev/zero")
+    listing = listed(root)
+    assert listing.files == ("a.zip!/file", "a.zip!/plain")
+    assert listing.problems == (("a.zip!/device", NOT_REGULAR), ("a.zip!/link", NOT_REGULAR))
+
+
+def with_method(path, method, content):
+    """A zip of a good member, and of one that states a method of compression."""
+    with zipfile.ZipFile(path, "w") as pack:
+        pack.writestr("good", b"good")
+        pack.writestr("odd", content)
+    data = bytearray(path.read_bytes())
+    for start, offset in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        at = data.index(start, data.index(start) + 1) + offset
+        data[at : at + 2] = struct.pack("<H", method)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("method", [8, 9, 12, 14, 93, 99])  # deflate, deflate64, bzip2, LZMA, zstd, none at all
+def test_whatever_a_decompressor_raises_is_a_reason(root, method):
+    for name, content in (("a.zip", b"\x09\x14\x05\0" + random.Random(1).randbytes(999)), ("b.zip", b"\x09\x14\x05")):
+        with_method(root / name, method, content)
+        listing = listed(root)
+        files = Files(root, root.with_name("cache"))
+        assert files.read(f"{name}!/good", 9) == b"good" and listing.problems == ()
+        with pytest.raises(FilesError, match=r"file cannot be read \(\w+\)|packed file is damaged"):
+            files.read(f"{name}!/odd", 1 << 20)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tgz"])
+def test_damage_of_any_kind_is_a_problem_or_a_reason(root, suffix):
+    """Bytes changed, removed and repeated at random, most often where the pack's directory is."""
+    plain = root.with_name(f"whole.{suffix}")
+    if suffix == "zip":
+        with zipfile.ZipFile(plain, "w", zipfile.ZIP_DEFLATED) as pack:
+            for n in range(3):
+                pack.writestr(f"päth/{n}", bytes(50 * n))
+    else:
+        with tarfile.open(plain, "w:gz" if suffix == "tgz" else "w") as tar:
+            for n in range(3):
+                info = tarfile.TarInfo(f"päth/{n}")
+                info.size = 50 * n
+                tar.addfile(info, io.BytesIO(bytes(info.size)))
+    whole, rng = plain.read_bytes(), random.Random(0)
+    outcomes = set()
+    for number in range(120):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(len(data))
+            match rng.randrange(3):
+                case 0:
+                    data[at] = rng.randrange(256)
+                case 1:
+                    del data[at : at + rng.randint(1, 30)]
+                case _:
+                    data[at:at] = data[max(0, at - 20) : at]
+        (root / f"{number}.{suffix}").write_bytes(data)
+    listing = listed(root)
+    files = Files(root, root.with_name("cache"))
+    outcomes = {why.partition(" (")[0] for _, why in listing.problems}
+    for name in listing.files:
+        try:
+            files.read(name, 1 << 16)
+        except FilesError as error:
+            outcomes.add(str(error).partition(" (")[0])
+    assert "packed file is damaged" in outcomes
+
+
+def test_a_tar_that_is_damaged_in_its_middle_says_so(root):
+    with tarfile.open(root / "a.tar", "w") as tar:
+        for name in ("a", "b", "c"):
+            tar.addfile(tarfile.TarInfo(name))
+    data = bytearray((root / "a.tar").read_bytes())
+    data[512:600] = b"\x01" * 88
+    (root / "a.tar").write_bytes(data)
+    listing = listed(root)
+    assert listing.files == ("a.tar!/a",)
+    assert listing.problems == (
+        ("a.tar", "packed file is damaged in its middle; the members after that are not known"),
+    )
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_of_two_members_of_one_name_the_last_counts(root, suffix):
+    if suffix == "zip":
+        with zipfile.ZipFile(root / "a.zip", "w") as pack, pytest.warns(UserWarning, match="Duplicate"):
+            for content in (b"first", b"last"):
+                pack.writestr("a", content)
+    else:
+        with tarfile.open(root / "a.tar", "w") as tar:
+            for content in (b"first", b"last"):
+                info = tarfile.TarInfo("./a" if content == b"last" else "a")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    listing = listed(root)
+    assert listing.files == (f"a.{suffix}!/a",)
+    assert listing.problems == (
+        (f"a.{suffix}!/a", "another member of the packed file has this name, too; the last one counts"),
+    )
+    assert Files(root, root.with_name("cache")).read(f"a.{suffix}!/a", 9) == b"last"
+
+
+def test_members_that_share_bytes_or_state_what_cannot_be_are_damage(root):
+    with zipfile.ZipFile(root / "a.zip", "w", zipfile.ZIP_DEFLATED) as pack:
+        for n in range(4):
+            pack.writestr(str(n), bytes(9999))
+        for info in pack.filelist:
+            info.header_offset = 0
+        pack._didModify = True
+    with zipfile.ZipFile(root / "b.zip", "w", zipfile.ZIP_DEFLATED) as pack:
+        pack.writestr("0", b"")
+        pack.writestr("1", bytes(99))
+        pack.filelist[1].file_size = 1 << 31
+    listing = listed(root)
+    assert listing.files == ("b.zip!/0",)
+    assert listing.problems == (
+        ("a.zip", "packed file is damaged (its members overlap)"),
+        ("b.zip!/1", "its stated size is impossible"),
+    )
+
+
+def peak(action):
+    """What an action returns, and the most memory it held, in bytes."""
+    tracemalloc.start()
+    try:
+        result = action()
+        return result, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_member_of_a_zip_is_in_memory_once(root, method):
+    content = np.random.default_rng(0).bytes(12 << 20)
+    with zipfile.ZipFile(root / "a.zip", "w", method, compresslevel=1) as pack:
+        pack.writestr("a", content)
+    files = Files(root, root / "cache")
+    data, most = peak(lambda: files.read("a.zip!/a", 1 << 30))
+    assert data == content and most < 1.5 * len(content)
+
+
+# Tables
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Limits that a small file reaches."""
+    for name, value in (("MAX_UNPACKED", 4 << 20), ("MAX_ROW", 1 << 20), ("MAX_EMPTY", 1 << 16), ("CHUNK", 1 << 16)):
+        monkeypatch.setattr(archive, name, value)
+
+
+def rows_of(root, name):
+    files = Files(root, root.with_name("cache"))
+    return archive.read_rows("siim", files, name, ["a"])
+
+
+HEAD = b"a,b\n"
+ENDLESS = {
+    "zeros": bytes(1 << 20),
+    "empty rows": b"\n" * (1 << 20),
+    "rows": b"1,2\n" * (1 << 18),
+    "latin-1": b"\xe9,2\n" * (1 << 18),
+}
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zip"])
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_table_that_unpacks_to_no_end_is_refused_before_its_first_row(root, kind, suffix, small):
+    name = f"t.csv.{suffix}"
+    content = HEAD + 9 * ENDLESS[kind]
+    if suffix == "gz":
+        (root / name).write_bytes(gzip.compress(content))
+    else:
+        with zipfile.ZipFile(root / name, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr("t.csv", content)
+    with within(20), pytest.raises(SourceError, match="unpacks to more than") as error:
+        listed(root)
+        next(rows_of(root, f"{name}!/t.csv" if suffix == "zip" else name))
+    assert "\n" not in str(error.value)
+
+
+def test_rows_without_an_end_are_damage(root, small):
+    for content in (b"x" * (2 << 20), b'1,"' + b"x\n" * (1 << 20), b"\n" * (1 << 18), b'"\n",' * (1 << 20)):
+        (root / "t.csv").write_bytes(HEAD + content)
+        with within(20), pytest.raises(SourceError, match=r"damaged \(Error\)"):
+            list(rows_of(root, "t.csv"))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_tables_are_read_in_little_memory_and_their_encoding_is_that_of_the_whole(root, name, encoding, small):
+    """A letter at the end alone tells the encoding."""
+    text = "a,b\r\n" + "1,2\r\n" * 100 + '"x\ry","Ã¤"\r\n' + "3,44444444444444\n" * (1 << 17) + "ä,ö"
+    data = text.encode(encoding)
+    (root / name).write_bytes(gzip.compress(data, 1) if name.endswith("gz") else data)
+    expected = csv.reader(io.StringIO(text, newline=""))
+    next(expected)
+    assert all([*row.values()] == cells for row, cells in zip(rows_of(root, name), expected, strict=True))
+    _, most = peak(lambda: next(rows_of(root, name)))
+    assert most < 1 << 20 < len(data)
+
+
+def manifest(root):
+    opened = open_archive("mine", str(root), root.with_name("cache"))
+    return read_archive(opened, Source("manifest", str(root), "", manifest="m.parquet"), 0)
+
+
+def test_a_manifest_that_unpacks_to_no_end_is_refused(root):
+    many = pa.table({"image": pa.DictionaryArray.from_arrays(np.zeros(3_000_000, np.int32), pa.array(["x.png"]))})
+    large = pa.table({"image": [f"{n}{'x' * (1 << 20)}" for n in range(70)]})
+    for table, options in ((many, {}), (large, {"use_dictionary": False})):
+        pq.write_table(table, root / "m.parquet", compression="zstd", **options)
+        with within(20), pytest.raises(SourceError, match="unpacks to more than any list of images"):
+            next(manifest(root))
+
+
+def test_a_text_that_a_manifest_holds_once_is_in_memory_once(root):
+    report = "FINDINGS: clear. " + " " * (8 << 20)
+    notes = pa.DictionaryArray.from_arrays(np.zeros(3000, np.int32), [report])
+    table = pa.table({"image": [f"{n}.png" for n in range(3000)], "note": notes})
+    pq.write_table(table, root / "m.parquet", store_schema=False)  # to who reads it, plain text
+    studies, most = peak(lambda: list(manifest(root)))
+    assert len(studies) == 3000 and most < 100 << 20

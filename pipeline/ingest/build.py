@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from bisect import bisect_left
 from collections import Counter
@@ -30,13 +29,14 @@ from tqdm import tqdm
 
 from pipeline import study
 from pipeline.config.params import Ingest, Source
-from pipeline.ingest import images, pieces, sources
+from pipeline.ingest import images, jpeg, pieces, png, sources
 from pipeline.ingest.dicom import display, pixels, reader
 from pipeline.ingest.pieces import Job, is_done, write_piece
 from pipeline.ingest.sources.archive import Archive
 from pipeline.storage import index, pictures, shards
 from pipeline.storage.files import IN_PACK, Gone
 from pipeline.storage.index import join_studies, read_studies, write_rejects, write_studies
+from pipeline.storage.processes import end_with_parent
 from pipeline.storage.shards import key
 from pipeline.study import SPLITS, Reject, Study
 
@@ -86,7 +86,6 @@ def ingest_archive(
             target=target,
             short_side=options.short_side,
             jpeg_quality=options.jpeg_quality,
-            parent=0 if options.scheduler else os.getpid(),
         )
         plan = _plan(job, archive, source, options.shard_size, seed)
         count = 0 if options.labels_only else plan.pieces
@@ -163,9 +162,9 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
     token = hashlib.sha256()
     for plan in sorted(job.plan(0).parent.glob("*.parquet")):
         token.update(plan.read_bytes())
-    settings = {**asdict(job), "files": job.files.root, "parent": 0, "fingerprint": fingerprint}
+    settings = {**asdict(job), "files": job.files.root, "fingerprint": fingerprint}
     token.update(json.dumps(settings, sort_keys=True).encode())
-    for module in (reader, display, pixels, pictures, images, index, pieces, shards, study):
+    for module in (reader, display, pixels, jpeg, png, pictures, images, index, pieces, shards, study):
         token.update(Path(module.__file__ or "").read_bytes())
     state = work / "state.json"
     if not state.is_file() or json.loads(state.read_text(encoding="utf-8")) != token.hexdigest():
@@ -229,7 +228,7 @@ def _executor(options: Ingest) -> Iterator[tuple[Executor, int]]:
             yield client.get_executor(pure=False, retries=0), workers
         return
     workers = options.workers or joblib.cpu_count()
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
     try:
         yield pool, workers
     finally:

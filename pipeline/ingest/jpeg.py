@@ -13,6 +13,7 @@ from pipeline.storage.pictures import Grey, ImageError
 MAX_SEGMENTS = 1000  # before the first scan ...
 MAX_HEADER = 1 << 24  # ... and their bytes: Pillow keeps copies of them
 MAX_SCANS = 100  # each goes through all blocks; progressive files have about 10
+PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)  # markers of frame headers
 TRUNCATED = "image data truncated or damaged"
 
 
@@ -44,8 +45,10 @@ def frame_header(data: bytes) -> tuple[Frame | None, bool]:
             continue
         size = int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xDA and found:
-            # A byte FF of the coded data is followed by 00, so that markers can be counted; a thumbnail may hold some.
-            if data.count(b"\xff\xda", at) > MAX_SCANS:
+            # A byte FF of the coded data is followed by 00, so that markers can be counted. Where the first scan of a
+            # sequential JPEG has all components, decoders read no other.
+            several = found.marker in PROGRESSIVE or data[at + 4 : at + 5] < bytes([len(found.ids)])
+            if several and data.count(b"\xff\xda", at) > MAX_SCANS:
                 raise ImageError("JPEG has more scans than a radiograph's")
             return found, True
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):

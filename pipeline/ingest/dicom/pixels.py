@@ -25,7 +25,7 @@ Values = NDArray[Any]
 LOSSLESS_JPEG = "1.2.840.10008.1.2.4.57"
 EXTENDED_JPEG = "1.2.840.10008.1.2.4.51"
 MAX_FRAGMENTS = 100_000
-MAX_TILES, MAX_LAYERS = 10_000, 100  # of a JPEG 2000, whose decoder has records for all before it reads the first
+MAX_TILES, MAX_LAYERS = 10_000, 100  # of a JPEG 2000: its decoder has records for all before it reads the first
 
 
 @contextlib.contextmanager
@@ -319,12 +319,31 @@ def _jpeg_ls(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, 
     return _gdcm(frame, syntax, precision, facts), precision, facts["signed"]
 
 
+def _check_tiles(frame: bytes) -> None:
+    """Refuse more tiles or quality layers than a radiograph has (ISO 15444-1 A.5.1, A.6.1), by the main header."""
+    at, tiles, layers = frame.find(b"\xff\x4f\xff\x51") + 2, 0, 0
+    try:
+        while frame[at : at + 2] != b"\xff\x90":  # the first tile
+            marker, size = struct.unpack_from(">HH", frame, at)
+            if marker == 0xFF51:
+                right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", frame, at + 6)
+                tiles = -(-(right - left) // width) * -(-(bottom - top) // height)
+            elif marker == 0xFF52:
+                (layers,) = struct.unpack_from(">H", frame, at + 6)
+            at += 2 + size
+    except (struct.error, ZeroDivisionError) as error:
+        raise _damaged(error) from None
+    if tiles > MAX_TILES or layers > MAX_LAYERS:
+        raise ImageError("JPEG 2000 has more tiles or layers than a radiograph's")
+
+
 def _jpeg2000(frame: bytes, facts: dict[str, Any]) -> tuple[Values, int, bool]:
     """JPEG 2000 (PS3.5 8.2.4). The stream's own precision and sign hold where DICOM's header states others."""
     try:
         from openjpeg import utils
     except ImportError:
         raise ImageError("DICOM transfer syntax needs the package pylibjpeg-openjpeg") from None
+    _check_tiles(frame)
     try:
         with _caught_stderr():
             stream = utils.get_parameters(frame)

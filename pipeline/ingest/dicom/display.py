@@ -87,12 +87,8 @@ def _through_table(
             present &= (stored < padding[0]) | (stored > padding[1])
     table = np.zeros(256 if words.dtype.itemsize == 1 else 65536, np.uint8)
     table[codes] = to_8_bit(shown, present)
-    if words.dtype.itemsize == 1:
-        return _reduced(np.asarray(cv2.LUT(words, table), dtype=np.uint8), short_side)
-    image = np.empty(words.shape, np.uint8)
-    for rows in blocks(words):  # numpy turns what it looks up into words of 8 bytes
-        image[rows] = table[words[rows]]
-    return _reduced(image, short_side)
+    image = cv2.LUT(words, table) if words.dtype.itemsize == 1 else table[words]
+    return _reduced(np.asarray(image, dtype=np.uint8), short_side)
 
 
 def _ramp(shown: NDArray[np.float64]) -> tuple[int, int, float, float] | None:

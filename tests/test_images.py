@@ -2,6 +2,7 @@ import io
 import logging
 import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from test_dicom import make
 
 from pipeline.ingest.images import read_image, read_view
-from pipeline.storage.pictures import MAX_PIXELS, ImageError, decode, encode, resize
+from pipeline.storage.pictures import MAX_PIXELS, ImageError, decode, encode, linear_means, resize, target_size
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 RAMP = np.arange(12 * 16, dtype=np.uint16).reshape(12, 16)
@@ -131,8 +132,6 @@ def test_reads_a_path(tmp_path):
 def absurd_png():
     data = bytearray(png(RAMP.astype(np.uint8)))
     data[16:24] = (60000).to_bytes(4, "big") * 2
-    import zlib
-
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     return bytes(data)
 
@@ -381,6 +380,102 @@ def test_truncated_jpeg_is_refused_wherever_it_ends(colour, progressive, cut, sh
     read_view(data, short_side)
     with pytest.raises(ImageError, match="truncated"):
         read_view(data[: -cut if isinstance(cut, int) else int(len(data) * (1 - cut))], short_side)
+
+
+KINDS = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 9},
+    "colour": {},
+    "progressive colour": {"progressive": True},
+    "four colours": {},
+}
+
+
+def jpeg_of(kind):
+    values = smooth(300, 260)
+    if "colour" in kind:
+        values = np.dstack([values, values // 2, values])
+    if kind == "four colours":
+        values = np.asarray(Image.fromarray(values).convert("CMYK"))
+        buffer = io.BytesIO()
+        Image.fromarray(values, "CMYK").save(buffer, "JPEG")
+        return buffer.getvalue()
+    return jpeg(values, quality=90, **KINDS[kind])
+
+
+def taller(data, height):
+    at = next(data.index(bytes([0xFF, m])) for m in (0xC0, 0xC2) if bytes([0xFF, m]) in data) + 5
+    return data[:at] + height.to_bytes(2, "big") + data[at + 2 :]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("short_side", [0, 100])
+def test_a_jpeg_without_all_its_data_is_refused_though_it_is_closed(kind, short_side):
+    data = jpeg_of(kind)
+    read_view(data, short_side)
+    cut = [data[: int(len(data) * share)] + b"\xff\xd9" for share in (0.5, 0.9, 0.99)]
+    if kind == "restarts":
+        at, after = data.index(b"\xff\xd3"), data.index(b"\xff\xd4")
+        cut += [data[:at] + data[at + 2 :], data[:at] + data[after:], data[:at] + data[after + 2 :]]
+    for damaged in (*cut, taller(data, 340), taller(data, 8900)):
+        with pytest.raises(ImageError, match="truncated"):
+            read_view(damaged, short_side)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("short_side", [0, 225, 130, 100, 33, 20])
+def test_jpegs_are_pillows_pixels(kind, short_side):
+    data = jpeg_of(kind)
+    picture = Image.open(io.BytesIO(data))
+    if picture.mode != "CMYK":
+        picture.draft("L", (short_side or 260, round(short_side * 300 / 260) or 300))
+    expected = np.asarray(picture.convert("L"))
+    if short_side and expected.shape != (300, 260):
+        expected = linear_means(expected, target_size(300, 260, short_side))
+    else:
+        expected = resize(expected, short_side or 260)
+    assert np.array_equal(read_view(data, short_side)[0], expected)
+
+
+def test_odd_jpegs_that_are_whole_are_read():
+    data = jpeg(smooth(300, 260))
+    expected, scan = read_image(data), data.index(b"\xff\xda")
+    padded = data[:-2] + bytes(500) + data[-2:]
+    odd = data[: scan + 7] + b"\0\0" + data[scan + 9 :]  # a scan that says it has the first coefficient only
+    for whole in (padded, odd, data + b"behind", data[:scan] + b"\xff" * 5 + data[scan:]):
+        assert np.array_equal(read_image(whole), expected)
+
+
+def chunks_of(header, raw):
+    body = b"".join(
+        struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b))
+        for k, b in ((b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b""))
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("height", [40, 41])
+def test_a_png_whose_rows_end_early_is_refused(interlaced, kind, height):
+    values = (np.random.default_rng(0).integers(0, 255, (height, 37)) + 1).astype(kind)
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = [values[y::dy, x::dx] for y, x, dy, dx in passes] if interlaced else [values]
+    raw = b"".join(b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes() for part in parts for row in part)
+    header = struct.pack(">IIBBBBB", 37, height, 8 * values.itemsize, 0, 0, 0, interlaced)
+    expected = values if kind == np.uint8 else stretched(values)
+    assert np.array_equal(read_image(chunks_of(header, raw)), expected)
+    row = 1 + 37 * values.itemsize
+    for missing in (1, row, 2 * row, len(raw) // 2):
+        with pytest.raises(ImageError, match="truncated"):
+            read_image(chunks_of(header, raw[:-missing]))
+
+
+def test_a_png_that_is_black_at_the_end_is_read():
+    for values in (smooth(64, 50), smooth(64, 50).astype(np.uint16) * 200, np.dstack([smooth(64, 50)] * 3)):
+        values[-20:] = 0
+        assert read_image(png(values)).max() > 0 and not read_image(png(values))[-20:].any()
 
 
 @pytest.mark.parametrize("short_side", [512, 449, 300, 224, 113, 50])

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -158,6 +160,36 @@ def test_a_crashing_decoder_costs_one_image(tmp_path, monkeypatch):
         N - 1,
         {"no readable image": 1, "the decoder crashed on it": 1},
     )
+
+
+def _never_ends_on_the_third(job, path, decode=pieces.decode_file):
+    if path.endswith("00000003_000.png"):
+        re.match(r"(a+)+$", "a" * 60 + "b")  # C code that hears nothing
+    return decode(job, path)
+
+
+def _never_ends(job, number, alone=False, write=module.write_piece):
+    pieces.SUSPECT_SECONDS, pieces.MOST_SECONDS, pieces.decode_file = 0.5, 1.0, _never_ends_on_the_third
+    write(job, number, alone)
+
+
+def test_a_decoder_that_does_not_end_costs_one_image_and_its_seconds_once(tmp_path, monkeypatch):
+    source = archive(tmp_path / "archive")
+    monkeypatch.setattr(module, "write_piece", _never_ends)
+    for name in ("SUSPECT_SECONDS", "MOST_SECONDS", "decode_file"):
+        monkeypatch.setattr(pieces, name, getattr(pieces, name))
+    before, used = set(psutil.Process().children(recursive=True)), os.times()
+    summary = run(source, tmp_path, max_rejected=0.1)
+    spent = os.times()
+    assert (summary["written_images"], summary["reasons"]) == (
+        N - 1,
+        {"no readable image": 1, "takes more than 1 s to decode": 1},
+    )
+    spent = sum(spent[:4]) - sum(used[:4])  # of all processes that have ended
+    left = [
+        p for p in set(psutil.Process().children(recursive=True)) - before if "resource_tracker" not in str(p.cmdline())
+    ]
+    assert not left and 1.5 < spent < 15
 
 
 def test_a_process_killed_from_outside_costs_nothing(tmp_path, monkeypatch):
@@ -329,7 +361,7 @@ def _here(done):
 def test_a_vanished_archive_is_no_reason_to_reject_its_files(tmp_path):
     source = archive(tmp_path / "archive")
     opened = open_archive("chestxray14", source.path, tmp_path / "packs")
-    job = Job("chestxray14", opened.files, opened.names[0], str(tmp_path), "t", 16, 95, 0)
+    job = Job("chestxray14", opened.files, opened.names[0], str(tmp_path), "t", 16, 95)
     image = opened.images[0]
     assert isinstance(decode_file(job, image), EncodedPicture)
     (tmp_path / "archive" / image).unlink()

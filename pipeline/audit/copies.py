@@ -9,8 +9,6 @@ as each of 16 crops of itself would; (3) registration of the two pictures and th
 from __future__ import annotations
 
 import hashlib
-import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,7 +16,6 @@ from functools import partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 import cv2
@@ -43,6 +40,7 @@ from pipeline.audit.neighbours import (
 from pipeline.datasets import facts
 from pipeline.storage.parquet import write_table
 from pipeline.storage.pictures import Grey
+from pipeline.storage.processes import end_with_parent
 from pipeline.storage.shards import load_view
 from pipeline.study import Study, View
 
@@ -134,20 +132,14 @@ def results_in_order(
             yield from done(map(job, tasks))
         return
     # Spawned, as a fork beside library threads can hang.
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin) as pool:
         yield from done(_bounded(pool, job, tasks, 4 * workers))
 
 
-def _begin(parent: int) -> None:
+def _begin() -> None:
     """One thread a process; and none outlives a parent that was killed."""
     threadpool_limits(1)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def _bounded(pool: ProcessPoolExecutor, job: Callable[[Any], Any], tasks: Iterable[Any], most: int) -> Iterator[Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from bisect import bisect_left
 from collections import Counter
@@ -29,15 +28,16 @@ from tqdm import tqdm
 
 from pipeline import study
 from pipeline.config.params import Ingest, Source
-from pipeline.ingest import images, pieces, sources
+from pipeline.ingest import images, jpeg, pieces, png, sources
 from pipeline.ingest.dicom import display, pixels, reader
 from pipeline.ingest.pieces import Damaged, Job, forget_damaged, is_done, read_piece, write_piece
 from pipeline.ingest.sources.archive import Archive
-from pipeline.storage import index, pictures, shards
+from pipeline.storage import index, parquet, pictures, shards
 from pipeline.storage.atomic import say_damaged, write_text
 from pipeline.storage.faults import fault_line
 from pipeline.storage.files import IN_PACK, Gone
 from pipeline.storage.index import join_studies, write_rejects, write_studies
+from pipeline.storage.processes import end_with_parent
 from pipeline.storage.shards import key
 from pipeline.study import SPLITS, Reject, Study
 
@@ -87,7 +87,6 @@ def ingest_archive(
             target=target,
             short_side=options.short_side,
             jpeg_quality=options.jpeg_quality,
-            parent=0 if options.scheduler else os.getpid(),
         )
         plan = _plan(job, archive, source, options.shard_size, seed)
         count = 0 if options.labels_only else plan.pieces
@@ -166,9 +165,9 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
     token = hashlib.sha256()
     for plan in sorted(job.plan(0).parent.glob("*.parquet")):
         token.update(plan.read_bytes())
-    settings = {**asdict(job), "files": job.files.root, "parent": 0, "fingerprint": fingerprint}
+    settings = {**asdict(job), "files": job.files.root, "fingerprint": fingerprint}
     token.update(json.dumps(settings, sort_keys=True).encode())
-    for module in (reader, display, pixels, pictures, images, index, pieces, shards, study):
+    for module in (reader, display, pixels, jpeg, png, pictures, images, index, parquet, pieces, shards, study):
         token.update(Path(module.__file__ or "").read_bytes())
     state, now = work / "state.json", json.dumps(token.hexdigest())
     before = state.read_bytes() if state.is_file() else None
@@ -235,7 +234,7 @@ def _executor(options: Ingest) -> Iterator[tuple[Executor, int]]:
             yield client.get_executor(pure=False, retries=0), workers
         return
     workers = options.workers or joblib.cpu_count()
-    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
     try:
         yield pool, workers
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.ingest import jpeg, png
 from pipeline.ingest.dicom import reader
 from pipeline.storage.pictures import (
     MAX_PIXELS,
@@ -78,12 +79,15 @@ def _picture(data: bytes, short_side: int) -> tuple[NDArray[Any], tuple[int, int
     """Grey pixels of a JPEG or PNG, uint8 or deeper as stored, the width and height they are to be reduced to, and
     whether they are means already.
 
-    By Pillow, as OpenCV fills truncated files with grey. A JPEG comes at the smallest of 1, 1/2, 1/4 and 1/8 that is
-    not below ``short_side`` (0: at 1): the inverse DCT then yields means itself, and of colour only the luma is made.
+    A JPEG comes at the smallest of 1, 1/2, 1/4 and 1/8 that is not below ``short_side`` (0: at 1): the inverse DCT
+    then yields means itself, and of colour only the luma is made.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
+        chunks = [] if data.startswith(JPEG_START) else png.data_chunks(data)
+        if data.startswith(JPEG_START) and not jpeg.frame_header(data)[0]:
+            raise ImageError("image header truncated or damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its own notion of a too large image
             picture: Any = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
@@ -93,11 +97,16 @@ def _picture(data: bytes, short_side: int) -> tuple[NDArray[Any], tuple[int, int
             if getattr(picture, "n_frames", 1) != 1:
                 raise ImageError("several frames in one file")
             if picture.format == "JPEG" and picture.mode in ("L", "RGB"):
-                picture.draft("L", size)
+                grey = jpeg.grey(data, picture, size)
+                return grey, size, grey.shape != whole[::-1]
+            if picture.format == "JPEG":  # of four colours: looked through for what is missing, then read by Pillow
+                jpeg.decoded(data, "CMYK")
             picture.load()
+            if picture.format == "PNG":
+                png.check_rows(data, chunks, picture)
         if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
             return np.asarray(picture), size, False
-        return np.asarray(picture if picture.mode == "L" else picture.convert("L")), size, picture.size != whole
+        return np.asarray(picture if picture.mode == "L" else picture.convert("L")), size, False
     except ImageError:
         raise
     except UnidentifiedImageError:

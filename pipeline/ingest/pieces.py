@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +19,15 @@ from pipeline.storage.index import Studies, read_studies, write_rejects, write_s
 from pipeline.storage.memory import keep_memory
 from pipeline.storage.parquet import read_table
 from pipeline.storage.pictures import ImageError, encode
+from pipeline.storage.processes import end_with_parent
 from pipeline.storage.shards import EncodedPicture, ShardWriter, publish
 from pipeline.study import Reject, Study
 
 FILE_MISSING = "file missing"
 CRASHED = "the decoder crashed on it"
+# Seconds of processor time for one file. A process that spends the first number on one ends, and its piece is done
+# again alone, where the second number is the limit. The slowest radiographs take 2.
+SUSPECT_SECONDS, MOST_SECONDS = 15.0, 60.0
 
 
 class Damaged(ValueError):
@@ -41,7 +46,6 @@ class Job:
     target: str
     short_side: int
     jpeg_quality: int
-    parent: int  # local processes stop when this process is gone; 0 = processes that another system looks after
 
     def plan(self, number: int) -> Path:
         """The piece's studies as the archive lists them; a view's ``shard`` is there the file it is to be read from."""
@@ -64,7 +68,7 @@ def write_piece(job: Job, number: int, alone: bool = False) -> None:
     """Decode the studies of a piece, write and publish its tar, then its part of the index.
 
     Args:
-        alone: decode in a process of its own, so that a crash of a codec costs that image only.
+        alone: decode in a process of its own, so that a codec that crashes or does not end costs that image only.
     """
     keep_memory()
     written: list[Study] = []
@@ -83,8 +87,6 @@ def write_piece(job: Job, number: int, alone: bool = False) -> None:
                 written.append(writer.write(item.with_views(views), pictures))
             else:
                 rejects.append(Reject(job.dataset, f"{item.patient}/{item.study}", "study", "no readable image"))
-            if job.parent and job.parent not in (os.getpid(), os.getppid()):
-                raise SystemExit("the ingest that started this process is gone")
     if written:
         publish(job.tar(number), job.address(number))
     write_rejects(job.part(number).with_suffix(".rejects"), rejects)
@@ -95,18 +97,21 @@ def write_piece(job: Job, number: int, alone: bool = False) -> None:
 def _decoder(job: Job, alone: bool) -> Iterator[Any]:
     """A function from a file's name to its picture, or to the reason why there is none."""
     if not alone:
-        yield lambda path: decode_file(job, path)
+        yield lambda path: within(SUSPECT_SECONDS, decode_file, job, path)
         return
     pools: list[ProcessPoolExecutor] = []
 
     def decode(path: str) -> EncodedPicture | str:
         for _ in range(2):  # a process may also be killed for want of memory: once is no verdict
             if not pools:
-                pools.append(ProcessPoolExecutor(1, get_context("spawn")))
+                pools.append(ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent))
+            since = time.monotonic()
             try:
-                return pools[0].submit(decode_file, job, path).result()
+                return pools[0].submit(within, MOST_SECONDS, decode_file, job, path).result()
             except BrokenExecutor:
                 pools.pop().shutdown(wait=False)
+            if time.monotonic() - since >= MOST_SECONDS:
+                return f"takes more than {MOST_SECONDS:g} s to decode"
         return CRASHED
 
     try:
@@ -114,6 +119,16 @@ def _decoder(job: Job, alone: bool) -> Iterator[Any]:
     finally:
         for pool in pools:
             pool.shutdown(wait=True)
+
+
+def within(seconds: float, decode: Callable[[Job, str], EncodedPicture | str], job: Job, path: str) -> Any:
+    """``decode_file``; the system ends this process if that takes more processor time, for a codec written in C hears
+    nothing else. Of several threads that decode, the last to begin is timed."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        return decode(job, path)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def decode_file(job: Job, path: str) -> EncodedPicture | str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cv2
@@ -32,17 +33,32 @@ def check_size(height: int, width: int) -> None:
 
 def to_8_bit(values: NDArray[Any], present: NDArray[np.bool_] | None = None) -> Grey:
     """Min-max over the values that are ``present`` (all by default) to 0..255, rounded; the others become black."""
-    seen = values if present is None else values[present]
-    if not seen.size:
+    ends = []
+    for rows in blocks(values):
+        seen = values[rows] if present is None else values[rows][present[rows]]
+        if seen.size:
+            ends.append((float(seen.min()), float(seen.max())))
+    if not ends:
         raise ImageError("image is constant: padding only")
-    low, high = float(seen.min()), float(seen.max())
+    low, high = float(np.min(ends)), float(np.max(ends))
     if not np.isfinite(high - low):
         raise ImageError("pixel values are not finite")
     if low == high:
         raise ImageError("image is constant")
-    scaled = (values.astype(np.result_type(values, np.float32)) - low) * (255 / (high - low))
-    grey = np.rint(scaled).clip(0, 255)
-    return (grey if present is None else np.where(present, grey, 0)).astype(np.uint8)
+    image = np.empty(values.shape, np.uint8)
+    for rows in blocks(values):
+        part = values[rows]
+        scaled = (part.astype(np.result_type(part, np.float32)) - low) * (255 / (high - low))
+        grey = np.rint(scaled).clip(0, 255)
+        image[rows] = grey if present is None else np.where(present[rows], grey, 0)
+    return image
+
+
+def blocks(values: NDArray[Any]) -> Iterator[slice]:
+    """Parts of the first axis of about a million values each: steps on them make no copies as large as the whole."""
+    length = len(values)
+    step = max(1, (1 << 20) * length // max(1, values.size))
+    return (slice(at, at + step) for at in range(0, length, step))
 
 
 def target_size(height: int, width: int, short_side: int) -> tuple[int, int]:

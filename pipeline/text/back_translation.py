@@ -8,9 +8,6 @@ comes again translates only what none of them holds.
 from __future__ import annotations
 
 import json
-import os
-import threading
-import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
@@ -28,6 +25,7 @@ from pipeline.config.params import BackTranslation
 from pipeline.storage.atomic import say_damaged, write_text
 from pipeline.storage.index import read_studies
 from pipeline.storage.parquet import read_table, write_table
+from pipeline.storage.processes import end_with_parent
 from pipeline.text.translations import TRANSLATION_SCHEMA, TRANSLATIONS_FILE, Translations, report_sections, text_hash
 
 if TYPE_CHECKING:
@@ -165,7 +163,7 @@ def _shared(options: BackTranslation, seed: int, folder: Path, groups: Iterator[
     """The same in processes of their own, with few groups on their way at a time. Spawned: CUDA does not survive a
     fork."""
     context = get_context("spawn")
-    begin = partial(_begin, options, seed, context.Value("i", 0), os.getpid())
+    begin = partial(_begin, options, seed, context.Value("i", 0))
     with ProcessPoolExecutor(options.workers, context, initializer=begin) as pool:
         waiting: list[Future[int]] = []
         try:
@@ -184,16 +182,11 @@ def _shared(options: BackTranslation, seed: int, folder: Path, groups: Iterator[
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(options: BackTranslation, seed: int, turn: Any, parent: int) -> None:
+def _begin(options: BackTranslation, seed: int, turn: Any) -> None:
     """Load the models; and do not outlive a parent that was killed."""
     global _trip
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
     with turn.get_lock():
         number = turn.value
         turn.value += 1

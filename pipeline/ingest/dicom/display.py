@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.storage.pictures import Grey, ImageError, resize, target_size, to_8_bit
+from pipeline.storage.pictures import Grey, ImageError, blocks, resize, target_size, to_8_bit
 
 Values = NDArray[Any]
 
+MAX_ELEMENT = 1 << 20  # bytes; 65,536 entries of 16 bits take 131,072
 LUMA = np.array([[0.299, 0.587, 0.114]], np.float32)  # ITU-R BT.601, as in PS3.3 C.7.6.3.1.2
 
 
@@ -36,18 +37,20 @@ def display(
     padding = _padding(header, facts, bits, signed)
     if values.dtype.itemsize <= 2:
         return _through_table(values, steps, negative, padding, short_side)
-    shown = _chain(values.astype(np.float64), steps)
-    present = np.ones(values.shape, bool)
-    if padding is not None:
-        present = (values < padding[0]) | (values > padding[1])
-    return _reduced(to_8_bit(-shown if negative else shown, present), short_side)
+    shown = np.empty(values.shape, np.float64)
+    for rows in blocks(values):
+        part = _chain(values[rows].astype(np.float64), steps)
+        shown[rows] = -part if negative else part
+    present = None if padding is None else (values < padding[0]) | (values > padding[1])
+    return _reduced(to_8_bit(shown, present), short_side)
 
 
 def _luma(values: Values) -> NDArray[np.float32]:
     """RGB [H, W, 3] -> luma float32 [H, W], some rows at a time: a float copy of the colours would be large."""
-    rows = range(0, values.shape[0], 256)
-    parts = [cv2.transform(np.ascontiguousarray(values[at : at + 256], np.float32), LUMA) for at in rows]
-    return np.concatenate(parts).reshape(values.shape[:2])
+    luma = np.empty(values.shape[:2], np.float32)
+    for rows in blocks(values):
+        luma[rows] = cv2.transform(np.ascontiguousarray(values[rows], np.float32), LUMA)
+    return luma
 
 
 def _reduced(image: Grey, short_side: int) -> Grey:
@@ -164,7 +167,7 @@ def _whole(value: Any) -> int | None:
 def _steps(header: Any, signed: bool, little: bool) -> list[dict[str, Any]]:
     """Modality and values-of-interest transforms, in order, as plain numbers (PS3.3 C.11.1, C.11.2), checked."""
     steps: list[dict[str, Any]] = []
-    table = _first_item(header, "ModalityLUTSequence")
+    table = first_item(header, "ModalityLUTSequence")
     if table is not None:
         steps.append(_table(table, signed, little, "modality"))
         negative = False  # a table's output is unsigned
@@ -176,7 +179,7 @@ def _steps(header: Any, signed: bool, little: bool) -> list[dict[str, Any]]:
             raise ImageError("DICOM rescale slope is zero")
         steps.append({"slope": slope, "intercept": intercept})
         negative = signed or intercept < 0 or slope < 0
-    table = _first_item(header, "VOILUTSequence")
+    table = first_item(header, "VOILUTSequence")
     if table is not None:
         steps.append(_table(table, negative, little, "VOI"))
         return steps
@@ -195,10 +198,24 @@ def _steps(header: Any, signed: bool, little: bool) -> list[dict[str, Any]]:
     return steps
 
 
-def _first_item(header: Any, keyword: str) -> Any:
+def raw_size(header: Any, tag: Any) -> int:
+    """Bytes of an element that pydicom has made no objects of yet; 0 of others."""
+    element = header.get_item(tag)
+    return len(element.value or b"") if element is not None and element.is_raw else 0
+
+
+def first_item(header: Any, keyword: str) -> Any:
+    """The first item of a sequence, or None.
+
+    Raises:
+        ImageError: it is damaged, or an element of it is larger than the largest table: objects cost more than bytes.
+    """
     try:
         items = header.get(keyword)
-        return items[0] if items else None
+        item = items[0] if items else None
+        if item is not None and any(raw_size(item, tag) > MAX_ELEMENT for tag in item.keys()):  # noqa: SIM118
+            raise ValueError
+        return item
     except Exception as error:
         raise ImageError(f"DICOM look-up table is damaged ({type(error).__name__})") from None
 

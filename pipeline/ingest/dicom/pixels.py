@@ -9,37 +9,40 @@ import contextlib
 import io
 import os
 import struct
+import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.ingest import jpeg
 from pipeline.storage.pictures import ImageError
 
 Values = NDArray[Any]
 
 LOSSLESS_JPEG = "1.2.840.10008.1.2.4.57"
 EXTENDED_JPEG = "1.2.840.10008.1.2.4.51"
+MAX_FRAGMENTS = 100_000
+MAX_TILES, MAX_LAYERS = 10_000, 100  # of a JPEG 2000: its decoder has records for all before it reads the first
 
 
 @contextlib.contextmanager
-def _no_stderr() -> Iterator[None]:
-    """Codecs written in C print to the process's own stderr; here it goes nowhere."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+def _caught_stderr() -> Iterator[BinaryIO]:
+    """Codecs written in C print to the process's own stderr; here it goes to a file without a name."""
+    with tempfile.TemporaryFile() as said:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is none
+            yield said
+            return
+        try:
+            os.dup2(said.fileno(), 2)
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def stored(
@@ -57,7 +60,7 @@ def stored(
     else:
         if length >= 0:
             raise ImageError("DICOM pixel data not encapsulated as its transfer syntax asks")
-        frame = _fragments(data, offset)
+        frame = _fragments(data, offset, facts)
         shift = 0
         if kind == "rle":
             values, bits, signed = _rle(frame, facts), facts["stored"], facts["signed"]
@@ -136,10 +139,15 @@ def floats(
     return flat.astype(np.float64).reshape(facts["rows"], facts["columns"])
 
 
-def _fragments(data: bytes, offset: int) -> bytes:
-    """The one frame's fragments, joined (PS3.5 A.4); the first item is the offset table."""
-    parts, first = [], True
-    while True:
+def _fragments(data: bytes, offset: int, facts: dict[str, Any]) -> bytes:
+    """The one frame's fragments, joined (PS3.5 A.4); the first item is the offset table.
+
+    No coding makes more of a radiograph than one byte for each of its own does in RLE: two.
+    """
+    most = 2 * facts["rows"] * facts["columns"] * facts["samples"] * facts["allocated"] // 8 + (1 << 20)
+    parts: list[memoryview] = []
+    view = memoryview(data)
+    for number in range(MAX_FRAGMENTS):
         if offset + 8 > len(data):
             raise ImageError("DICOM encapsulated pixel data truncated")
         tag, size = data[offset : offset + 4], int.from_bytes(data[offset + 4 : offset + 8], "little")
@@ -150,12 +158,17 @@ def _fragments(data: bytes, offset: int) -> bytes:
             raise ImageError("DICOM encapsulated pixel data damaged")
         if offset + size > len(data):
             raise ImageError("DICOM encapsulated pixel data truncated")
-        if not first:
-            parts.append(data[offset : offset + size])
-        first, offset = False, offset + size
+        if number:
+            parts.append(view[offset : offset + size])
+            most -= size
+        offset += size
+        if most < 0:
+            raise ImageError("DICOM compressed pixel data are larger than the picture")
+    else:
+        raise ImageError("DICOM encapsulated pixel data in too many fragments")
     if not any(parts):
         raise ImageError("DICOM encapsulated pixel data empty")
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 def _rle(frame: bytes, facts: dict[str, Any]) -> Values:
@@ -182,7 +195,10 @@ def _rle(frame: bytes, facts: dict[str, Any]) -> Values:
 
 def _unpack(segment: bytes, pixels: int) -> Values:
     """One PackBits segment (PS3.5 G.3.2) of ``pixels`` bytes; more than these are padding."""
-    parts, done, at, end = [], 0, 0, len(segment)
+    values, done, at, end = io.BytesIO(), 0, 0, len(segment)
+    values.seek(pixels + 127)  # the last part may go beyond
+    values.write(b"\0")
+    values.seek(0)
     while done < pixels and at < end:
         code = segment[at]
         if code < 128:
@@ -194,41 +210,20 @@ def _unpack(segment: bytes, pixels: int) -> Values:
         else:
             at += 1
             continue
-        parts.append(part)
-        done += len(part)
+        done += values.write(part)
     if done < pixels:
         raise ImageError("DICOM RLE data truncated")
-    return np.frombuffer(b"".join(parts), np.uint8, pixels)
+    return np.frombuffer(values.getbuffer(), np.uint8, pixels)
 
 
-def _jpeg_frame(frame: bytes) -> tuple[int, int, int, int, bytes]:
-    """Marker, precision, height, width and component ids of the frame header (ISO 10918-1 B.2.2, ISO 14495-1 C.2.2).
-
-    All segments up to the first scan must follow each other: GDCM ends the process where they do not.
-    """
-    at, found = 2, None
-    while frame[:2] == b"\xff\xd8" and at + 4 <= len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        size = int.from_bytes(frame[at + 2 : at + 4], "big")
-        if marker == 0xDA and found:
-            return found
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            if found or at + 10 > len(frame):
-                break
-            precision, height, width, count = struct.unpack_from(">BHHB", frame, at + 4)
-            ids = frame[at + 10 : at + 10 + 3 * count : 3]
-            if len(ids) != count:
-                break
-            found = marker, precision, height, width, ids
-        if size < 2:
-            break
-        at += 2 + size
-    if found:
+def _jpeg_frame(frame: bytes) -> jpeg.Frame:
+    """The header of the JPEG or JPEG-LS in a frame, whose segments are whole up to the first scan."""
+    found, whole = jpeg.frame_header(frame)
+    if not found:
+        raise ImageError("DICOM holds no JPEG where its transfer syntax asks for one")
+    if not whole:
         raise ImageError("DICOM compressed pixel data truncated or damaged (before the first scan)")
-    raise ImageError("DICOM holds no JPEG where its transfer syntax asks for one")
+    return found
 
 
 def _check_frame(height: int, width: int, samples: int, precision: int, facts: dict[str, Any]) -> None:
@@ -240,7 +235,8 @@ def _check_frame(height: int, width: int, samples: int, precision: int, facts: d
 
 
 def _damaged(error: Exception) -> ImageError:
-    return ImageError(f"DICOM compressed pixel data truncated or damaged ({type(error).__name__})")
+    reason = "" if isinstance(error, ImageError) else f" ({type(error).__name__})"
+    return ImageError(f"DICOM compressed pixel data truncated or damaged{reason}")
 
 
 def _jpeg(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, int, bool]:
@@ -255,12 +251,12 @@ def _jpeg(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, int
 
         try:
             picture: Any = Image.open(io.BytesIO(frame), formats=("JPEG",))
-            if len(ids) == 3 and facts["interpretation"] == "RGB":
-                # Without Adobe's marker nothing in the stream says what its components are: DICOM's header does.
-                if "adobe_transform" not in picture.info and ids != b"RGB":
-                    picture.draft("YCbCr", picture.size)  # as stored
-            else:
-                picture.draft("L", picture.size)
+            if len(ids) != 3 or facts["interpretation"] != "RGB":
+                return jpeg.grey(frame, picture, picture.size), 8, facts["signed"]
+            jpeg.decoded(frame, "RGB")  # looked through for what is missing
+            # Without Adobe's marker nothing in the stream says what its components are: DICOM's header does.
+            if "adobe_transform" not in picture.info and ids != b"RGB":
+                picture.draft("YCbCr", picture.size)  # as stored
             return np.asarray(picture), 8, facts["signed"]
         except Exception as error:
             raise _damaged(error) from None
@@ -289,7 +285,7 @@ def _gdcm(frame: bytes, syntax: str, precision: int, facts: dict[str, Any]) -> V
         getattr(gdcm.Trace, name)()
     kinds = gdcm.PhotometricInterpretation
     try:
-        with _no_stderr():
+        with _caught_stderr() as said:
             fragment = gdcm.Fragment()
             fragment.SetByteStringValue(frame)
             sequence = gdcm.SequenceOfFragments.New()
@@ -304,6 +300,10 @@ def _gdcm(frame: bytes, syntax: str, precision: int, facts: dict[str, Any]) -> V
             image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
             image.SetPixelFormat(gdcm.PixelFormat(samples, size * 8, precision, precision - 1, 0))
             text = image.GetBuffer()
+            said.seek(0)
+            words = said.read(1 << 16).decode("latin-1")
+        if jpeg.says_damaged(words):
+            raise ImageError(jpeg.TRUNCATED)
         flat = np.frombuffer(text.encode("utf-8", "surrogateescape"), f"=u{size}")  # its bytes come as a str
         return flat.reshape((rows, columns) if samples == 1 else (rows, columns, samples))
     except Exception as error:
@@ -319,21 +319,40 @@ def _jpeg_ls(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, 
     return _gdcm(frame, syntax, precision, facts), precision, facts["signed"]
 
 
+def _check_tiles(frame: bytes) -> None:
+    """Refuse more tiles or quality layers than a radiograph has (ISO 15444-1 A.5.1, A.6.1), by the main header."""
+    at, tiles, layers = frame.find(b"\xff\x4f\xff\x51") + 2, 0, 0
+    try:
+        while frame[at : at + 2] != b"\xff\x90":  # the first tile
+            marker, size = struct.unpack_from(">HH", frame, at)
+            if marker == 0xFF51:
+                right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", frame, at + 6)
+                tiles = -(-(right - left) // width) * -(-(bottom - top) // height)
+            elif marker == 0xFF52:
+                (layers,) = struct.unpack_from(">H", frame, at + 6)
+            at += 2 + size
+    except (struct.error, ZeroDivisionError) as error:
+        raise _damaged(error) from None
+    if tiles > MAX_TILES or layers > MAX_LAYERS:
+        raise ImageError("JPEG 2000 has more tiles or layers than a radiograph's")
+
+
 def _jpeg2000(frame: bytes, facts: dict[str, Any]) -> tuple[Values, int, bool]:
     """JPEG 2000 (PS3.5 8.2.4). The stream's own precision and sign hold where DICOM's header states others."""
     try:
         from openjpeg import utils
     except ImportError:
         raise ImageError("DICOM transfer syntax needs the package pylibjpeg-openjpeg") from None
+    _check_tiles(frame)
     try:
-        with _no_stderr():
+        with _caught_stderr():
             stream = utils.get_parameters(frame)
     except Exception as error:
         raise _damaged(error) from None
     samples, precision = int(stream["samples_per_pixel"]), int(stream["precision"])
     _check_frame(int(stream["rows"]), int(stream["columns"]), samples, precision, facts)
     try:
-        with _no_stderr():
+        with _caught_stderr():
             buffer = utils.decode_pixel_data(frame, version=2)
         flat = np.frombuffer(buffer, np.uint8 if precision <= 8 else "=u2")
         shape = (facts["rows"], facts["columns"]) if samples == 1 else (facts["rows"], facts["columns"], samples)

@@ -17,18 +17,27 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
-from pipeline.ingest.dicom.display import display
+from pipeline.ingest.dicom.display import display, first_item, raw_size
 from pipeline.ingest.dicom.pixels import floats, stored
-from pipeline.storage.pictures import MAX_PIXELS, Grey, ImageError, check_size
+from pipeline.storage.pictures import Grey, ImageError, check_size
 
-MAX_INFLATED = 3 * MAX_PIXELS  # bytes a deflated data set may grow to
-MAX_HEADER = (
-    1 << 24
-)  # bytes before the pixels, and below the number of elements there: objects cost far more than bytes
-MAX_ELEMENTS = 20_000
+MAX_HEADER = 1 << 24  # bytes before the pixels ...
+MAX_READS = 40_000  # ... and reads of them, one to three an element at any depth: objects cost far more than bytes
+MAX_SEQUENCE = 1 << 20  # bytes of a sequence of stated length that is looked into, of whose elements no read is seen
+MAX_VALUE = 1 << 16  # bytes of another value that is looked at
 MAX_DEEP_PIXELS = 1 << 24  # pixels of more than 16 bits: these need float64 arrays, not a table
+SEQUENCES = ("ViewCodeSequence", "ModalityLUTSequence", "VOILUTSequence")
+# All that is looked at here and in ``display``; pydicom makes no objects of other elements.
+READ = (
+    *SEQUENCES,
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("ViewPosition", "SeriesDescription", "ProtocolName"),
+)
 LONG_VR = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")  # PS3.5 7.1.2
 
 # Transfer syntax -> how its pixels are packed (PS3.5 A and 10).
@@ -100,14 +109,18 @@ def read_dicom(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
         kind, little = SYNTAXES.get(syntax), syntax != BIG_ENDIAN
         if kind is None:
             raise ImageError("DICOM transfer syntax is not supported")
+        deflated = data, start
         if syntax == DEFLATED:
-            data, start = _inflate(data, start), 0
+            data, start = _inflate(*deflated, MAX_HEADER), 0
         header, place, big = _header(data, start, syntax == IMPLICIT, little)
         if place is None:
             raise ImageError("DICOM without pixel data")
         facts = _facts(header)
         view = position(header)
         keyword, offset, length = place
+        if syntax == DEFLATED:
+            size = facts["rows"] * facts["columns"] * facts["samples"] * facts["allocated"] // 8
+            data = _inflate(*deflated, offset + size + MAX_HEADER, whole=True)
         if keyword == "PixelData":
             values, bits, signed = stored(data, offset, length, kind, syntax, little, big, facts)
         else:
@@ -159,17 +172,37 @@ def _file_meta(data: bytes) -> tuple[int, str]:
     return at, syntax
 
 
-def _inflate(data: bytes, start: int) -> bytes:
-    """The deflated data set (PS3.5 A.5), never more than ``MAX_INFLATED`` bytes."""
+def _inflate(data: bytes, start: int, most: int, whole: bool = False) -> bytes:
+    """The deflated data set (PS3.5 A.5), never more than ``most`` bytes of it; all of it if ``whole``."""
     engine = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        inflated = engine.decompress(memoryview(data)[start:], MAX_INFLATED)
+        inflated = engine.decompress(memoryview(data)[start:], most)
     except zlib.error:
         raise ImageError("DICOM deflated data damaged") from None
-    if not engine.eof:
-        reason = "grows beyond a radiograph" if len(inflated) >= MAX_INFLATED else "truncated"
+    if not engine.eof and (whole or len(inflated) < most):
+        reason = "grows beyond a radiograph" if len(inflated) >= most else "truncated"
         raise ImageError(f"DICOM deflated data {reason}")
     return inflated
+
+
+@cache
+def _tags(keywords: tuple[str, ...]) -> list[int]:
+    """As plain numbers: pydicom's own tags take long to compare."""
+    from pydicom.datadict import tag_for_keyword
+
+    return [tag_for_keyword(keyword) or 0 for keyword in keywords]
+
+
+class _Counted(io.BytesIO):
+    """A stream that pydicom may read from so often and no more."""
+
+    reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if self.reads > MAX_READS:
+            raise ImageError("DICOM header is larger than a radiograph's")
+        return super().read(size)
 
 
 def _header(data: bytes, start: int, implicit: bool, little: bool) -> tuple[Any, tuple[str, int, int] | None, bool]:
@@ -178,28 +211,26 @@ def _header(data: bytes, start: int, implicit: bool, little: bool) -> tuple[Any,
 
     names = {0x7FE00010: "PixelData", 0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData"}
     found: list[tuple[str, str, int]] = []
-    passed = 0
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
-        nonlocal passed
-        passed += 1
-        if passed > MAX_ELEMENTS:
-            raise ImageError("DICOM header is larger than a radiograph's")
         if tag in names:
             found.append((names[tag], vr or "", length))
         return tag in names
 
     small = len(data) - start <= MAX_HEADER
-    stream = io.BytesIO(data if small else data[: start + MAX_HEADER])  # the whole is shared, not copied
+    stream = _Counted(data if small else data[: start + MAX_HEADER])  # the whole is shared, not copied
     stream.seek(start)
     try:
-        header = read_dataset(stream, implicit, little, stop_when=at_pixels)
-    except ImageError:
-        raise
+        header = read_dataset(stream, implicit, little, stop_when=at_pixels, specific_tags=_tags(READ))
     except Exception as error:  # damaged headers raise anything, down to RecursionError
+        if stream.reads > MAX_READS:  # pydicom hides our own error in another
+            raise ImageError("DICOM header is larger than a radiograph's") from None
         raise ImageError(f"DICOM header truncated or damaged ({type(error).__name__})") from None
     if not found and not small:
         raise ImageError("DICOM header is larger than a radiograph's")
+    for tag in header.keys():  # noqa: SIM118 (iterating itself makes objects)
+        if (size := raw_size(header, tag)) > MAX_VALUE and (size > MAX_SEQUENCE or tag not in _tags(SEQUENCES)):
+            raise ImageError("DICOM header is larger than a radiograph's")
     if not found:
         return header, None, False
     keyword, vr, length = found[-1]
@@ -257,7 +288,8 @@ def position(header: Any) -> str:
         stated = re.sub(r"[^A-Z]", "", str(header.get("ViewPosition") or "").upper())
         if stated:
             return DICOM_POSITIONS.get(stated, "")
-        for item in header.get("ViewCodeSequence") or []:
+        item = first_item(header, "ViewCodeSequence")
+        if item is not None:
             return VIEW_CODES.get(str(item.get("CodeValue") or "").strip().upper(), "")
         for keyword in ("SeriesDescription", "ProtocolName"):
             words = re.findall(r"[A-Z]+", str(header.get(keyword) or "").upper())

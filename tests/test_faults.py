@@ -1,4 +1,4 @@
-"""Drills of the stage as users run it, under DVC and torchrun: killed, stopped, out of disk, a process lost."""
+"""The stage as users run it, under DVC and torchrun: killed, stopped, out of disk, a process lost."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ import yaml
 
 from tests.conftest import RESNET, make_config, make_corpus
 
-pytestmark = pytest.mark.drill
+drill = pytest.mark.drill
 ROOT = Path(__file__).parents[1]
 STAGE = ("-m", "stages.pretrain", "tiny", "0")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -85,6 +85,8 @@ def make(tmp_path, studies, prompts):
         run = make_config(image_encoder=RESNET, train={"epochs": 20, "save_minutes": 0.001, **train})
         make_corpus(folder / "made", run, studies, prompts)
         (folder / "data" / "corpus").mkdir(parents=True)
+        (folder / "data" / "settings").mkdir()
+        (folder / "data" / "settings" / "checked").touch()
         (folder / "made" / "corpus").rename(folder / "data" / "corpus" / "tiny")
         made = Workspace(folder)
         made.run("git", "init", "-q")
@@ -94,11 +96,12 @@ def make(tmp_path, studies, prompts):
     return workspace
 
 
-def test_dvc_repro_goes_on_after_kill_9(make):
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=drill)])
+def test_dvc_repro_goes_on_after_kill_9(make, kills):
     whole, killed = make("whole"), make("killed")
     whole.run("dvc", "repro")
     rng = random.Random(2)
-    for number in range(4):
+    for number in range(kills):
         process = killed.start("dvc", "repro")
         killed.wait(process, 4 * number)
         time.sleep(rng.uniform(0, 1))
@@ -111,6 +114,7 @@ def test_dvc_repro_goes_on_after_kill_9(make):
     assert "up to date" in killed.run("dvc", "repro").stdout
 
 
+@drill
 def test_dvc_repro_goes_on_after_a_signal(make):
     whole, stopped = make("whole"), make("stopped")
     assert whole.run(sys.executable, *STAGE).returncode == 0
@@ -128,6 +132,7 @@ def test_dvc_repro_goes_on_after_a_signal(make):
     assert stopped.outputs() == whole.outputs()
 
 
+@drill
 def test_a_full_disk(make):
     """A disk of our own, too small for two states: the first is kept, and is gone on from when there is room."""
     whole, full = make("whole"), make("full")
@@ -165,6 +170,7 @@ def test_a_full_disk(make):
     assert full.outputs() == whole.outputs()
 
 
+@drill
 def test_torchrun_goes_on_after_a_killed_rank(make):
     """``--max-restarts`` starts all ranks again, and they end where undisturbed ones do."""
     whole, killed = make("whole"), make("killed")
@@ -180,6 +186,7 @@ def test_torchrun_goes_on_after_a_killed_rank(make):
     assert killed.outputs() == whole.outputs()
 
 
+@drill
 def test_without_restarts_a_killed_rank_ends_the_job(make):
     killed = make("killed")
     process = killed.start(*TORCHRUN, "--standalone", "--nproc-per-node=2", *STAGE)
@@ -191,6 +198,7 @@ def test_without_restarts_a_killed_rank_ends_the_job(make):
     assert killed.state.exists()
 
 
+@drill
 def test_two_nodes_stop_together_and_go_on(make):
     """Two torchrun agents that meet at a c10d rendezvous; SIGTERM to both, as a cluster sends it."""
     whole, stopped = make("whole"), make("stopped")

@@ -34,8 +34,8 @@ def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
         inspect.signature(main).bind(*words)
     except TypeError:
         sys.exit(f"usage: python -m stages.{stage} {usage}".rstrip())
-    keep_private()
     try:
+        keep_private()
         main(*words)
     except Exception as error:
         said = last_words(error, MEMORY.get(stage, "evaluate.batch_size"))

@@ -362,7 +362,8 @@ def test_without_models_the_result_is_empty_and_says_what_it_needs(tmp_path, mon
 
 
 def test_the_stage_says_it_in_one_line(tmp_path):
-    for profile, models in (("demo", None), ("demo", str(tmp_path / "nowhere"))):
+    (tmp_path / "empty").mkdir()
+    for profile, models in (("demo", None), ("demo", str(tmp_path / "empty"))):
         folder = tmp_path / str(bool(models))
         (folder / "data" / "index").mkdir(parents=True)
         text = (ROOT / "profiles" / f"{profile}.yaml").read_text().replace("enabled: true ", "enabled: false ")
@@ -475,8 +476,8 @@ def test_the_table_finds_every_text_and_no_other(tmp_path):
     assert len(read_translations(tmp_path / "none.parquet")) == 0
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     write_index(tmp_path / "b.parquet", reports([1]))
-    for name in ("a", "b"):
-        with pytest.raises(ValueError, match="no table of translations; make it again"):
+    for name, says in (("a", "damaged, or not written"), ("b", "no table of translations; make it again")):
+        with pytest.raises(ValueError, match=says):
             read_translations(tmp_path / f"{name}.parquet")
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -33,6 +32,7 @@ from pipeline.models.encoders import ImageTower
 from pipeline.reporting.results import load_results
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.storage.index import write_studies
+from pipeline.storage.parquet import write_table
 from pipeline.storage.shards import load_view
 from pipeline.training.augment import augment_view
 from stages import few_shot as few_shot_stage
@@ -335,9 +335,8 @@ def project(labelled, tmp_path, monkeypatch):
     shown = [{"dataset": "rsna", "training_set": "mimic_cxr"}, {"dataset": "rsna", "training_set": "chexpert"}]
     images = [{"patient": s.patient, "study": s.study, "view": s.first_frontal.id} for s in tests]
     (tmp_path / "data/audit").mkdir()
-    pq.write_table(
-        pa.Table.from_pylist([shown[0] | images[1], shown[1] | images[2]]), tmp_path / "data/audit/seen.parquet"
-    )
+    seen = pa.Table.from_pylist([shown[0] | images[1], shown[1] | images[2]])
+    write_table(tmp_path / "data/audit/seen.parquet", seen)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

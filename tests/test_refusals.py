@@ -6,6 +6,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -141,19 +142,19 @@ def test_a_file_where_a_folder_has_to_be_is_one_line(monkeypatch, tmp_path):
         assert said.startswith(f"some: {tmp_path / 'data'}") and "move it away, then run again" in said
 
 
-def test_a_folder_of_somebody_else_is_one_line(tmp_path):
+def test_a_folder_of_somebody_else_is_one_line():
     """As a user who may not write there; root may always."""
     code = (
         "import os, sys; from pathlib import Path; import stages; from pipeline.storage.atomic import write_text\n"
         "os.geteuid() or os.seteuid(65534)\n"
         "sys.argv = ['some']; stages.run('some', lambda: write_text(Path(os.environ['PLACE']) / 'a.txt', 'x'))"
     )
-    for place in (tmp_path, *list(tmp_path.parents)[:2]):
-        place.chmod(0o755)
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o555)
-    env = {**os.environ, "PLACE": str(locked), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run((sys.executable, "-c", code), env=env, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are for their owner alone, up to the root
+        Path(name).chmod(0o755)
+        locked = Path(name, "locked")
+        locked.mkdir(mode=0o555)
+        env = {k: v for k, v in os.environ.items() if k != "DVC_ROOT"} | {"PLACE": str(locked), "PYTHONPATH": str(ROOT)}
+        done = subprocess.run((sys.executable, "-c", code), cwd=name, env=env, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith(f"some: {locked / 'a.txt'}: Permission denied; give this user the right to it")
     assert done.stderr.count("\n") == 1

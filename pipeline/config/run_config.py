@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from pipeline.config.params import Augment, ImageEncoder, Loss, MixedModel, Params, Sampling, TextEncoder, Train
 from pipeline.config.records import (
     RECORD,
+    Name,
     NameOrNone,
     Names,
     ParamsError,
@@ -54,7 +55,7 @@ class RunConfig:
 
     name: NameOrNone
     seed: Annotated[Whole, Field(ge=0)]  # of params.yaml, and one of its seeds added
-    datasets: Names
+    datasets: tuple[Name, ...]
     image_encoder: ImageEncoder | None
     text_encoder: TextEncoder
     dim: Positive
@@ -66,8 +67,8 @@ class RunConfig:
     train: Train
     roles: Roles | None = None
     mixed: MixedModel | None = None
-    captioned: Names = ()
-    random_negatives: Names = ()
+    captioned: tuple[Name, ...] = ()
+    random_negatives: tuple[Name, ...] = ()
 
     @property
     def aligned(self) -> bool:

@@ -68,6 +68,8 @@ def history(client, run, key):
 def test_nested_records_become_dotted_keys():
     flat = mlflow_runs.flatten({"loss": {"mvs": True, "deep": {"er": 1e-4}}, "k": (1, 5), "name": ""})
     assert flat == {"loss.mvs": "True", "loss.deep.er": "0.0001", "k": "(1, 5)", "name": ""}
+    places = {"path": "s3://jane:secret@host/a/b.csv", "protocols": ("/home/jane/own.yaml", "paper"), "k": "~/x"}
+    assert mlflow_runs.flatten(places) == {"path": "s3://…/b.csv", "protocols": "('own.yaml', 'paper')", "k": "x"}
     record = mlflow_runs.flatten(Params(Source("r", "a", "b"), Loss()))
     assert record["source.path"] == "a" and record["loss.tcl_weight"] == "0.5"
 

@@ -1,11 +1,13 @@
-"""Where params.yaml may point: below the repository, to an absolute path that is there, or to a URL."""
+"""Where params.yaml may point: below the repository, to an absolute path that is there, or to a URL; and how places
+are shown to others."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from pipeline.config.params import Params
 from pipeline.config.records import NAME, hint
@@ -41,6 +43,18 @@ def check_places(params: Params) -> Iterator[str]:
     yield from _path("back_translation.back", words.back)
 
 
+def without_places(value: Any) -> Any:
+    """A value of params.yaml as it may be shown to others: absolute paths and URLs, which may name people and hold
+    passwords, by their last part, in lists and mappings, too."""
+    if isinstance(value, Mapping):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(without_places, value))
+    if isinstance(value, str) and "://" in value:
+        return f"{value.partition('://')[0]}://…/{Path(value).name}"
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
 def _given(key: str, text: str) -> list[str]:
     return [] if text else [f"{key}: missing; it is empty"]
 
@@ -53,10 +67,12 @@ def _path(key: str, path: str, there: bool = True) -> Iterator[str]:
     """Of a local path; with ``there`` an absolute one must exist."""
     if not path.isprintable():
         yield f"{key}: {path!r} has a character that no path has here"
+    elif path.startswith("~") or "$" in path:
+        yield f"{key}: {path!r}: ~ and $ are not filled in; give the whole path"
     elif "://" in path:
         yield f"{key}: {path!r} is a URL; a local path is needed here"
     elif _leaves(path):
-        yield f"{key}: {path!r} leaves the repository; give a path below it, or an absolute one"
+        yield f"{key}: {path!r} leaves the repository; give a path below it, or an absolute one: {Path(path).resolve()}"
     elif there and Path(path).is_absolute() and not Path(path).exists():
         yield f"{key}: {path} not found"
 

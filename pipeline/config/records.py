@@ -82,9 +82,10 @@ Weight = Annotated[Number, Field(ge=0, le=MANY)]
 Decay = Annotated[Number, Field(ge=0, le=100)]
 
 # What params.yaml gives a name to becomes a file, an item of a DVC stage and a part of metrics' names.
-NAME = re.compile(r"[A-Za-z0-9_]{1,64}")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=64)]
-NameOrNone = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]*$", max_length=64)]
+# DVC reads the file as YAML 1.2, in which 08, 1e5 and 1_0 are numbers: so a letter comes first.
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
+NameOrNone = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$", max_length=64)]
 
 _UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 Names = Annotated[tuple[Name, ...], AfterValidator(_each_once), _UNIQUE]
@@ -165,7 +166,7 @@ def _line(cls: type, error: ErrorDetails, at: str) -> str:
     if what in ("unexpected_keyword_argument", "invalid_key"):
         return f"{key}: unknown key{hint(str(place[-1]), _keys(cls, place[:-1]))}"
     if what.startswith("string_") and what != "string_type":
-        return f"{key}: a name is letters, digits and _, 64 at most"
+        return f"{key}: a name is letters, digits and _, a letter first, 64 at most"
     kind = kind_at(cls, place)
     if what == "literal_error":
         return f"{key}: {_show(value)} is none of {', '.join(map(str, typing.get_args(kind)))}"

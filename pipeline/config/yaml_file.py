@@ -6,6 +6,7 @@ with a traceback for a folder, a byte that is no UTF-8, a thousand brackets or a
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ MOST_TEXT = 1 << 22  # characters once all aliases are written out
 DEEPEST = 50  # levels of lists and mappings
 MERGE = "tag:yaml.org,2002:merge"
 TEXT = "tag:yaml.org,2002:str"
+# What YAML 1.1, which PyYAML reads, and 1.2, which DVC reads, take for the same.
+PLAIN = {
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9]*)"),
+    "tag:yaml.org,2002:float": re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", re.I),
+    "tag:yaml.org,2002:bool": re.compile(r"true|false", re.I),
+}
 KINDS = {MERGE, *(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map"))}
 
 
@@ -98,6 +105,11 @@ class _Loader(yaml.SafeLoader):
         if node.tag not in KINDS:
             kind = node.tag.removeprefix("tag:yaml.org,2002:")[:40]
             raise _Refused(f"a value of the kind {kind!r}; write text in quotes, and no tag (!)", node.start_mark)
+        if isinstance(node, yaml.ScalarNode) and node.tag in PLAIN and not PLAIN[node.tag].fullmatch(node.value):
+            said = (
+                f"{node.value[:40]!r} is something else to DVC: write a plain number, true or false, or text in quotes"
+            )
+            raise _Refused(said, node.start_mark)
         if not isinstance(node, yaml.MappingNode):
             return
         first: dict[str, int] = {}

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from pipeline.config.params import Params
+from pipeline.config.places import without_places
 from pipeline.datasets import display_names, facts, paired_tests, source_of, used_for
 from pipeline.evaluation.candidates import text_digest
 from pipeline.evaluation.metric_key import MACRO_AUC, MetricKey
@@ -340,15 +341,5 @@ def _runs(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, s
 
 def _public(params: Params, summaries: Mapping[str, Summary]) -> dict[str, Any]:
     """The parameters without places on the machine: archives by kind, absolute paths by their last part."""
-
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(v) for v in value]
-        if isinstance(value, str) and value.startswith(("/", "~")):
-            return Path(value).name
-        return value
-
     kinds = {d: "phantom" if s.phantom else "real" for d, s in summaries.items()}
-    return {**clean(asdict(params)), "sources": kinds}
+    return {**without_places(asdict(params)), "sources": kinds}

@@ -31,6 +31,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.config.places import without_places
 from pipeline.storage.atomic import replacing
 from pipeline.tracking.launcher import dvc_above
 from pipeline.tracking.work_folders import repository_root
@@ -49,8 +50,7 @@ def store_uri() -> str:
 
 
 def flatten(record: Any, prefix: str = "") -> dict[str, str]:
-    """Nested dataclasses and mappings as dotted keys, MLflow's form of parameters; of a place on the machine its last
-    part alone."""
+    """Nested dataclasses and mappings as dotted keys, MLflow's form of parameters; places by their last part alone."""
     items = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
     flat: dict[str, str] = {}
     for key, value in items.items():
@@ -58,8 +58,7 @@ def flatten(record: Any, prefix: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             flat.update(flatten(value, f"{name}."))
         else:
-            text = Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else str(value)
-            flat[_key(name)] = _text(text)
+            flat[_key(name)] = _text(str(without_places(value)))
     return flat
 
 
@@ -228,14 +227,15 @@ def send_waiting() -> int:
 
 def _is_of_the_record(error: Exception) -> bool:
     """Whether a record itself is the reason why it was not sent."""
-    damaged = isinstance(error, ValueError | LookupError | TypeError | AttributeError)
-    return (damaged and not isinstance(error, OSError)) or getattr(error, "error_code", "") in OF_THE_RECORD
+    if hasattr(error, "error_code"):  # of MLflow
+        return error.error_code in OF_THE_RECORD
+    return not isinstance(error, OSError) or isinstance(error, FileNotFoundError | IsADirectoryError)
 
 
 def _set_aside(client: Any, file: Path, error: Exception) -> None:
     """Put a record where no send looks for it, and say so; that of a stage that runs stays, which writes on in it."""
     why, running, run = getattr(error, "error_code", type(error).__name__), False, ""
-    with suppress(ValueError, LookupError, TypeError, AttributeError):  # as damaged as it may be
+    with suppress(Exception):  # as damaged as it may be
         record = json.loads(file.read_text())
         run = record.get("run_id", "")
         running = record["status"] == "RUNNING" and psutil.pid_exists(record["pid"])

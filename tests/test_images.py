@@ -1,6 +1,7 @@
 import io
 import logging
 import struct
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -593,3 +594,38 @@ def test_real_png_and_colour_jpeg():
         image = read_image(REAL / name)
         assert image.dtype == np.uint8 and image.ndim == 2 and min(image.shape) >= 512
         assert image.std() > 20
+
+
+def test_fill_bytes_before_a_marker_are_no_segments():
+    """As many as a writer likes, ISO 10918-1 B.1.1.2."""
+    plain = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48), dtype=np.uint8)).save(plain, "JPEG")
+    data = plain.getvalue()
+    assert np.array_equal(read_image(data[:2] + b"\xff" * 5000 + data[2:]), read_image(data))
+
+
+def test_scans_count_also_where_a_marker_hides_them():
+    plain = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48), dtype=np.uint8)).save(
+        plain, "JPEG", progressive=True
+    )
+    data = plain.getvalue()
+    last, table = data.rindex(b"\xff\xda"), data.index(b"\xff\xc4")
+    many = data[:table] + b"\xff\xd0" + data[table:last] + data[last:-2] * 400 + data[-2:]
+    with pytest.raises(ImageError, match="more scans than a radiograph's"):
+        read_image(many)
+
+
+def test_what_follows_the_end_of_a_png_costs_nothing():
+    """Its last row is black, so that rows are counted; what comes after the stream's end is as long as it likes."""
+    image = np.random.default_rng(0).integers(1, 256, (40, 48), dtype=np.uint8)
+    image[-1] = 0
+    plain = io.BytesIO()
+    Image.fromarray(image).save(plain, "PNG")
+    data = plain.getvalue()
+    end = data.index(b"IEND") - 4
+    body = bytes(1 << 20)
+    chunk = len(body).to_bytes(4, "big") + b"IDAT" + body + zlib.crc32(b"IDAT" + body).to_bytes(4, "big")
+    since = time.process_time()
+    assert np.array_equal(read_image(data[:end] + chunk * 40 + data[end:]), image)
+    assert time.process_time() - since < 3

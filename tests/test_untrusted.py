@@ -24,7 +24,7 @@ import pytest
 from pipeline.config.params import Source
 from pipeline.ingest import sources
 from pipeline.ingest.images import read_view
-from pipeline.ingest.sources import SourceError, archive, open_archive, read_archive
+from pipeline.ingest.sources import SourceError, archive, open_archive, openi, read_archive
 from pipeline.storage.files import Files, FilesError
 from pipeline.storage.pictures import ImageError
 
@@ -437,3 +437,49 @@ def test_a_text_that_a_manifest_holds_once_is_in_memory_once(root):
     pq.write_table(table, root / "m.parquet", store_schema=False)  # to who reads it, plain text
     studies, most = peak(lambda: list(manifest(root)))
     assert len(studies) == 3000 and most < 100 << 20
+
+
+# what is small and would take for ever
+
+
+def test_rows_that_lack_most_columns_are_no_table(tmp_path):
+    """31 kB would be 60 million cells; a few short rows are read as ever."""
+    header = ["image", *(f"c{n}" for n in range(8000))]
+    for rows, well in ((50, True), (7500, False)):
+        (tmp_path / "m.csv").write_text(",".join(header) + "\n" + "x\n" * rows)
+        found = archive.read_rows("mine", Files(str(tmp_path), tmp_path / "cache"), "m.csv", ["image"])
+        if well:
+            assert [(row["image"], row["c7999"]) for row in found] == [("x", "")] * rows
+        else:
+            with within(5), pytest.raises(SourceError, match="rows have far fewer cells than its first one"):
+                list(found)
+
+
+def test_a_long_text_that_every_row_says_costs_once(tmp_path):
+    long, longer = "FINDINGS: Clear. " * 5000, "x" * (archive.MAX_REPORT + 1)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 3000 + [1] * 3000, pa.int32()), pa.array([long, longer]))
+    table = pa.table({"image": [f"{n}.png" for n in range(6000)], "report": texts})
+    pq.write_table(table, tmp_path / "m.parquet", compression="zstd")
+    source = Source("manifest", str(tmp_path), "", manifest="m.parquet")
+    with within(20):
+        found = list(read_archive(open_archive("mine", source.path, tmp_path / "cache"), source, 0))
+    rejects = [item.reason for item in found if not hasattr(item, "views")]
+    assert rejects == ["a text is too large to be a report"] * 3000 and len(found) == 6000
+
+
+def test_a_study_of_very_many_images_is_read(tmp_path):
+    with (tmp_path / "m.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "study"], *([f"{n}.png", "s"] for n in range(60_000))])
+    source = Source("manifest", str(tmp_path), "", manifest="m.csv")
+    with within(20):
+        (study,) = read_archive(open_archive("mine", source.path, tmp_path / "cache"), source, 0)
+    assert len(study.views) == 60_000
+
+
+def test_texts_in_one_another_are_looked_at_once(tmp_path):
+    deep = '<AbstractText Label="x">' * 900 + "a" * 100_000 + "</AbstractText>" * 900
+    said = '<AbstractText Label="Findings">Clear.</AbstractText><AbstractText Label="FINDINGS">No.</AbstractText>'
+    xml = f'<r><Abstract>{deep}{said}</Abstract><parentImage id="CXR1_1_IM-0001-3001"/></r>'
+    with within(5):
+        study = openi._study("openi", "1.xml", "test", xml.encode())
+    assert (study.findings, study.impression) == ("Clear.", None)

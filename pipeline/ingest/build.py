@@ -287,7 +287,10 @@ def _finish(
     if share > options.max_rejected:
         for part in lossy:  # what was rejected may be mended without a file changing: permissions, say
             part.unlink()
-        reasons = Counter(r.reason for r in rejects if r.kind == "image").most_common(3)
+        kinds = ("image", 3), ("file", 1)  # of files that cannot be read the commonest, as it may be why images lack
+        reasons = [
+            found for kind, n in kinds for found in Counter(r.reason for r in rejects if r.kind == kind).most_common(n)
+        ]
         raise IngestError(
             f"{job.dataset}: {share:.1%} of {found} images rejected, more than ingest.max_rejected = "
             f"{options.max_rejected:.1%} ({'; '.join(f'{reason}: {n}' for reason, n in reasons)}); "

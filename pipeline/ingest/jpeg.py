@@ -14,6 +14,7 @@ MAX_SEGMENTS = 1000  # before the first scan ...
 MAX_HEADER = 1 << 24  # ... and their bytes: Pillow keeps copies of them
 MAX_SCANS = 100  # each goes through all blocks; progressive files have about 10
 PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)  # markers of frame headers
+SCAN = b"\xff\xda"
 TRUNCATED = "image data truncated or damaged"
 
 
@@ -30,25 +31,33 @@ class Frame(NamedTuple):
 def frame_header(data: bytes) -> tuple[Frame | None, bool]:
     """The frame header, or None if there is no valid one, and whether the first scan follows.
 
-    All segments up to there must follow each other: GDCM ends the process where they do not.
+    All segments up to there must follow each other: GDCM ends the process where they do not. Others read on, so that
+    the scans of such a file count, too.
 
     Raises:
         ImageError: more segments or scans than a radiograph has.
     """
+    found, follows = _walked(data)
+    if not follows and data.count(SCAN) > MAX_SCANS:
+        raise ImageError("JPEG has more scans than a radiograph's")
+    return found, follows
+
+
+def _walked(data: bytes) -> tuple[Frame | None, bool]:
     at, found = 2, None
     for _ in range(MAX_SEGMENTS):
         if data[:2] != b"\xff\xd8" or at + 4 > len(data) or data[at] != 0xFF:
             return found, False
         marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
+        if marker == 0xFF:  # fill bytes, as many as a writer likes (ISO 10918-1 B.1.1.2)
+            at = len(data) - len(data[at:].lstrip(b"\xff")) - 1
             continue
         size = int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xDA and found:
             # A byte FF of the coded data is followed by 00, so that markers can be counted. Where the first scan of a
             # sequential JPEG has all components, decoders read no other.
             several = found.marker in PROGRESSIVE or data[at + 4 : at + 5] < bytes([len(found.ids)])
-            if several and data.count(b"\xff\xda", at) > MAX_SCANS:
+            if several and data.count(SCAN, at) > MAX_SCANS:
                 raise ImageError("JPEG has more scans than a radiograph's")
             return found, True
         if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):

@@ -9,6 +9,7 @@ from pipeline.storage.pictures import ImageError
 
 MAX_CHUNKS = 200_000  # writers make them of 8 kB or more
 MAX_BESIDE = 1 << 24  # bytes of other chunks than the picture's: Pillow keeps copies of them
+PIECE = 1 << 16  # bytes
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 # First column and row and their steps of the passes of an interlaced picture (PNG specification 8.2).
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -50,12 +51,14 @@ def check_rows(data: bytes, chunks: list[tuple[int, int]], picture: Any) -> None
     sizes = [(max(0, -(-(width - x) // dx)), max(0, -(-(height - y) // dy))) for x, y, dx, dy in parts]
     missing = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns)
     engine, view = zlib.decompressobj(), memoryview(data)
-    for start, stop in chunks:
-        for at in range(start, min(stop, len(data)), 1 << 16):
-            piece: Any = view[at : min(at + (1 << 16), stop)]
-            while piece and missing > 0:
-                missing -= len(engine.decompress(piece, 1 << 20))
-                piece = engine.unconsumed_tail
-            if missing <= 0:
-                return
+    there = [view[start:stop] for start, stop in chunks]
+    for piece in (chunk[at : at + PIECE] for chunk in there for at in range(0, len(chunk), PIECE)):
+        left: Any = piece
+        while left and missing > 0 and not engine.eof:
+            missing -= len(engine.decompress(left, 1 << 20))
+            left = engine.unconsumed_tail
+        if missing <= 0:
+            return
+        if engine.eof:  # zlib would keep all that follows, anew with each piece
+            break
     raise ImageError("image data truncated")

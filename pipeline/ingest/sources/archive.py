@@ -24,6 +24,7 @@ LABEL_CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
 MAX_UNPACKED, MAX_RATIO = 64 << 20, 100
 MAX_LIST = 64 << 20  # bytes of a file that is read whole; RSNA's mappings are 10 MB
 MAX_REPORT = 1 << 20  # bytes; real ones are 10 kB
+MAX_LACKING = 1_000_000  # cells that rows of a table lack, beside ten times those they have
 MAX_CELL = 1 << 24  # characters; a run-length mask is longer than the csv module's default of 131,072 allows
 MAX_ROW = 2 * MAX_CELL  # characters
 MAX_EMPTY = 1 << 20  # rows without a cell, one after the other
@@ -148,8 +149,12 @@ def read_rows(dataset: str, files: Files, name: str, columns: Sequence[str]) -> 
             missing = [column for column in columns if column not in header]
             if missing:
                 raise SourceError(f"{dataset}: {path}: no column {missing[0]!r}; is this the archive's own label file?")
+            given = lacking = 0
             for cells in rows:
                 if cells:
+                    given, lacking = given + len(cells), lacking + max(0, len(header) - len(cells))
+                    if lacking > MAX_LACKING + 10 * given:
+                        raise FilesError("its rows have far fewer cells than its first one")
                     # A row cut short reads as blank cells: which is what it says.
                     cells += [""] * (len(header) - len(cells))
                     yield {column: cell.strip() for column, cell in zip(header, cells, strict=False)}

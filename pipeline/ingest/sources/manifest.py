@@ -6,6 +6,7 @@ import hashlib
 import io
 import posixpath
 from collections.abc import Iterator
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from pipeline.study import Reject, Study, View
 SPLIT_WORDS = {"": "train", "train": "train", "valid": "valid", "validate": "valid", "val": "valid", "test": "test"}
 VIEW_WORDS = {"": "", "PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
 LABEL = "label:"
+TEXTS = ("findings", "impression", "report")
 MAX_PARQUET = 1 << 30  # bytes
 MAX_ROWS = 1_000_000  # and as many again as the file has bytes: no row, which names a file, takes less than one
 
@@ -45,6 +47,8 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
         raise archive.SourceError(f"{files.dataset}: {files.files.root}/{name}: {why}")
     present = set(files.names)
     studies: dict[tuple[str, str], Study] = {}
+    views: dict[tuple[str, str], list[View]] = {}
+    clean, cut = lru_cache(4096)(clean_text), lru_cache(4096)(sections)  # a small file may say a long text often
     for number, row in enumerate(_rows(files, name), 1):
         item = f"row {number}"
         image = row["image"]
@@ -54,6 +58,9 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
             given = {k.removeprefix(LABEL): archive.parse_label(v) for k, v in row.items() if k.startswith(LABEL)}
         except ValueError:
             yield Reject(files.dataset, item, "row", "a label is none of 1, 0, -1, blank")
+            continue
+        if any(len(row.get(key, "")) > archive.MAX_REPORT for key in TEXTS):
+            yield Reject(files.dataset, item, "row", "a text is too large to be a report")
             continue
         if not image or split is None or position is None:
             reason = "no image is named" if not image else "split is none of train, valid, test, blank"
@@ -71,14 +78,15 @@ def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
                 raise archive.SourceError(
                     f"{files.dataset}: {files.files.root}/{name}: row {number}: its study is in two splits"
                 )
-            studies[patient, study] = known.with_views([*known.views, view])
+            views[patient, study].append(view)
             continue
-        findings, impression = clean_text(row.get("findings", "")), clean_text(row.get("impression", ""))
+        findings, impression = clean(row.get("findings", "")), clean(row.get("impression", ""))
         if findings is None and impression is None and row.get("report"):
-            findings, impression = sections(row["report"])
+            findings, impression = cut(row["report"])
         labels = {k: v for k, v in given.items() if v is not None}
-        studies[patient, study] = Study(files.dataset, patient, study, split, (view,), findings, impression, labels)
-    yield from studies.values()
+        views[patient, study] = [view]
+        studies[patient, study] = Study(files.dataset, patient, study, split, (), findings, impression, labels)
+    yield from (study.with_views(views[ids]) for ids, study in studies.items())
 
 
 def image_id(image: str) -> str:

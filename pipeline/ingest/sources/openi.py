@@ -82,7 +82,9 @@ def _study(dataset: str, name: str, side: str, content: bytes) -> Study | Reject
         return Reject(dataset, name, "study", "report is not well-formed XML")
     text: dict[str, str | None] = {}
     for element in tree.iter("AbstractText"):
-        text.setdefault(element.get("Label", "").upper(), clean_text("".join(element.itertext())))
+        label = element.get("Label", "").upper()
+        if label in ("FINDINGS", "IMPRESSION") and label not in text:  # others may be in one another, a thousand deep
+            text[label] = clean_text("".join(element.itertext()))
     findings, impression = text.get("FINDINGS"), text.get("IMPRESSION")
     if findings is None and impression is None:
         return Reject(dataset, name, "study", "neither findings nor impression")

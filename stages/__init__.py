@@ -38,10 +38,10 @@ def run(stage: str, main: Callable[..., Any], usage: str = "") -> None:
         keep_private()
         main(*words)
     except Exception as error:
-        said = last_words(error, MEMORY.get(stage, "evaluate.batch_size"))
-        if said is None:
+        if (said := last_words(error, MEMORY.get(stage, "evaluate.batch_size"))) is None:
             raise
-        sys.exit(" ".join([stage, "/".join(words)]).rstrip() + f": {said}" if said else 1)  # of several processes one
+        name = f"{stage} {'/'.join(words)}".rstrip()
+        sys.exit(f"{name}: {said}" if said else 1)  # of several processes one says why
 
 
 def code_of(stage: str) -> list[Path]:

@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from tests.fuzz import FORMATS, fuzz, outcomes
+from tests.fuzz import fuzz, outcomes
+from tests.fuzz_formats import FORMATS
 
 BY_CODECS = ("picture", "checkpoint")  # which may crash, so that they have a process of their own
 FEW = {"params": 15, "prompts": 15, "protocol": 15}

@@ -84,8 +84,8 @@ Decay = Annotated[Number, Field(ge=0, le=100)]
 # What params.yaml gives a name to becomes a file, an item of a DVC stage and a part of metrics' names.
 # DVC reads the file as YAML 1.2, in which 08, 1e5 and 1_0 are numbers: so a letter comes first.
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=64)]
-NameOrNone = Annotated[str, Field(pattern=r"^([A-Za-z][A-Za-z0-9_]*)?$", max_length=64)]
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+NameOrNone = Annotated[str, Field(pattern=f"^({NAME.pattern})?$")]
 
 _UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 Names = Annotated[tuple[Name, ...], AfterValidator(_each_once), _UNIQUE]

@@ -1,12 +1,16 @@
-"""A checkpoint of torch, looked at before torch reads it: its directory may not promise more than the file holds."""
+"""A checkpoint of torch, looked at before torch reads it: it may not promise more than the file holds."""
 
 from __future__ import annotations
 
+import io
 import tarfile
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
-PICKLES = 16 << 20  # bytes of all pickles of an archive; a model of a thousand tensors has 200 KB, with optimizer 1 MB
+from pipeline.storage.torch_pickle import PICKLES, Checkpoint, Odd
+
+OLD_PICKLES = 5  # of the format without an archive: two numbers, a table, what was saved, the storages' keys
 END = b"PK\x05\x06\0\0\0\0"  # a zip's last record, of one volume; 22 bytes if no comment follows
 
 
@@ -14,14 +18,17 @@ class Refused(ValueError):
     """A file of somebody else's model that is not read; the message is one line: which file, what of it."""
 
 
-def check_archive(path: Path) -> None:
-    """Look at a torch checkpoint's directory, which takes no more memory than the directory itself.
+def check_archive(path: Path, known: Collection[str] = ()) -> None:
+    """Look at a torch checkpoint's directory and at its pickles, which takes no more memory than these.
 
     torch writes its entries as they are. A compressed entry, or entries that share bytes, could make a small file a
-    large allocation. A pickle of the old format without an archive around it is bounded by the file itself.
+    large allocation, and so could numbers in a pickle (``pipeline.storage.torch_pickle``), in an archive or without.
+
+    Args:
+        known: names in its pickles, beside torch's own, that are allowed since the caller reads them as inert.
 
     Raises:
-        Refused: the archive is not as torch writes it, or is a tar, which torch would unpack.
+        Refused: the file is not as torch writes it, states more than it holds, or is a tar, which torch would unpack.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -29,25 +36,43 @@ def check_archive(path: Path) -> None:
         size = file.seek(0, 2)
         file.seek(max(0, size - 22))
         end = file.read()
-    if not zipped:
-        if size and _is_tar(path):
-            raise Refused(f"{path}: a tar archive, which no torch since 2016 writes; refused")
-        return
+    if not zipped and size and _is_tar(path):
+        raise Refused(f"{path}: a tar archive, which no torch since 2016 writes; refused")
+    try:
+        checkpoint = Checkpoint(size, known)
+        if zipped:
+            for pickle in _pickles(path, size, end):
+                checkpoint.follow(io.BytesIO(pickle))
+        else:
+            with path.open("rb") as file:
+                start = io.BytesIO(file.read(PICKLES))
+            for _ in range(OLD_PICKLES):
+                checkpoint.follow(start)
+    except Refused:
+        raise
+    except Odd as error:
+        raise Refused(f"{path}: {error}; refused") from None
+    except Exception as error:  # of any class, as the pickle may be anything
+        raise Refused(f"{path}: not a checkpoint of torch ({type(error).__name__}); download it again") from None
+
+
+def _pickles(path: Path, size: int, end: bytes) -> list[bytes]:
+    """The pickles of an archive of ``size`` bytes whose last 22 are ``end``, after a look at its directory."""
     # Two readers of zip may take different records for the last one if a comment follows it. torch writes none.
     if not end.startswith(END) or not end.endswith(b"\0\0"):
         raise Refused(f"{path}: not an archive as torch writes it; download it again")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
-        raise Refused(f"{path}: not an archive of torch ({type(error).__name__}); download it again") from None
-    for entry in entries:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-            raise Refused(f"{path}: has a compressed entry; torch writes none, so it is refused")
-    if sum(entry.file_size for entry in entries) > size:
-        raise Refused(f"{path}: its entries are larger than the file; refused")
-    if sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl")) > PICKLES:
-        raise Refused(f"{path}: its pickle is larger than {PICKLES >> 20} MB; refused")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        for entry in entries:
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise Refused(f"{path}: has a compressed entry; torch writes none, so it is refused")
+        if sum(entry.file_size for entry in entries) > size:
+            raise Refused(f"{path}: its entries are larger than the file; refused")
+        # torch finds them by names without regard to case
+        pickles = [entry for entry in entries if entry.filename.lower().endswith(".pkl")]
+        if sum(entry.file_size for entry in pickles) > PICKLES:
+            raise Refused(f"{path}: its pickle is larger than {PICKLES >> 20} MB; refused")
+        return [archive.read(entry) for entry in pickles]
 
 
 def _is_tar(path: Path) -> bool:

@@ -35,9 +35,9 @@ from pipeline.adapters.weights import Weights, read_weights
 from pipeline.config.params import BackTranslation, ImageEncoder, Other, TextEncoder
 from pipeline.config.records import ParamsError
 from pipeline.models.encoders import ImageTower, TextTower
+from pipeline.storage.model_folder import as_data, offline
 from pipeline.storage.torch_archive import Refused, check_archive
 from pipeline.text.marian import RoundTrip
-from pipeline.text.model_folder import as_data, offline
 from pipeline.text.tokenizer import Tokenizer
 from tests.test_adapters import FORMATS, fast_tokenizer
 from tests.test_back_translation import make_model

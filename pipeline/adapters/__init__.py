@@ -13,7 +13,7 @@ import torch
 
 from pipeline.config.params import Other
 from pipeline.evaluation.embedder import Embedder
-from pipeline.text.model_folder import offline
+from pipeline.storage.model_folder import offline
 
 
 def load_other(other: Other, device: torch.device | str = "cpu", batch_size: int = 256) -> Embedder:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipeline.adapters.weights import POSITIONS, find
 from pipeline.evaluation.embedder import Embedder
+from pipeline.storage.model_folder import as_data
 from pipeline.storage.torch_archive import Refused
-from pipeline.text.model_folder import as_data
 
 
 def load_hf_clip(folder: Path, device: torch.device) -> Embedder:

@@ -18,8 +18,8 @@ from torch import Tensor
 from pipeline.adapters.weights import Weights, fill, find_one, read_weights
 from pipeline.evaluation.embedder import Embedder
 from pipeline.models.encoders import is_architecture
+from pipeline.storage.model_folder import as_data, numbers_only, read_json
 from pipeline.storage.torch_archive import Refused
-from pipeline.text.model_folder import as_data, numbers_only, read_json
 
 # What a configuration may state beside numbers. Keys with a word as value, and the words they may have. The names of
 # transformers' models are read for whether there is one: model and tokenizer are those of the folder.

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.adapters.weights import MissingWeights, fill
+from pipeline.storage.model_folder import as_data, read_json
 from pipeline.storage.torch_archive import Refused
-from pipeline.text.model_folder import as_data, read_json
 from pipeline.text.tokenizer import Tokenizer
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

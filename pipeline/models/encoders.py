@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pipeline.config.params import ImageEncoder, TextEncoder
 from pipeline.config.records import ParamsError
 from pipeline.models.keyed_dropout import draw_by_study
+from pipeline.storage.model_folder import configuration
 from pipeline.storage.torch_archive import Refused
-from pipeline.text.model_folder import configuration
 from pipeline.text.tokenizer import from_hub
 
 # Arguments of timm.create_model that read files or change how code is compiled; so do those named pretrained*.

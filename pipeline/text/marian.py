@@ -16,8 +16,8 @@ import torch
 from pipeline.config.devices import cuda_device
 from pipeline.config.params import BackTranslation
 from pipeline.config.records import ParamsError
+from pipeline.storage.model_folder import as_data, fetched
 from pipeline.storage.torch_archive import Refused
-from pipeline.text.model_folder import as_data, fetched
 from pipeline.text.sentences import split_sentences
 
 RECIPE = 1  # to be raised when a text is cut or sampled in another way: what was translated before no longer holds

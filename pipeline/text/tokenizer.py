@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pipeline.config.params import TextEncoder
 from pipeline.config.records import ParamsError
+from pipeline.storage.model_folder import as_data, fetched
 from pipeline.storage.torch_archive import Refused
-from pipeline.text.model_folder import as_data, fetched
 
 MAX_WORDS = 1 << 17  # remembered by a process, some 30 MB; few archives have as many
 MIN_PATIENTS = 5  # whose reports have a word that a vocabulary is learnt from
@@ -225,7 +225,7 @@ def _unmarked(found: Any, local: bool) -> Any:
 
 def from_hub(load: Any, name: str, weights: bool = False, **args: Any) -> Any:
     """Load a text encoder (``weights``), its configuration or its tokenizer by hub name or local folder; what either
-    holds is read as data (``pipeline.text.model_folder``).
+    holds is read as data (``pipeline.storage.model_folder``).
 
     Raises:
         ParamsError: one clear line on what is missing or refused.

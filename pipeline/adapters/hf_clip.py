@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.adapters.weights import POSITIONS, find
 from pipeline.evaluation.embedder import Embedder
-from pipeline.storage.model_folder import as_data
+from pipeline.storage.model_folder import as_data, one_line
 from pipeline.storage.torch_archive import Refused
 
 
@@ -24,21 +24,16 @@ def load_hf_clip(folder: Path, device: torch.device) -> Embedder:
         find(folder, *needed)
     find(folder, "model.safetensors", "pytorch_model.bin", "model-*.safetensors")
     local = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with as_data(folder, weights=True) as clean:
-            config = AutoConfig.from_pretrained(clean, **local)
-            kind = MODEL_MAPPING.get(type(config), object)
-            if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
-                raise Refused(f"{folder / 'config.json'}: model_type: does not embed images and texts")
-            model, report = AutoModel.from_pretrained(
-                clean, config=config, output_loading_info=True, dtype=torch.float32, weights_only=True, **local
-            )
-            processor = AutoImageProcessor.from_pretrained(clean, use_fast=False, **local)
-            tokenizer = AutoTokenizer.from_pretrained(clean, **local)
-    except Refused:
-        raise
-    except Exception as error:  # of any class, and with texts that advise to ask a hub or to trust code
-        raise ValueError(f"{folder}: transformers cannot load this model ({type(error).__name__})") from None
+    with one_line("", f"{folder}: transformers cannot load this model"), as_data(folder, weights=True) as clean:
+        config = AutoConfig.from_pretrained(clean, **local)
+        kind = MODEL_MAPPING.get(type(config), object)
+        if not (hasattr(kind, "get_image_features") and hasattr(kind, "get_text_features")):
+            raise Refused(f"{folder / 'config.json'}: model_type: does not embed images and texts")
+        model, report = AutoModel.from_pretrained(
+            clean, config=config, output_loading_info=True, dtype=torch.float32, weights_only=True, **local
+        )
+        processor = AutoImageProcessor.from_pretrained(clean, use_fast=False, **local)
+        tokenizer = AutoTokenizer.from_pretrained(clean, **local)
     _check(report, folder)
     model.to(device).eval()
     length = _context(model, tokenizer)

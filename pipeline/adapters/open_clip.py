@@ -18,7 +18,16 @@ from torch import Tensor
 from pipeline.adapters.weights import Weights, fill, find_one, read_weights
 from pipeline.evaluation.embedder import Embedder
 from pipeline.models.encoders import is_architecture
-from pipeline.storage.model_folder import as_data, numbers_only, read_json
+from pipeline.storage.model_folder import (
+    LARGEST_NUMBER,
+    LARGEST_PICTURE,
+    as_data,
+    check_numbers,
+    check_size,
+    numbers_only,
+    one_line,
+    read_json,
+)
 from pipeline.storage.torch_archive import Refused
 
 # What a configuration may state beside numbers. Keys with a word as value, and the words they may have. The names of
@@ -72,19 +81,18 @@ def load_open_clip(folder: Path, device: torch.device) -> Embedder:
         find_one(folder, "text/config.json")
     try:
         logging.disable(logging.WARNING)  # "initialized randomly": the weights come below
-        with as_data(folder) as clean, as_data(text) as clean_text:
+        failure = one_line("", f"{path}: open_clip cannot build this model")
+        with failure, as_data(folder) as clean, as_data(text) as clean_text:
             if text_cfg.get("hf_model_name"):
                 text_cfg |= {"hf_model_name": str(clean_text), "hf_model_pretrained": False}
             (clean / path.name).write_text(json.dumps(config), encoding="utf-8")
             here = f"local-dir:{clean}"
-            model = open_clip.create_model(here, load_weights=False, pretrained_text=False)
+            empty = {"load_weights": False, "pretrained_text": False}
+            check_size(partial(open_clip.create_model, here, device="meta", **empty), 2 * weights.stat().st_size, path)
+            model = open_clip.create_model(here, **empty)
             pictures = PreprocessCfg(**model.visual.preprocess_cfg)
             transform = image_transform_v2(pictures, is_train=False)
             tokenizer = open_clip.get_tokenizer(here)
-    except Refused:
-        raise
-    except Exception as error:  # of any class, and with texts that advise to ask a hub
-        raise ValueError(f"{path}: open_clip cannot build this model ({type(error).__name__})") from None
     finally:
         logging.disable(logging.NOTSET)
     fill(model, _tensors(weights), f"{weights}: ")
@@ -118,6 +126,8 @@ def read_config(path: Path) -> dict[str, Any]:
     model = config.get("model_cfg")
     if not isinstance(model, dict) or not isinstance(pictures, dict):
         raise Refused(f"{path}: not a configuration of open_clip with model_cfg and preprocess_cfg")
+    check_numbers(model, LARGEST_NUMBER, f"{path}: model_cfg")
+    check_numbers(pictures, LARGEST_PICTURE, f"{path}: preprocess_cfg")
     towers = [model.get(key) for key in ("vision_cfg", "text_cfg")]
     vision, text = (dict(tower) if isinstance(tower, dict) else {} for tower in towers)
     if not (vision and text):

@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.adapters.weights import MissingWeights, fill
-from pipeline.storage.model_folder import as_data, read_json
-from pipeline.storage.torch_archive import Refused
+from pipeline.storage.model_folder import as_data, json_table, one_line
 from pipeline.text.tokenizer import Tokenizer
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -163,26 +162,24 @@ def wordpieces(folder: Path, bert: Bert, max_tokens: int) -> Tokenizer:
 
     at = folder / "tokenizer"
     config = at / "tokenizer_config.json"
-    try:
-        if (at / "vocab.txt").is_file():
-            lower = read_json(config).get("do_lower_case", True) if config.is_file() else True
+    with_words = (at / "vocab.txt").is_file()
+    if not with_words and not (at / "tokenizer.json").is_file():
+        raise MissingWeights(
+            f"{at}/vocab.txt: not there; the checkpoint does not hold its words, put its BERT's vocab.txt there"
+        )
+    with one_line("", f"{at}: not a tokenizer", "; put its BERT's vocab.txt there"):
+        if with_words:
+            # Only this key is read, so the file may ask for code that nobody runs.
+            lower = json_table(config).get("do_lower_case", True) if config.is_file() else True
             words = (at / "vocab.txt").read_text(encoding="utf-8").split("\n")
             ids = {word: i for i, word in enumerate(words) if word}
             fast = PreTrainedTokenizerFast(
                 tokenizer_object=BertWordPieceTokenizer(ids, lowercase=bool(lower))._tokenizer,
                 **{f"{kind}_token": f"[{kind.upper()}]" for kind in ("pad", "unk", "cls", "sep", "mask")},
             )
-        elif (at / "tokenizer.json").is_file():
+        else:
             with as_data(at) as clean:
                 fast = PreTrainedTokenizerFast.from_pretrained(clean, trust_remote_code=False, local_files_only=True)
-        else:
-            raise MissingWeights(
-                f"{at}/vocab.txt: not there; the checkpoint does not hold its words, put its BERT's vocab.txt there"
-            )
-    except (MissingWeights, Refused):
-        raise
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ValueError(f"{at}: not a tokenizer ({type(error).__name__}); put its BERT's vocab.txt there") from None
     if len(fast) != bert.vocabulary:
         raise ValueError(
             f"{at}: has {len(fast)} words where the checkpoint has {bert.vocabulary}; it is another BERT's"

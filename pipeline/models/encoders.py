@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.config.params import ImageEncoder, TextEncoder
 from pipeline.config.records import ParamsError
 from pipeline.models.keyed_dropout import draw_by_study
-from pipeline.storage.model_folder import configuration
+from pipeline.storage.model_folder import MOST_NUMBERS, check_size, configuration, one_line
 from pipeline.storage.torch_archive import Refused
 from pipeline.text.tokenizer import from_hub
 
@@ -47,13 +49,16 @@ class ImageTower(nn.Module):
         pretrained = options.pretrained and load_weights
         try:
             self.model = timm.create_model(options.name, pretrained=pretrained, num_classes=0, **args)
-        except (OSError, RuntimeError, TypeError) as error:
+            if options.args:
+                _check_rows(self.model, image_size)
+        except Exception as error:  # of any class: arguments reach all parts of an architecture
             if pretrained:
                 raise ParamsError(
                     f"model.image_encoders: weights of {options.name} could not be loaded ({type(error).__name__}); "
                     "they come from the Hugging Face hub: allow network access once, or set pretrained: false"
                 ) from None
-            raise ParamsError(f"model.image_encoders: timm cannot build {options.name}: {error}") from None
+            reason = " ".join(str(error).split())[:200]
+            raise ParamsError(f"model.image_encoders: timm cannot build {options.name}: {reason}") from None
         self.model = self.model.to(memory_format=torch.channels_last)
         self.rows = draw_by_study(self.model, f"model.image_encoders: {options.name}")
         self.width: int = self.model.num_features
@@ -83,29 +88,25 @@ class ImageTower(nn.Module):
         return x.permute(0, 3, 1, 2)  # which in torch's terms is channels-last
 
 
+@torch.no_grad()
+def _check_rows(model: Any, size: int) -> None:
+    """Raise an error of any class unless the model turns pictures of ``size`` x ``size`` into rows of its width."""
+    found = model.eval()(torch.zeros(1, 3, size, size))
+    if found.shape != (1, model.num_features):
+        raise ValueError("args: with these it does not give one row a picture")
+    model.train()
+
+
 class TextTower(nn.Module):
     """A BERT, pooled at the last non-padding token ([SEP] is the paper's [EOS])."""
 
     def __init__(self, options: TextEncoder, vocabulary: int, load_weights: bool) -> None:
         super().__init__()
-        from transformers import AutoConfig, AutoModel, BertModel
-
         self.named = bool(options.name)  # else its architecture is in the run's parameters
-        if options.name and load_weights:
-            self.model = from_hub(
-                BertModel.from_pretrained,
-                options.name,
-                weights=True,
-                add_pooling_layer=False,
-                dtype=torch.float32,  # whatever width it was saved in: autocast decides what is computed in half
-                weights_only=True,
-            )
-        elif options.name:
-            self.model = BertModel(from_hub(AutoConfig.from_pretrained, options.name), add_pooling_layer=False)
+        if options.name:
+            self.model = from_hub(partial(_bert, options.name, load_weights), options.name, weights=load_weights)
         else:
-            sizes = {"model_type": "roformer", "max_position_embeddings": options.max_tokens, **options.args}
-            config = AutoConfig.for_model(vocab_size=vocabulary, **_checked(sizes))
-            self.model = AutoModel.from_config(config, trust_remote_code=False)
+            self.model = _random(options, vocabulary)
             if hasattr(self.model, "pooler"):
                 self.model.pooler = None  # never used: DDP would wait for its gradients
         self.rows = draw_by_study(self.model, "model.text_encoder")
@@ -129,16 +130,54 @@ class TextTower(nn.Module):
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
 
-def _checked(sizes: dict[str, Any]) -> dict[str, Any]:
-    """``model.text_encoder.args`` as they are.
+def _bert(name: str, load_weights: bool, folder: Path, **local: bool) -> Any:
+    """The BERT of a folder, or (``load_weights`` False) one of its sizes.
 
     Raises:
-        ParamsError: one of them is no part of an architecture of transformers.
+        Refused: it is another model, or weights are missing.
     """
-    try:
-        kept = configuration(sizes, "model.text_encoder.args")
-    except Refused as error:
-        raise ParamsError(str(error)) from None
-    if lost := sorted(set(sizes) - set(kept)):
-        raise ParamsError(f"model.text_encoder.args: {lost[0]}: {sizes['model_type']} has no such key")
-    return sizes
+    from transformers import BertConfig, BertModel
+
+    kind = BertConfig.get_config_dict(folder, **local)[0].get("model_type", "bert")  # old files do not say
+    if kind != "bert":
+        raise Refused(f"{name!r} is a {kind}; the text encoder has to be a bert")
+    if not load_weights:
+        config = BertConfig.from_pretrained(folder, **local)
+        check_size(lambda: BertModel(config, add_pooling_layer=False), MOST_NUMBERS, "config.json")
+        return BertModel(config, add_pooling_layer=False)
+    model, found = BertModel.from_pretrained(
+        folder,
+        add_pooling_layer=False,
+        dtype=torch.float32,  # whatever width it was saved in: autocast decides what is computed in half
+        weights_only=True,
+        output_loading_info=True,
+        **local,
+    )
+    if missing := sorted(map(str, found["missing_keys"])):
+        raise Refused(f"{name!r}: its weights are of another model: {missing[0]} is missing ({len(missing)} in all)")
+    return model
+
+
+def _random(options: TextEncoder, vocabulary: int) -> Any:
+    """The text encoder of ``model.text_encoder.args``, with random weights.
+
+    Raises:
+        ParamsError: one of them is no part of an architecture of transformers, or none can be made of them.
+    """
+    from transformers import AutoConfig, AutoModel
+
+    sizes = {"model_type": "roformer", "max_position_embeddings": options.max_tokens, **options.args}
+    key, kind = "model.text_encoder.args: ", sizes["model_type"]
+    with one_line("", key + "not an architecture", kind=ParamsError):
+        kept = configuration(sizes, key.removesuffix(": "))
+    known = {"model_type", *vars(AutoConfig.for_model(kind)), *AutoConfig.for_model(kind).attribute_map}
+    if lost := sorted(set(sizes) - (set(kept) & known)):
+        raise ParamsError(f"{key}{lost[0]}: {kind} has no such key")
+    with one_line(key, f"{kind} cannot be built of them", kind=ParamsError):
+        config = AutoConfig.for_model(vocab_size=vocabulary, **sizes)
+        build = partial(AutoModel.from_config, config, trust_remote_code=False)
+        check_size(build, MOST_NUMBERS, kind)
+        model = build()
+        with torch.no_grad():  # some models find only then that their sizes do not go together
+            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
+        return model.train()

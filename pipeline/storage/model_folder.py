@@ -10,15 +10,28 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from pipeline.storage.tokenizer_file import LARGEST as LARGEST_TOKENIZER
+from pipeline.storage.tokenizer_file import check_tokenizer
 from pipeline.storage.torch_archive import Refused, check_archive
 
 LARGEST = 16 << 20  # bytes of a JSON file that is read here
+LARGEST_NUMBER = 1 << 24  # in a configuration: no vocabulary has as many words, and no model as many layers or pixels
+LARGEST_PICTURE = 1 << 13  # pixels of a side that a picture is resized to
+MOST_TENSORS = 1 << 12  # of a model; the largest CLIP has 1,300
+MOST_NUMBERS = 1 << 30  # of a model whose weights are in no file, 4 GB
 TOKENIZER_JSON = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 IMAGE_JSON = ("preprocessor_config.json", "processor_config.json")
 # Read by parsers of data alone: JSON, lines of text, protobuf.
@@ -51,7 +64,7 @@ IMAGE_WORDS = ("image_processor_type", "feature_extractor_type", "data_format", 
 # What a word may look like where it names a class of transformers or torch.
 NAMES = {
     "tokenizer_class": re.compile(r"[A-Za-z0-9]+Tokenizer(Fast)?|TokenizersBackend|SentencePieceBackend"),
-    "image_processor_type": re.compile(r"[A-Za-z0-9]+ImageProcessor(Fast|Pil)?"),
+    "image_processor_type": re.compile(r"[A-Za-z0-9]+(ImageProcessor(Fast|Pil)?|FeatureExtractor)"),
     "feature_extractor_type": re.compile(r"[A-Za-z0-9]+FeatureExtractor"),
     "dtype": re.compile(r"b?float(16|32|64)"),
     "torch_dtype": re.compile(r"b?float(16|32|64)"),
@@ -94,18 +107,74 @@ def fetched(name: str, weights: bool = False) -> Path:
 
 
 @contextmanager
+def one_line(key: str, says: str, advice: str = "", kind: type[ValueError] = Refused) -> Iterator[None]:
+    """Within it whatever a library raises that reads a model becomes a ``kind`` of one line.
+
+    The library's own text may quote a file or advise to trust it, so it is left out: the line is ``key`` and the reason
+    of a ``Refused``, or else ``key``, ``says``, the error's type and ``advice``.
+    """
+    try:
+        yield
+    except Refused as error:
+        raise kind(f"{key}{error}") from None
+    except BaseException as error:
+        # What the tokenizers library raises if it fails within is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise kind(f"{key}{says} ({type(error).__name__}){advice}") from None
+
+
+@contextmanager
+def bounded(most: int, where: object) -> Iterator[None]:
+    """Within it no more than ``most`` numbers and ``MOST_TENSORS`` tensors become part of new modules.
+
+    torch tells of a tensor before it is written to, when it has taken addresses but no memory.
+
+    Raises:
+        Refused: a model has more. ``where`` is for the message.
+    """
+    left = [most, MOST_TENSORS]
+
+    def count(_: nn.Module, __: str, tensor: torch.Tensor | None) -> None:
+        left[0] -= 0 if tensor is None else tensor.numel()
+        left[1] -= 1
+        if min(left) < 0:
+            raise Refused(f"{where}: states a larger model than can be; its sizes are not those of its weights")
+
+    watches = [
+        watch(count)
+        for watch in (register_module_parameter_registration_hook, register_module_buffer_registration_hook)
+    ]
+    try:
+        yield
+    finally:
+        for handle in watches:
+            handle.remove()
+
+
+def check_size(build: Callable[[], Any], most: int, where: object) -> None:
+    """Build a model once without memory for its numbers; raises as ``bounded`` and ``build`` do."""
+    with torch.device("meta"), bounded(most, where):
+        build()
+
+
+@contextmanager
 def as_data(folder: Path, weights: bool = False) -> Iterator[Path]:
     """A temporary folder with what of ``folder`` is data, for transformers to read; offline while it is there.
 
     Links of the folder are followed, as the hub's cache consists of them; what they lead to is read as data, too.
 
     Args:
-        weights: also the first of ``WEIGHTS``, after a look at it.
+        weights: also the first of ``WEIGHTS``, after a look at it; a model that is made within may be as large as they.
 
     Raises:
-        Refused: a JSON file has a key that asks for code or for another model, or is none.
+        Refused: a JSON file has a key that asks for code or for another model, or is none, or a model is too large.
     """
-    with offline(), TemporaryDirectory(prefix="model-") as name:
+    files = _weights(folder) if weights else []
+    # Words may be there up to four times before the places that share them do, and a number has two bytes or more.
+    most = 2 * sum((folder / file).stat().st_size for file in files if (folder / file).is_file())
+    limit = bounded(most, folder / "config.json") if files else nullcontext()
+    with offline(), limit, TemporaryDirectory(prefix="model-") as name:
         clean = Path(name)
         keep: dict[str, Callable[[Mapping[str, Any], Path], dict[str, Any]]] = {"config.json": configuration}
         keep |= dict.fromkeys(TOKENIZER_JSON, _tokenizer) | dict.fromkeys(IMAGE_JSON, _image_processor)
@@ -113,29 +182,44 @@ def as_data(folder: Path, weights: bool = False) -> Iterator[Path]:
             if (folder / file).is_file():
                 table = kept(read_json(folder / file), folder / file)
                 (clean / file).write_text(json.dumps(table), encoding="utf-8")
-        for file in (*VOCABULARIES, *(_weights(folder) if weights else ())):
+        if (folder / "tokenizer.json").is_file():
+            check_tokenizer(json_table(folder / "tokenizer.json", LARGEST_TOKENIZER), folder / "tokenizer.json")
+        for file in (*VOCABULARIES, *files):
             if (folder / file).is_file():
                 (clean / file).symlink_to((folder / file).resolve())
         yield clean
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A table from a JSON file.
+    """A table from a JSON file that transformers will read.
 
     Raises:
-        Refused: it is none, is too large, or has a key among ``REFUSED``, at any depth.
+        Refused: as ``json_table``, or the table has a key among ``REFUSED``, at any depth.
+    """
+    found = json_table(path)
+    try:
+        _refuse(found, path)
+    except RecursionError:
+        raise Refused(f"{path}: a table within a table too often; refused") from None
+    return found
+
+
+def json_table(path: Path, most: int = LARGEST) -> dict[str, Any]:
+    """A table from a JSON file of ``most`` bytes.
+
+    Raises:
+        Refused: it is none or is too large.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise Refused(f"{path}: larger than {LARGEST >> 20} MB; refused")
+        if path.stat().st_size > most:
+            raise Refused(f"{path}: larger than {most >> 20} MB; refused")
         found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError
-        _refuse(found, path)
     except Refused:
         raise
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"{path}: not a table in JSON ({type(error).__name__}); download it again") from None
+    if not isinstance(found, dict):
+        raise Refused(f"{path}: not a table in JSON; download it again")
     return found
 
 
@@ -154,6 +238,7 @@ def configuration(table: Mapping[str, Any], where: object) -> dict[str, Any]:
     kind = table.get("model_type")
     if kind is not None and (not isinstance(kind, str) or kind not in CONFIG_MAPPING or kind in ELSEWHERE):
         raise Refused(f"{where}: model_type: not a model that is part of transformers; no other can be read")
+    check_numbers(table, LARGEST_NUMBER, where)
     return _fields(table, CONFIG_MAPPING[kind] if kind else PreTrainedConfig, where)
 
 
@@ -168,6 +253,7 @@ def _fields(table: Mapping[str, Any], kind: type, where: object) -> dict[str, An
     parts = getattr(kind, "sub_configs", {})
     own = {*CONFIG_WORDS, *(field.name for field in fields(kind))}
     kept = _kept(table, own.__contains__, where)
+    kept.pop("num_labels", None)  # a name is made for each, and no model here has any
     for key, value in table.items():
         # Old files of CLIP have text_config_dict beside text_config.
         if isinstance(value, Mapping) and (part := parts.get(key.removesuffix("_dict"))):
@@ -181,7 +267,11 @@ def _tokenizer(table: Mapping[str, Any], where: object) -> dict[str, Any]:
 
 
 def _image_processor(table: Mapping[str, Any], where: object) -> dict[str, Any]:
+    for key in ("size", "crop_size", "pad_size"):
+        check_numbers(table.get(key), LARGEST_PICTURE, f"{where}: {key}")
     kept = _kept(table, IMAGE_WORDS.__contains__, where)
+    if isinstance(name := kept.get("image_processor_type"), str):  # which until 2023 was called otherwise
+        kept["image_processor_type"] = name.replace("FeatureExtractor", "ImageProcessor")
     if isinstance(table.get("image_processor"), Mapping):
         kept["image_processor"] = _kept(table["image_processor"], IMAGE_WORDS.__contains__, where)
     return kept
@@ -192,6 +282,14 @@ def _kept(table: Mapping[str, Any], word: Callable[[str], bool], where: object) 
         if isinstance(table.get(key), str) and not form.fullmatch(table[key]):
             raise Refused(f"{where}: {key}: not the name of anything that may be there; refused")
     return {key: value for key, value in table.items() if word(key) or numbers_only(value)}
+
+
+def check_numbers(value: Any, most: int, where: object) -> None:
+    """Raise ``Refused`` if a number in a value of JSON is above ``most``."""
+    for part in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        check_numbers(part, most, where)
+    if isinstance(value, int | float) and value > most:
+        raise Refused(f"{where}: has a number above {most}; no model of this size can be read")
 
 
 def _refuse(table: Any, where: object) -> None:

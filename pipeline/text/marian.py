@@ -16,10 +16,13 @@ import torch
 from pipeline.config.devices import cuda_device
 from pipeline.config.params import BackTranslation
 from pipeline.config.records import ParamsError
-from pipeline.storage.model_folder import as_data, fetched
-from pipeline.storage.torch_archive import Refused
+from pipeline.storage.model_folder import as_data, fetched, one_line
 from pipeline.text.sentences import split_sentences
 
+MISSING = (
+    "; give a local folder with config.json, model.safetensors, source.spm, target.spm and vocab.json, or allow access "
+    "to the Hugging Face hub once"
+)
 RECIPE = 1  # to be raised when a text is cut or sampled in another way: what was translated before no longer holds
 TOP_K = 50  # candidates of a beam's step: transformers' default, which whoever names beams and temperature alone gets
 # Why a text has no translation.
@@ -201,21 +204,14 @@ def _load(key: str, name: str) -> tuple[Any, Any, str]:
     from transformers import MarianMTModel, MarianTokenizer
 
     local = {"trust_remote_code": False, "local_files_only": True}
-    try:
-        with warnings.catch_warnings(), as_data(fetched(name, weights=True), weights=True) as folder:
-            warnings.simplefilter("ignore")  # advice on another package
+    with one_line(f"{key}: ", f"{name!r} could not be loaded", MISSING, ParamsError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on another package
+        with as_data(fetched(name, weights=True), weights=True) as folder:
             tokenizer = MarianTokenizer.from_pretrained(folder, **local)
             model, found = MarianMTModel.from_pretrained(
                 folder, weights_only=True, dtype=torch.float32, output_loading_info=True, **local
             )
             digest = _digest(model, tokenizer)
-    except Refused as error:
-        raise ParamsError(f"{key}: {error}") from None
-    except Exception as error:
-        raise ParamsError(
-            f"{key}: {name!r} could not be loaded ({type(error).__name__}); give a local folder with config.json, "
-            "model.safetensors, source.spm, target.spm and vocab.json, or allow access to the Hugging Face hub once"
-        ) from None
     if found["missing_keys"] or found["mismatched_keys"]:
         raise ParamsError(f"{key}: {name!r} does not hold all weights of a MarianMT model")
     # Some machines have the package that tidies punctuation and some do not; the words must not depend on it.

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from pipeline.config.params import TextEncoder
 from pipeline.config.records import ParamsError
-from pipeline.storage.model_folder import as_data, fetched
-from pipeline.storage.torch_archive import Refused
+from pipeline.storage.model_folder import as_data, fetched, one_line
 
+MISSING = (
+    "; give a local folder with config.json, model.safetensors and vocab.txt, or allow access to the Hugging Face hub "
+    "once"
+)
 MAX_WORDS = 1 << 17  # remembered by a process, some 30 MB; few archives have as many
 MIN_PATIENTS = 5  # whose reports have a word that a vocabulary is learnt from
 MAX_TEXTS = 1 << 13  # where a tokenizer wants texts whole
@@ -230,14 +233,7 @@ def from_hub(load: Any, name: str, weights: bool = False, **args: Any) -> Any:
     Raises:
         ParamsError: one clear line on what is missing or refused.
     """
-    try:
-        with as_data(fetched(name, weights), weights) as folder:
-            found = load(folder, trust_remote_code=False, local_files_only=True, **args)
-            return _unmarked(found, Path(name).is_dir())
-    except Refused as error:
-        raise ParamsError(f"model.text_encoder.name: {error}") from None
-    except (OSError, ValueError) as error:
-        raise ParamsError(
-            f"model.text_encoder.name: {name!r} could not be loaded ({type(error).__name__}); give a local folder with "
-            "config.json, model.safetensors and vocab.txt, or allow access to the Hugging Face hub once"
-        ) from None
+    with one_line("model.text_encoder.name: ", f"{name!r} could not be loaded", MISSING, ParamsError):
+        folder = fetched(name, weights)
+        with as_data(folder, weights) as clean:
+            return _unmarked(load(clean, trust_remote_code=False, local_files_only=True, **args), folder == Path(name))

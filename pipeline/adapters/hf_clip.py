@@ -14,6 +14,7 @@ from pipeline.adapters.weights import POSITIONS, find
 from pipeline.evaluation.embedder import Embedder
 from pipeline.storage.model_folder import as_data, one_line
 from pipeline.storage.torch_archive import Refused
+from pipeline.text.tokenizer import tried
 
 
 def load_hf_clip(folder: Path, device: torch.device) -> Embedder:
@@ -33,7 +34,7 @@ def load_hf_clip(folder: Path, device: torch.device) -> Embedder:
             clean, config=config, output_loading_info=True, dtype=torch.float32, weights_only=True, **local
         )
         processor = AutoImageProcessor.from_pretrained(clean, use_fast=False, **local)
-        tokenizer = AutoTokenizer.from_pretrained(clean, **local)
+        tokenizer = tried(AutoTokenizer.from_pretrained(clean, **local))
     _check(report, folder)
     model.to(device).eval()
     length = _context(model, tokenizer)

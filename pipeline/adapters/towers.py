@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.adapters.weights import MissingWeights, fill
 from pipeline.storage.model_folder import as_data, json_table, one_line
-from pipeline.text.tokenizer import Tokenizer
+from pipeline.text.tokenizer import Tokenizer, tried
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -180,6 +180,7 @@ def wordpieces(folder: Path, bert: Bert, max_tokens: int) -> Tokenizer:
         else:
             with as_data(at) as clean:
                 fast = PreTrainedTokenizerFast.from_pretrained(clean, trust_remote_code=False, local_files_only=True)
+        tried(fast)
     if len(fast) != bert.vocabulary:
         raise ValueError(
             f"{at}: has {len(fast)} words where the checkpoint has {bert.vocabulary}; it is another BERT's"

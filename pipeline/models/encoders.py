@@ -179,5 +179,5 @@ def _random(options: TextEncoder, vocabulary: int) -> Any:
         check_size(build, MOST_NUMBERS, kind)
         model = build()
         with torch.no_grad():  # some models find only then that their sizes do not go together
-            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long))
+            model.eval()(input_ids=torch.zeros(1, 2, dtype=torch.long), attention_mask=torch.ones(1, 2))
         return model.train()

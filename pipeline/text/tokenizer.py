@@ -141,7 +141,8 @@ class Tokenizer:
         if options.name:
             from transformers import AutoTokenizer
 
-            return cls(from_hub(AutoTokenizer.from_pretrained, options.name), options.max_tokens)
+            load = lambda folder, **local: tried(AutoTokenizer.from_pretrained(folder, **local))  # noqa: E731
+            return cls(from_hub(load, options.name), options.max_tokens)
         from tokenizers import BertWordPieceTokenizer
         from transformers import PreTrainedTokenizerFast
 
@@ -216,6 +217,13 @@ def _frame(tokenizer: Any) -> tuple[list[int], list[int]] | None:
         if [*nothing[:i], *bare, *nothing[i:]] == framed:
             return nothing[:i], nothing[i:]
     return None
+
+
+def tried(tokenizer: Any) -> Any:
+    """A tokenizer of transformers as it is; some that are damaged fail only where they are given a text, with an error
+    of any class."""
+    tokenizer(["", "a word"])
+    return tokenizer
 
 
 def _unmarked(found: Any, local: bool) -> Any:

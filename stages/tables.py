@@ -16,7 +16,7 @@ from pipeline.tracking import mlflow_runs
 from stages import run
 
 INDEX, RESULTS, AUDIT, OUT = Path("data/index"), Path("data/results"), Path("data/audit"), Path("reports")
-PRIVATE = Path("data/page_with_patients.html")  # where git, DVC and MLflow do not look
+WITH_PATIENTS = Path("data/page_with_patients.html")  # where git, DVC and MLflow do not look
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
         written += [write_text(OUT / n, (AUDIT / n).read_text(encoding="utf-8")) for n in ("leakage.md", "leakage.csv")]
         pages = {OUT / "index.html": replace(params, report=Report(show_patient_data=False))}
         if params.report.show_patient_data and len(phantom) < len(summaries):
-            pages[PRIVATE] = params
-            print(f"tables: {PRIVATE} shows patients: not for git", file=sys.stderr)
+            pages[WITH_PATIENTS] = params
+            print(f"tables: {WITH_PATIENTS} shows patients: not for git", file=sys.stderr)
         for place, shown in pages.items():
             html = page.render_page(shown, built, summaries, results, missing, INDEX, load_view)
             write_text(place, html)

@@ -65,6 +65,30 @@ def test_expand_refuses_what_it_cannot_read(template: str) -> None:
         expand(template, "mass")
 
 
+@pytest.mark.parametrize(
+    ("template", "word", "why"),
+    [
+        ("[a, b]" * 30 + " c.", "", "too many"),
+        (f"[{'a,' * 300}a] [{'b,' * 300}b].", "", "too many"),
+        ("a [b, c] {}{}{}.", "x" * 1_000_000, "too many"),
+        ("[" * 2000 + "a" + "]" * 2000 + ".", "", "brackets in one another"),
+        ("a" * 20_000 + ".", "", "longer than"),
+    ],
+)
+def test_a_template_cannot_ask_for_more_than_memory_holds(template: str, word: str, why: str) -> None:
+    with pytest.raises(PromptError, match=why) as error:
+        expand(template, word)
+    assert len(str(error.value)) < 150
+
+
+def test_a_values_sentences_are_bounded_together(tmp_path: Path) -> None:
+    many = f"[{', '.join(map(str, range(300)))}]"
+    text = SMALL.replace('"[pulmonary, lung] mass"', f'"{many} mass"').replace("no {}.", f"{many} of {'x' * 100} {{}}.")
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(PromptError, match=r"Mass\.negative: .*characters"):
+        prompts.load_templates(tmp_path / "bad.yaml")
+
+
 def test_the_default_negatives_are_the_papers_grammar(ours: PromptSentences) -> None:
     adjectives = ("visible", "definite", "obvious", "appreciable", "evident")
     tails = ["", "radiographic evidence for ", *(f"{a} " for a in adjectives)]
@@ -215,11 +239,14 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("Mass: {", "Mass: [", ["line 5", "YAML"]),
         ('["the lungs are clear."]', "[]", ["No Finding", "positive"]),
         ("default:", "defaults:", ["defaults", "unknown key"]),
+        ("default:", "like: gone\ndefault:", ["like", "gone", "not found"]),
+        ("default:", "like: like.yaml\ndefault:", ["classes.Mass", "expected the keys"]),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, old: str, new: str, words: list[str]) -> None:
     assert old in SMALL
     (tmp_path / "bad.yaml").write_text(SMALL.replace(old, new))
+    (tmp_path / "like.yaml").write_text(SMALL.replace('{expressions: ["[pulmonary, lung] mass"]}', "words"))
     with pytest.raises(PromptError) as error:
         prompts.load_templates(tmp_path / "bad.yaml")
     message = str(error.value)

@@ -189,6 +189,12 @@ def test_a_sample_depends_on_its_seed_and_keeps_the_lists_order(tmp_path):
         (own(prompts={"lists": {"A": []}}), "test_sets.mine.prompts: A has no prompt"),
         (own(prompts={"lists": {"A": "a"}}), "test_sets.mine.prompts.lists.A: expected a list"),
         (own(prompts={"grid": {"A": {"x": []}}}), "test_sets.mine.prompts.grid.A: expected lists of terms"),
+        (
+            own(prompts={"grid": {"A": {str(n): ["a", "b"] for n in range(40)}}}),
+            "test_sets.mine.prompts.grid.A: too many",
+        ),
+        (own(prompts={"positive": ["{}" * 9999], "classes": ["A" * 999]}), "test_sets.mine.prompts.positive: '{}{}{"),
+        (own(dataset="x" * 9999), f"test_sets.mine.dataset: '{'x' * 56}... is no test set; known"),
         (own(prompts={"grid": {"A": {}}}), "test_sets.mine.prompts.grid.A: expected lists of terms"),
         (own(prompts={"grid": {"A": {"x": ["", "b"]}}}), "test_sets.mine.prompts: A has a blank prompt"),
         (own(prompts={"file": "gone.yaml", "classes": ["A"]}), "test_sets.mine."),
@@ -221,6 +227,7 @@ def test_one_line_names_what_cannot_be_used(tmp_path, raw, says):
     with pytest.raises(ProtocolError) as error:
         protocols.load_protocol(path)
     assert str(error.value).startswith(f"{path}: {says}") and "\n" not in str(error.value)
+    assert len(str(error.value)) < len(path) + 250
 
 
 def test_chestxray14_asks_for_each_of_its_classes(tmp_path):

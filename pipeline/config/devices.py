@@ -10,10 +10,10 @@ import torch
 from pipeline.config.records import ParamsError
 
 
-def turn() -> int:
-    """The number of this process among those that ``make repro`` runs side by side (its Makefile sets ``CXR_TURN``), by
-    which they take the machine's devices in turn; 0 for a process by itself."""
-    return int(os.environ.get("CXR_TURN") or 0)
+def own_device() -> int:
+    """The number of the CUDA device that this process takes; there is one at least. Processes that ``make repro`` runs
+    side by side take them in turn, by the number that its Makefile gives them; a process by itself takes 0."""
+    return int(os.environ.get("CXR_TURN") or 0) % torch.cuda.device_count()
 
 
 def cuda_device(number: int, key: str) -> torch.device:

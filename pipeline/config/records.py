@@ -56,7 +56,7 @@ def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
 
 def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:
     if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-        raise ValueError(f"{_show(twice[0])} is there twice; expected each once")
+        raise ValueError(f"{shown(twice[0])} is there twice; expected each once")
     return values
 
 
@@ -169,12 +169,12 @@ def _line(cls: type, error: ErrorDetails, at: str) -> str:
         return f"{key}: a name is letters, digits and _, a letter first, 64 at most"
     kind = kind_at(cls, place)
     if what == "literal_error":
-        return f"{key}: {_show(value)} is none of {', '.join(map(str, typing.get_args(kind)))}"
+        return f"{key}: {shown(value)} is none of {', '.join(map(str, typing.get_args(kind)))}"
     if what.startswith(("greater_than", "less_than")):
-        return f"{key}: {_show(value)} is outside {_bounds(cls, place)}"
+        return f"{key}: {shown(value)} is outside {_bounds(cls, place)}"
     if what == "value_error":
         return f"{key}: {context['error']}"
-    return f"{key}: expected {WANTED[what.partition('_')[0]]}, got {_show(value)}"
+    return f"{key}: expected {WANTED[what.partition('_')[0]]}, got {shown(value)}"
 
 
 def kind_at(kind: Any, place: Iterable[str | int], bare: bool = True) -> Any:
@@ -223,10 +223,11 @@ def _dotted(at: str, place: Iterable[str | int]) -> str:
         if isinstance(step, int):
             text += f"[{step}]"
         else:  # a key of the file, which may hold anything
-            text += f".{step}" if re.fullmatch(r"[\w-]{1,64}", step) else f".{_show(step)}"
+            text += f".{step}" if re.fullmatch(r"[\w-]{1,64}", step) else f".{shown(step)}"
     return text.removeprefix(".") or "the file"
 
 
-def _show(raw: Any) -> str:
+def shown(raw: Any) -> str:
+    """A value of a file as a message quotes it: 60 characters at most."""
     text = repr(raw)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from pipeline.config.devices import computes_bf16, cuda_device, turn
+from pipeline.config.devices import computes_bf16, cuda_device, own_device
 
 
 def evaluation_device(threads: int) -> torch.device:
-    """Where models are evaluated: on CUDA if there is any, of several devices one by ``turn``, else on the CPU in so
-    many threads (0 = torch's choice).
+    """Where models are evaluated: on CUDA if there is any (``own_device``), else on the CPU in so many threads (0: as
+    many as torch chooses).
 
     A fixed number of threads makes figures independent of the number of cores.
 
@@ -23,7 +23,7 @@ def evaluation_device(threads: int) -> torch.device:
         torch.set_num_threads(threads)
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return cuda_device(turn() % torch.cuda.device_count(), "evaluate")
+    return cuda_device(own_device(), "evaluate")
 
 
 def evaluation_autocast(device: torch.device) -> AbstractContextManager[Any]:

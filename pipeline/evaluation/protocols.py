@@ -7,7 +7,7 @@ own is named by its path. Prompts are used letter for letter.
 
 from __future__ import annotations
 
-import re
+import math
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import field
@@ -18,13 +18,12 @@ from typing import Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.records import RECORD, Count, Flag, ParamsError, hint, read_record
+from pipeline.config.records import NAME, RECORD, Count, Flag, ParamsError, hint, read_record, shown
 from pipeline.config.yaml_file import YamlFileError, read_yaml
 from pipeline.datasets import tested, used_for
 from pipeline.text import prompts as templates
 
 FOLDER = Path(__file__).parent / "protocols"
-NAME = re.compile(r"[A-Za-z0-9_]+")  # both stand in the names of metrics
 WAYS = ("positive", "grid", "lists", "file", "as_in")
 
 
@@ -133,12 +132,12 @@ def load_protocol(name: str) -> Protocol:
     """
     path = _path(name)
     if not NAME.fullmatch(path.stem):
-        raise ProtocolError(f"{path}: a protocol's name is letters, digits and _; rename the file")
+        raise ProtocolError(f"{path}: a protocol's name is letters, digits and _, a letter first; rename the file")
     tasks = {}
     found = _read(path)
     for key, rule in found.test_sets.items():
         if not NAME.fullmatch(key):
-            raise ProtocolError(f"{path}: test_sets.{key}: a test set's name is letters, digits and _")
+            raise ProtocolError(f"{path}: test_sets.{key}: a test set's name is letters, digits and _, a letter first")
         try:
             _known(rule.dataset)
             positive, negative = _sides(rule.prompts, path)
@@ -215,7 +214,8 @@ def _path(name: str) -> Path:
     if not path.is_file():
         known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
         raise ProtocolError(
-            f"evaluate.protocols: {name!r} is none of {', '.join(known)}{hint(name, known)}, nor a path of a .yaml file"
+            f"evaluate.protocols: {shown(name)} is none of {', '.join(known)}{hint(name, known)}, nor a path of a "
+            ".yaml file"
         )
     return path
 
@@ -233,7 +233,9 @@ def _read(path: Path) -> _File:
 
 def _known(dataset: str) -> None:
     if dataset not in (known := tested()):
-        raise ProtocolError(f"dataset: {dataset!r} is no test set; known are {', '.join(known)}{hint(dataset, known)}")
+        raise ProtocolError(
+            f"dataset: {shown(dataset)} is no test set; known are {', '.join(known)}{hint(dataset, known)}"
+        )
 
 
 def _check_retrieval(found: dict[str, RetrievalSet], path: Path) -> None:
@@ -242,10 +244,10 @@ def _check_retrieval(found: dict[str, RetrievalSet], path: Path) -> None:
     for key, rule in found.items():
         at = f"{path}: retrieval.{key}"
         if not NAME.fullmatch(key):
-            raise ProtocolError(f"{at}: a retrieval set's name is letters, digits and _")
+            raise ProtocolError(f"{at}: a retrieval set's name is letters, digits and _, a letter first")
         if rule.dataset not in (known := used_for("retrieval")):
             close = hint(rule.dataset, known)
-            raise ProtocolError(f"{at}.dataset: {rule.dataset!r} is none with reports: {', '.join(known)}{close}")
+            raise ProtocolError(f"{at}.dataset: {shown(rule.dataset)} is none with reports: {', '.join(known)}{close}")
         if rule.dataset in taken:
             raise ProtocolError(f"{at}.dataset: {rule.dataset} is searched by {taken[rule.dataset]} already")
         if not rule.text or len(set(rule.text)) < len(rule.text):
@@ -288,11 +290,11 @@ def _sides(spec: PromptRule, path: Path) -> tuple[dict[str, list[str]], dict[str
 def _of_another(reference: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     name, slash, key = reference.rpartition("/")
     if not slash:
-        raise ProtocolError(f"prompts.as_in: {reference!r} is not <protocol>/<test set>")
+        raise ProtocolError(f"prompts.as_in: {shown(reference)} is not <protocol>/<test set>")
     path = _path(name)
     others = _read(path).test_sets
     if key not in others:
-        raise ProtocolError(f"prompts.as_in: {path} has no test set {key!r}{hint(key, others)}")
+        raise ProtocolError(f"prompts.as_in: {path} has no test set {shown(key)}{hint(key, others)}")
     if others[key].prompts.as_in:
         raise ProtocolError(f"prompts.as_in: {reference} itself refers to {others[key].prompts.as_in}; name that")
     return _sides(others[key].prompts, path)
@@ -303,16 +305,23 @@ def _filled(spec: PromptRule, side: Literal["positive", "negative"]) -> dict[str
     found: tuple[str, ...] = getattr(spec, side)
     for text in found:
         if any(brace in text.replace("{}", "") for brace in "{}"):
-            raise ProtocolError(f"prompts.{side}: {text!r}: a brace is not {{}}, the place of the class")
+            raise ProtocolError(f"prompts.{side}: {shown(text)}: a brace is not {{}}, the place of the class")
         if not text.strip():
             raise ProtocolError(f"prompts.{side}: a blank prompt")
+        if text.count("{}") * sum(map(len, spec.classes)) > templates.MOST_TEXT:
+            raise ProtocolError(f"prompts.{side}: {shown(text)}: too long once the class is put in")
         if "{}" not in text and len(spec.classes) > 1:
-            raise ProtocolError(f"prompts.{side}: {text!r} is the same for every class; put {{}} where the class goes")
+            raise ProtocolError(
+                f"prompts.{side}: {shown(text)} is the same for every class; put {{}} where the class goes"
+            )
     return {name: [text.replace("{}", name) for text in found] for name in spec.classes} if found else {}
 
 
 def _combined(name: str, lists: dict[str, tuple[str, ...]]) -> list[str]:
     """Every combination of a class's lists, the last varying fastest; repeated terms count each time."""
+    terms = [sum(map(len, terms)) + len(terms) for terms in lists.values()]
+    if math.prod(map(len, lists.values())) * sum(terms) > templates.MOST_TEXT:
+        raise ProtocolError(f"prompts.grid.{name}: too many combinations; name fewer terms")
     combinations = [" ".join(filter(None, terms)) for terms in product(*lists.values())] if lists else []
     if not combinations:
         raise ProtocolError(f"prompts.grid.{name}: expected lists of terms, none of them empty")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import struct
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,12 +72,28 @@ def load_arrays(path: Path, remedy: str) -> dict[str, np.ndarray]:
         ValueError: it is not there or damaged; one line with ``remedy``, the command that writes it.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        return read_arrays(path.read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path}: not found; run: {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; run: {remedy}") from None
+
+
+def read_arrays(stored: bytes) -> dict[str, np.ndarray]:
+    """The arrays of the content of an .npz file by name.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
     except Exception:  # zipfile, zlib and NumPy have a dozen types for damage
-        raise ValueError(f"{path}: damaged; run: {remedy}") from None
+        raise ValueError("damaged") from None
+    # zipfile holds each entry against its checksum, but not their number against that of the file's last record.
+    if struct.unpack_from("<H", stored, len(stored) - 12)[0] != len(found):
+        raise ValueError("damaged")
+    return found
 
 
 def metric_values(found: dict[str, Any]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.config.places import without_places
 from pipeline.config.run_config import RunConfig, read_run_config, write_run_config
 from pipeline.models.cxr_clip import CxrClip
 from pipeline.models.mixed import MixedNet, build_mixed
@@ -36,9 +37,7 @@ def save_model(model: Net, tokenizer: Tokenizer, config: RunConfig, folder: Path
     README.md, which says so."""
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / WEIGHTS, model.state_dict())
-    name = config.text_encoder.name
-    if name.startswith(("/", "~", ".")):  # a place on this machine, which is nobody's business
-        name = Path(name).name
+    name = without_places(config.text_encoder.name)
     write_run_config(folder / "run.json", replace(config, text_encoder=replace(config.text_encoder, name=name)))
     tokenizer.save(folder)
     model.save_configs(folder)

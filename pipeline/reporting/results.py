@@ -17,6 +17,7 @@ import yaml
 
 from pipeline.evaluation.measure import Measure, measure_from_record
 from pipeline.evaluation.metric_key import RSUM, Direction, MetricKey, key_from_record, read_key
+from pipeline.evaluation.store import read_arrays
 from pipeline.reporting.totals import add_totals, means_over_trainings
 
 PAPER_FILE = Path(__file__).with_name("paper.yaml")
@@ -207,8 +208,9 @@ def _read_evaluation(run: RunResult, kind: str, path: str, text: bytes, read: Re
         raise ResultsError(f"{path}: belongs to run {raw.get('run')!r}; run: dvc repro -f {stage}")
     beside = path.removesuffix("json") + "npz"
     try:
-        samples = _samples(read(beside))
-    except Exception:  # zipfile, zlib and NumPy have a dozen types for damage
+        found = {} if (stored := read(beside)) is None else read_arrays(stored)
+        samples = {name: values.astype(np.float64) for name, values in found.items()}
+    except ValueError:
         raise ResultsError(f"{beside}: not samples of metrics; run: dvc repro -f {stage}") from None
     try:
         removed = {where: int(count) for where, count in raw.get("removed", {}).items()}
@@ -245,14 +247,6 @@ def _measure(
         return measure_from_record(record, bounds, removed, samples)
     except ValueError as error:
         raise ResultsError(f"{path}: {where}.{error}") from None
-
-
-def _samples(stored: bytes | None) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file as float64; {} where there is no file."""
-    if stored is None:
-        return {}
-    with np.load(io.BytesIO(stored), allow_pickle=False) as arrays:
-        return {name: arrays[name].astype(np.float64) for name in arrays.files}
 
 
 def headline_metrics(results: Mapping[str, RunResult]) -> dict[str, dict[str, float]]:

@@ -7,15 +7,17 @@ A label data set has no reports. Its captions are made of one sentence a class, 
 
 from __future__ import annotations
 
-import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.config.records import hint, shown
 from pipeline.config.yaml_file import YamlFileError, read_yaml
 from pipeline.storage.atomic import write_text
 from pipeline.study import NEGATIVE, POSITIVE, UNCERTAIN
@@ -27,6 +29,13 @@ PROMPT_CLASSES = (  # what a prompt file may describe: CheXpert's labels, then t
     "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
     "Infiltration", "Mass", "Nodule", "Emphysema", "Fibrosis", "Pleural Thickening", "Hernia",
 )  # fmt: skip
+
+
+# A file of a few kilobytes could ask for more sentences than any memory holds.
+LONGEST = 10_000  # characters of a template
+MOST_TEXT = 4_000_000  # characters of all sentences of one value of a class; the paper's largest has 20,000
+DEEPEST = 20  # brackets in one another
+PARTS = re.compile(r"[^\[\],]+|.", re.DOTALL)  # of a template
 
 
 class PromptError(ValueError):
@@ -48,7 +57,7 @@ class PromptSentences:
             PromptError: the class has no templates, or the value is none of 1, 0, -1.
         """
         if class_name not in self.pools:
-            raise PromptError(f"class {class_name!r} has no prompt templates{_hint(class_name, self.pools)}")
+            raise PromptError(f"class {class_name!r} has no prompt templates{hint(class_name, self.pools)}")
         if value not in VALUES.values():
             raise PromptError(f"class {class_name!r}: label value {value!r} is none of 1, 0, -1")
         return self.pools[class_name][value]
@@ -92,9 +101,12 @@ def expand(template: str, expression: str = "") -> list[str]:
     are tidied and the first letter becomes a capital; no other letter changes ("the SVC" stays).
 
     Raises:
-        PromptError: a bracket without its partner, a brace that is not "{}", or a blank outcome.
+        PromptError: a bracket without its partner, a brace that is not "{}", a blank outcome, or too many of them.
     """
-    sentences = [_tidy(text.replace("{}", expression)) for text in _alternatives(template)]
+    texts = _alternatives(template)
+    if len(texts) * (len(template) + template.count("{}") * len(expression)) > MOST_TEXT:
+        raise PromptError(f"{shown(template)}: {len(texts)} sentences of such a length are too many")
+    sentences = [_tidy(text.replace("{}", expression)) for text in texts]
     return [text[0].upper() + text[1:] for text in sentences]
 
 
@@ -113,12 +125,11 @@ def load_templates(path: Path) -> PromptSentences:
         for name, texts in templates.items():
             for text in texts:
                 if "{}" not in text:
-                    raise PromptError(f"default.{name}: {text!r} does not hold {{}}, the place of the class")
+                    raise PromptError(f"default.{name}: {shown(text)} does not hold {{}}, the place of the class")
         pools = {}
         for name, spec in _keys(raw.get("classes"), PROMPT_CLASSES, "classes").items():
-            at = f"classes.{name}"
-            spec = _keys(spec, ("expressions", *VALUES), at)
-            pools[name] = {VALUES[v]: _pool(spec, v, templates[v], at) for v in VALUES}
+            spec = _spec(spec, name)
+            pools[name] = {VALUES[v]: _pool(spec, v, templates[v], f"classes.{name}") for v in VALUES}
         if not pools.get(NO_FINDING, {}).get(POSITIVE):
             raise PromptError(f"classes.{NO_FINDING}: needs a positive template, the caption of a normal study")
     except PromptError as error:
@@ -180,8 +191,10 @@ def _merged(path: Path, own: dict[str, Any]) -> dict[str, Any]:
         classes = _keys(like.get("classes"), PROMPT_CLASSES, "classes")
     except PromptError as error:
         raise PromptError(f"like: {path}: {error}") from None
-    theirs = _keys(own.get("classes", {}), PROMPT_CLASSES, "classes")
-    merged = {name: {**spec, **(theirs.get(name) or {})} for name, spec in classes.items()}
+    theirs = {
+        name: _spec(spec, name) for name, spec in _keys(own.get("classes", {}), PROMPT_CLASSES, "classes").items()
+    }
+    merged = {name: {**_spec(spec, name), **theirs.get(name, {})} for name, spec in classes.items()}
     merged |= {name: spec for name, spec in theirs.items() if name not in merged}
     return {"default": {**default, **_keys(own.get("default", {}), tuple(VALUES), "default")}, "classes": merged}
 
@@ -202,9 +215,16 @@ def _pool(spec: dict[str, Any], value: str, default: list[str], at: str) -> tupl
         words = [""] if expressions is None else [_tidy(word) for text in expressions for word in _alternatives(text)]
         for template in templates:
             if not template.rstrip().endswith("."):
-                raise PromptError(f"{template!r} does not end in a full stop")
-        # a template without {} says the same for every expression; dict.fromkeys keeps it once
-        return tuple(dict.fromkeys(text for word in words for template in templates for text in expand(template, word)))
+                raise PromptError(f"{shown(template)} does not end in a full stop")
+        found: dict[str, None] = {}  # a template without {} says the same for every expression, which is kept once
+        size = 0
+        for word, template in product(words, templates):
+            sentences = expand(template, word)
+            size += sum(map(len, sentences))
+            if size > MOST_TEXT:
+                raise PromptError(f"the sentences have more than {MOST_TEXT:,} characters")
+            found.update(dict.fromkeys(sentences))
+        return tuple(found)
     except PromptError as error:
         raise PromptError(f"{at}.{value}: {error}") from None
 
@@ -213,34 +233,41 @@ def _alternatives(template: str) -> list[str]:
     """The bracket grammar: "a [b, c] d" -> ["a b d", "a c d"]."""
 
     def fail(what: str) -> PromptError:
-        return PromptError(f"{template!r}: {what}")
+        return PromptError(f"{shown(template)}: {what}")
 
-    def sequence(at: int, inside: bool) -> tuple[list[str], int]:
-        """Text and brackets from ``at`` to a comma or closing bracket (``inside``) or the end."""
+    def sequence(at: int, depth: int) -> tuple[list[str], int]:
+        """Text and brackets from ``at`` to a comma or closing bracket (of ``depth`` that are open) or the end."""
         texts = [""]
-        while at < len(template):
-            char = template[at]
-            if char == "[":
+        if depth > DEEPEST:
+            raise fail(f"more than {DEEPEST} brackets in one another")
+        while at < len(parts):
+            part = parts[at]
+            if part == "[":
                 options: list[str] = []
-                while char != "]":
-                    more, at = sequence(at + 1, True)
-                    if at == len(template):
+                while part != "]":
+                    more, at = sequence(at + 1, depth + 1)
+                    if at == len(parts):
                         raise fail("a [ is not closed")
                     options += more
-                    char = template[at]
+                    part = parts[at]
+                if len(texts) * len(options) * len(template) > MOST_TEXT:
+                    raise fail("too many alternatives")
                 texts = [text + option for text in texts for option in options]
-            elif inside and char in ",]":
+            elif depth and part in ",]":
                 break
-            elif char == "]":
+            elif part == "]":
                 raise fail("a ] closes nothing")
             else:
-                texts = [text + char for text in texts]
+                texts = [text + part for text in texts]
             at += 1
         return texts, at
 
+    if len(template) > LONGEST:
+        raise fail(f"longer than {LONGEST:,} characters")
     if any(brace in template.replace("{}", "") for brace in "{}"):
         raise fail("a brace is not {}")
-    texts, _ = sequence(0, False)
+    parts = PARTS.findall(template)
+    texts, _ = sequence(0, 0)
     if not all(_tidy(text).strip(". ") for text in texts):
         raise fail("blank, or an alternative leaves it blank")
     return texts
@@ -266,9 +293,14 @@ def _keys(raw: Any, known: tuple[str, ...], at: str) -> dict[str, Any]:
         raise PromptError(f"{at}: expected the keys {', '.join(known)}")
     for key in raw:
         if key not in known:
-            kind = "class" if at == "classes" else "key"
-            raise PromptError(f"{at}.{key}: unknown {kind}{_hint(str(key), known)}; known are {', '.join(known)}")
+            kind, listed = ("class", "") if at == "classes" else ("key", f"; known are {', '.join(known)}")
+            raise PromptError(f"{at}.{shown(key)[1:-1]}: unknown {kind}{hint(str(key), known)}{listed}")
     return raw
+
+
+def _spec(raw: Any, name: str) -> dict[str, Any]:
+    """What a file says of a class."""
+    return _keys(raw, ("expressions", *VALUES), f"classes.{name}")
 
 
 def _texts(raw: Any, at: str) -> list[str]:
@@ -277,12 +309,7 @@ def _texts(raw: Any, at: str) -> list[str]:
         raise PromptError(f"{at}: expected a list of texts")
     for text in raw:
         if not isinstance(text, str):
-            raise PromptError(f"{at}: {text!r} is not text; put it in quotes")
+            raise PromptError(f"{at}: {shown(text)} is not text; put it in quotes")
         if not text.strip():
             raise PromptError(f"{at}: a blank text")
     return raw
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""

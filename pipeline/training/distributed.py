@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.config.devices import computes_bf16, cuda_device, turn
+from pipeline.config.devices import computes_bf16, cuda_device, own_device
 from pipeline.config.params import Train
 from pipeline.config.records import ParamsError
 
@@ -26,7 +26,7 @@ class Process:
 
 
 def device_of(options: Train) -> torch.device:
-    """The device this process trains on: under torchrun that of its rank, else one by ``turn``.
+    """The device this process trains on: under torchrun that of its rank, else one by ``own_device``.
 
     Raises:
         ParamsError: CUDA was asked for and there is none, or a precision that the CPU, or this GPU, does not have; or
@@ -39,8 +39,7 @@ def device_of(options: Train) -> torch.device:
         if options.precision != "fp32":
             raise ParamsError(f"train.precision: {options.precision} needs CUDA, and this run is on the CPU; set fp32")
         return torch.device("cpu")
-    alone = turn() % torch.cuda.device_count()
-    device = cuda_device(int(os.environ.get("LOCAL_RANK", alone)), "train.launcher")
+    device = cuda_device(int(os.environ.get("LOCAL_RANK", own_device())), "train.launcher")
     if options.precision == "bf16" and not computes_bf16(device):
         name = torch.cuda.get_device_name(device)
         raise ParamsError(f"train.precision: {name} does not compute in bf16, which needs sm_80 or newer; set fp16")

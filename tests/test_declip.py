@@ -148,7 +148,8 @@ def test_simsiam_has_the_published_widths():
 
 @pytest.fixture(scope="module")
 def words():
-    return WordMask(torch.isin(torch.arange(40), torch.tensor([0, 1, 2, 3, 39])), mask_id=3, rate=0.15)
+    special = torch.isin(torch.arange(40), torch.tensor([0, 1, 2, 3, 39]))
+    return WordMask(special, torch.arange(4, 39), mask_id=3, rate=0.15)
 
 
 def texts_of(count, length=20):

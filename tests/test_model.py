@@ -15,6 +15,7 @@ from pipeline.models.cxr_clip import CxrClip
 from pipeline.models.encoders import ImageTower, TextTower
 from pipeline.models.weights_file import DamagedWeights, load_weights, save_weights
 from pipeline.text.tokenizer import MIN_PATIENTS, Tokenizer
+from pipeline.training.corpus import report_texts
 from tests.conftest import BERT, RESNET, SWIN
 
 TEXTS = [f"There is a {thing} at the {place}." for thing in ("nodule", "scar") for place in ("apex", "base", "hilum")]
@@ -271,6 +272,15 @@ def test_words_of_few_patients_are_not_learnt(tmp_path):
     assert built.tokenizer.unk_token_id not in built(["zywieczka okonjo"])[0]  # said letter by letter
     enough = Tokenizer.build(TextEncoder("", 5000, {}, 48), [], [(f"p{n}", "Dr. Okonjo.") for n in range(MIN_PATIENTS)])
     assert "okonjo" in enough.tokenizer.get_vocab()
+
+
+def test_a_patient_in_two_data_sets_is_one(studies):
+    few = {f"p{n}" for n in range(MIN_PATIENTS - 1)}
+    of = [s for s in studies if s.patient in few and s.findings]
+    both = [replace(s, dataset=name, findings="Dr. Okonjo.", impression=None) for s in of for name in ("one", "two")]
+    assert {patient for patient, _ in report_texts(both)} == few
+    built = Tokenizer.build(TextEncoder("", 5000, {}, 48), [], report_texts(both))
+    assert "okonjo" not in built.tokenizer.get_vocab()
 
 
 def test_a_tokenizer_trained_twice_is_the_same(tmp_path, studies):

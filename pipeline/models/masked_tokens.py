@@ -19,12 +19,13 @@ class WordMask:
     (``pipeline.models.keyed_dropout``), and on the CPU, so that how many there are is known without asking a device.
 
     Attributes:
-        special: bool [V], ids that are no words.
+        special: bool [V], ids that are no words; ``words``: the other ids, int64.
         mask_id: the id of [MASK], one of them.
         rate: share of words taken out.
     """
 
     special: Tensor
+    words: Tensor
     mask_id: int
     rate: float
 
@@ -33,7 +34,7 @@ class WordMask:
         """With the special ids of a tokenizer that has a [MASK]."""
         special = torch.zeros(len(tokenizer), dtype=torch.bool)
         special[list(tokenizer.tokenizer.all_special_ids)] = True
-        return cls(special, tokenizer.tokenizer.mask_token_id, rate)
+        return cls(special, (~special).nonzero().flatten(), tokenizer.tokenizer.mask_token_id, rate)
 
     def take_out(self, tokens: Tensor, mask: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         """Of the tokens that are no special ones ``rate`` are asked for: 80 % of those become [MASK], 10 % another
@@ -47,10 +48,9 @@ class WordMask:
             Tokens as the tower sees them, and those asked for, -1 elsewhere; int64 [g, L].
         """
         shape = tokens.shape[1:]
-        plain = (~self.special).nonzero().flatten()
         which, how, what = (stream_seeds(keys + stream) for stream in range(3))
         asked = keyed_mask(which, shape, self.rate) & mask.bool() & ~self.special[tokens]
-        word = plain[keyed_numbers(what, shape).long() % len(plain)]
+        word = self.words[keyed_numbers(what, shape).long() % len(self.words)]
         said = torch.where(keyed_mask(how, shape, 0.9), word, tokens)
         said = said.masked_fill(keyed_mask(how, shape, 0.8), self.mask_id)
         return torch.where(asked, said, tokens), tokens.masked_fill(~asked, -1)

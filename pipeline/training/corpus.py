@@ -95,11 +95,12 @@ def prompt_texts(prompts: Iterable[PromptSentences]) -> Iterator[str]:
 
 
 def report_texts(studies: Iterable[Study]) -> Iterator[tuple[str, str]]:
-    """The sections of reports, and the patient that each is of."""
+    """The sections of reports, and the patient that each is of: by the id alone, since a patient may be in two data
+    sets."""
     for study in studies:
         for text in (study.findings, study.impression):
             if text:
-                yield f"{study.dataset}/{study.patient}", text
+                yield study.patient, text
 
 
 def whole(study: Study, roles: Roles, seed: int) -> bool:

@@ -27,7 +27,7 @@ from tests.clones import ROOT
 from tests.fuzz_formats import FORMATS
 
 MEMORY = 1 << 30  # bytes of address space above what reading the seeds takes
-LINE = 200  # characters of a message, the file's path left out
+LINE = 250  # characters of a message, the file's path left out
 SLOW = 20.0  # seconds after which an input counts as a hang
 
 

@@ -240,7 +240,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ('["the lungs are clear."]', "[]", ["No Finding", "positive"]),
         ("default:", "defaults:", ["defaults", "unknown key"]),
         ("default:", "like: gone\ndefault:", ["like", "gone", "not found"]),
-        ("default:", "like: like.yaml\ndefault:", ["classes.Mass", "expected the keys"]),
+        ("default:", "like: like.yaml\ndefault:", ["classes.Mass", "expected a mapping of"]),
     ],
 )
 def test_a_bad_file_is_one_clear_line(tmp_path: Path, old: str, new: str, words: list[str]) -> None:

@@ -289,12 +289,12 @@ def _yaml(path: Path) -> Any:
 
 def _keys(raw: Any, known: tuple[str, ...], at: str) -> dict[str, Any]:
     """``raw`` as a mapping whose keys are all in ``known``."""
+    kind, listed = ("class", "names of classes") if at == "classes" else ("key", ", ".join(known))
     if not isinstance(raw, dict):
-        raise PromptError(f"{at}: expected the keys {', '.join(known)}")
+        raise PromptError(f"{at}: expected a mapping of {listed}")
     for key in raw:
         if key not in known:
-            kind, listed = ("class", "") if at == "classes" else ("key", f"; known are {', '.join(known)}")
-            raise PromptError(f"{at}.{shown(key)[1:-1]}: unknown {kind}{hint(str(key), known)}{listed}")
+            raise PromptError(f"{at}.{shown(key)[1:-1]}: unknown {kind}{hint(str(key), known)}; expected {listed}")
     return raw
 
 

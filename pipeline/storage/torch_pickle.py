@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
-PICKLES = 16 << 20  # bytes of all pickles of a file; a model of a thousand tensors has 200 KB, with optimizer 1 MB
+PICKLES = 4 << 20  # bytes of all pickles of a file; a model of a thousand tensors has 200 KB, with optimizer 1 MB
 # Bytes of a number, by the name of torch's storage.
 WIDTHS = {"Bool": 1, "Byte": 1, "Char": 1, "Short": 2, "Half": 2, "BFloat16": 2, "Int": 4, "Float": 4, "Long": 8}
 WIDTHS |= {"Double": 8, "ComplexFloat": 8, "ComplexDouble": 16}

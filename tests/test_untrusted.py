@@ -13,7 +13,8 @@ import struct
 import tarfile
 import tracemalloc
 import zipfile
-from contextlib import contextmanager
+import zlib
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from pipeline.config.params import Source
 from pipeline.ingest import sources
 from pipeline.ingest.images import read_view
 from pipeline.ingest.sources import SourceError, archive, open_archive, openi, read_archive
+from pipeline.storage import packs
 from pipeline.storage.files import Files, FilesError
 from pipeline.storage.pictures import ImageError
 
@@ -232,15 +234,138 @@ def with_method(path, method, content):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("method", [8, 9, 12, 14, 93, 99])  # deflate, deflate64, bzip2, LZMA, zstd, none at all
-def test_whatever_a_decompressor_raises_is_a_reason(root, method):
+@pytest.mark.parametrize(
+    ("method", "named"), [(8, ""), (9, "deflate64"), (12, "bzip2"), (14, "LZMA"), (93, "Zstandard"), (99, "method 99")]
+)
+def test_a_member_that_no_decompressor_reads_is_a_reason(root, method, named):
     for name, content in (("a.zip", b"\x09\x14\x05\0" + random.Random(1).randbytes(999)), ("b.zip", b"\x09\x14\x05")):
         with_method(root / name, method, content)
-        listing = listed(root)
-        files = Files(root, root.with_name("cache"))
-        assert files.read(f"{name}!/good", 9) == b"good" and listing.problems == ()
+        found, files = dict(listed(root).problems), Files(root, root.with_name("cache"))
+        assert files.read(f"{name}!/good", 9) == b"good"
+        if named:
+            said = f"compressed with {named}, which is not read; unpack the packed file, or pack it with deflate"
+            assert found[f"{name}!/odd"] == said
         with pytest.raises(FilesError, match=r"file cannot be read \(\w+\)|packed file is damaged"):
             files.read(f"{name}!/odd", 1 << 20)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_small_member_of_a_zip_is_never_unpacked_at_once(root, method):
+    """zipfile holds all that a piece of the packed bytes unpacks to before it compares that with the stated size."""
+    with zipfile.ZipFile(root / "a.zip", "w", method) as pack:
+        pack.writestr("a.csv", bytes(32 << 20))
+        pack.filelist[0].file_size = 1000
+
+    def look():
+        listed(root)
+        files = Files(root, root.with_name("cache"))
+        with pytest.raises(FilesError):
+            files.read("a.zip!/a.csv", 1 << 30)
+        with suppress(FilesError, zipfile.BadZipFile):
+            files.stream("a.zip!/a.csv")[0].read(100)
+
+    assert peak(look)[1] < 4 << 20
+
+
+def header(name, kind, size, body=b"", more=b""):
+    """A tar's header, with bytes at the place of a sparse file's map, and what follows it."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    data[386 : 386 + len(more)] = more
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data) + body + bytes(-len(body) % 512)
+
+
+def pax(record, kind=tarfile.XHDTYPE):
+    return header("x", kind, len(record), record)
+
+
+GOOD = header("a", tarfile.REGTYPE, 3, b"abc")
+TOO_LARGE = "packed file has larger headers than any archive of images"
+BACKWARDS = "packed file is damaged (a member's size is below 0)"
+MAP = bytes(96) + b"\1"  # goes on in blocks whose byte 504 says so, too
+TAR_BOMBS = {
+    "a name": (header("x", tarfile.GNUTYPE_LONGNAME, 16 << 20, bytes(16 << 20)), TOO_LARGE),
+    "a record": (pax(bytes(16 << 20)), TOO_LARGE),
+    "names": (header("x", tarfile.GNUTYPE_LONGNAME, 1 << 18, bytes(1 << 18)) * 30, TOO_LARGE),
+    "a record for all": (pax(bytes(16 << 20), tarfile.XGLTYPE), TOO_LARGE),
+    "records for all": (
+        b"".join(pax(b"13 k%06d=v\n" % n, tarfile.XGLTYPE) + GOOD for n in range(1100)),
+        TOO_LARGE,
+    ),
+    "large records for all": (
+        b"".join(pax(b"600009 k%d=" % n + b"v" * 599_998 + b"\n", tarfile.XGLTYPE) + GOOD for n in range(3)),
+        TOO_LARGE,
+    ),
+    "a map": (header("x", tarfile.GNUTYPE_SPARSE, 0, (bytes(504) + b"\1" + bytes(7)) * 9999, MAP), TOO_LARGE),
+    "digits": (pax(b"1" * 80_000), TOO_LARGE),
+    "a size that leads back": (pax(b"14 size=-1536\n"), BACKWARDS),
+    "a size below 0": (header("b", tarfile.REGTYPE, -1024), BACKWARDS),
+    "a name's size below 0": (header("b", tarfile.GNUTYPE_LONGNAME, -1024), TOO_LARGE),
+}
+
+
+@pytest.mark.parametrize("kind", TAR_BOMBS)
+def test_headers_of_a_tar_without_an_end_are_refused(root, kind):
+    content, reason = TAR_BOMBS[kind]
+    (root / "a.tgz").write_bytes(gzip.compress(GOOD + content + GOOD + bytes(1024), 1))
+    with within(20):
+        listing, most = peak(lambda: listed(root))
+    assert listing.files == () and listing.problems == (("a.tgz", reason),)
+    assert most < 8 << 20
+
+
+def test_a_long_name_and_many_digits_of_a_tar_are_read_as_ever(root):
+    names = ["9" * 250, "n" * 3000, "1." * 2000 + "ä"]
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(root / f"{format}.tar", "w", format=format, pax_headers={"comment": "for all"}) as tar:
+            for name in names:
+                tar.addfile(tarfile.TarInfo(name))
+    listing = listed(root)
+    assert listing.problems == () and sorted(listing.files) == sorted(f"{f}.tar!/{n}" for f in (1, 2) for n in names)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_more_members_than_any_archive_has_are_refused(root, suffix, monkeypatch):
+    if suffix == "zip":
+        with zipfile.ZipFile(root / "a.zip", "w") as pack:
+            for n in range(4):
+                pack.writestr(str(n), b"")
+    else:
+        (root / "a.tar").write_bytes(GOOD * 4 + bytes(1024))
+    assert listed(root).files
+    monkeypatch.setattr(packs, "MAX_MEMBERS", 3)
+    listing = Files(root, root.with_name("other")).walk()
+    assert listing.problems == ((f"a.{suffix}", "packed file has more members than any archive of images"),)
+
+
+def test_what_a_tar_keeps_of_its_members_is_small(root):
+    (root / "a.tar").write_bytes(b"".join(pax(b"9000 k=" + b"v" * 8992 + b"\n") + GOOD for _ in range(600)))
+    assert peak(lambda: listed(root))[1] < 4 << 20
+
+
+def test_hard_links_of_a_tar_are_counted_with_what_to_do(root):
+    (root / "a.tar").write_bytes(GOOD + header("b", tarfile.LNKTYPE, 0) + bytes(1024))
+    listing = listed(root)
+    assert listing.files == ("a.tar!/a",)
+    reason = "a hard link to another member, which is not followed; unpack the packed file"
+    assert listing.problems == (("a.tar!/b", reason),)
+
+
+def test_a_member_has_the_name_that_the_directory_says(root):
+    """Also where a further field (0x7075, of Info-ZIP) says another, or what zipfile makes of it is a folder's."""
+    odd_zip(root / "b.zip", [b"folder/\0x"])
+    with zipfile.ZipFile(root / "a.zip", "w") as pack:
+        info = zipfile.ZipInfo("name")
+        said = b"\1" + struct.pack("<I", zlib.crc32(b"name")) + b"other/"
+        info.extra = struct.pack("<2H", 0x7075, len(said)) + said
+        pack.writestr(info, b"1")
+    (root / "c.tar").write_bytes(header("./", tarfile.REGTYPE, 0) + bytes(1024))
+    listing = listed(root)
+    assert listing.files == ("a.zip!/name",)
+    assert listing.problems == (("b.zip!/folder/\\x00x", ODD), ("c.tar", "a member of the packed file has no name"))
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tgz"])

@@ -7,6 +7,8 @@ it does when the pack is unpacked.
 from __future__ import annotations
 
 import io
+import itertools
+import re
 import stat
 import struct
 import tarfile
@@ -14,7 +16,6 @@ import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from pipeline.storage.untrusted import NOT_REGULAR, ODD_NAME, FilesError, is_odd, printable
@@ -23,14 +24,24 @@ IN_PACK = "!/"
 CHUNK = 1 << 20  # bytes read at a time
 SMALL = 4 << 20  # bytes of a member that is read at once
 LOCAL_HEADER = 30  # bytes before each member of a zip, at least
+ENTRY = b"PK\x01\x02"  # the first bytes of a member's record in a zip's directory
 DEFLATE = 1032  # bytes that deflate makes of one, at most
+MAX_MEMBERS = 5_000_000  # ten times the largest public archive; each takes up to 700 bytes of memory
+MAX_HEADERS = 1 << 20  # bytes of a tar's headers that one member has, and of those for all members; usual: 1,000
+MAX_GLOBAL = 1000  # words that a tar says of all its members
+MAX_DIGITS = 255  # in a row in such headers, as long as a file's name may be
+METHODS = {9: "deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "XZ"}  # of compression (APPNOTE 4.4.5)
+MANY = "packed file has more members than any archive of images"
+HEADERS = "packed file has larger headers than any archive of images"
+HARD_LINK = "a hard link to another member, which is not followed; unpack the packed file"
+NAMELESS = "a member of the packed file has no name"
 TWICE = "another member of the packed file has this name, too; the last one counts"
 _reading = threading.Lock()  # a tar's stream has one position, which the threads of a process share
 
 
 @dataclass(frozen=True)
 class Directory:
-    """``members``: name -> place, a ``ZipInfo`` or, of a tar, [offset, length] in its decompressed stream.
+    """``members``: name -> place, a ``ZipInfo`` or, of a tar, (offset, length) in its decompressed stream.
     ``problems``: (name, reason) of what is no member, the name "" for the pack itself."""
 
     members: dict[str, Any]
@@ -42,14 +53,16 @@ def open_zip(handle: BinaryIO) -> tuple[zipfile.ZipFile, Directory]:
     cost no more than their members.
 
     Raises:
-        FilesError: members share bytes, so that a small file could hold any amount. Anything: it is damaged.
+        FilesError: members share bytes, so that a small file could hold any amount, or are too many. Anything: it is
+            damaged.
     """
-    mended = _MendedNames(handle)
+    read = _ZipDirectory(handle)
     try:
-        archive = zipfile.ZipFile(handle)
+        archive = zipfile.ZipFile(read)
     except UnicodeDecodeError:
-        archive = zipfile.ZipFile(mended)
-        archive.fp = handle
+        read.mends = True
+        archive = zipfile.ZipFile(read)
+    archive.fp = handle
     infos = archive.infolist()
     free = 0
     for info in sorted(infos, key=lambda i: i.header_offset):
@@ -58,34 +71,42 @@ def open_zip(handle: BinaryIO) -> tuple[zipfile.ZipFile, Directory]:
         free = info.header_offset + LOCAL_HEADER + info.compress_size
     if free > archive.start_dir:
         raise FilesError("packed file is damaged (its members overlap)")
-    # The name as it is in the file: zipfile's own ends at the first NUL, and so might be that of another member.
-    names = (mended.names.get(number, info.orig_filename) for number, info in enumerate(infos))
-    entries = ((name, _zip_problem(info), info) for name, info in zip(names, infos, strict=True) if not info.is_dir())
-    return archive, _directory(entries)
+    # The name as it is in the directory: zipfile's own ends at the first NUL, and so might be that of another member;
+    # newer ones take it from a further field (0x7075).
+    names = (read.names.get(number, info.orig_filename) for number, info in enumerate(infos))
+    named = zip(names, infos, strict=True)
+    return archive, _directory((name, _zip_problem(info), info) for name, info in named if not name.endswith("/"))
 
 
 def _zip_problem(info: zipfile.ZipInfo) -> str:
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):  # 0: of a system without such modes
         return NOT_REGULAR
-    deflated = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    return "its stated size is impossible" if deflated and info.file_size > DEFLATE * info.compress_size else ""
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        # zipfile unpacks all that 4 kB of these hold at once, which may be gigabytes.
+        method = METHODS.get(info.compress_type, f"method {info.compress_type}")
+        return f"compressed with {method}, which is not read; unpack the packed file, or pack it with deflate"
+    return "its stated size is impossible" if info.file_size > DEFLATE * info.compress_size else ""
 
 
-class _MendedNames:
-    """The file of a zip as ``zipfile`` may read its directory: with the flag for UTF-8 taken from the ``names`` (by
-    number of the entry) that are not."""
+class _ZipDirectory:
+    """The file of a zip as ``zipfile`` may read its directory: of so many members, and, if it ``mends``, with the flag
+    for UTF-8 taken from the ``names`` (by number of the entry) that are not."""
 
     def __init__(self, handle: BinaryIO) -> None:
         self.handle = handle
+        self.mends = False
         self.names: dict[int, str] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.handle, name)
 
     def read(self, count: int = -1) -> bytes:
-        data = bytearray(self.handle.read(count))
-        if not data.startswith(b"PK\x01\x02"):
-            return bytes(data)
+        found = self.handle.read(count)
+        if found.count(ENTRY) > MAX_MEMBERS:
+            raise FilesError(MANY)
+        if not self.mends or not found.startswith(ENTRY):
+            return found
+        data = bytearray(found)
         self.names.clear()
         at = number = 0
         while at + 46 <= len(data):
@@ -106,10 +127,11 @@ def tar_directory(stream: Any) -> Directory:
     """The directory of a tar, whose ``stream`` is decompressed already.
 
     Raises:
-        Anything: it is damaged.
+        FilesError: its headers, or members, are too many. Anything: it is damaged.
     """
-    with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-        found = _directory(_tar_entries(tar))
+    headers: Any = _TarHeaders(stream)
+    with tarfile.open(fileobj=headers, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
+        found = _directory(_tar_entries(tar, headers))
         # tarfile takes a header that makes no sense for the end.
         stream.seek(tar.offset)
         if any(stream.read(tarfile.BLOCKSIZE)):
@@ -117,18 +139,54 @@ def tar_directory(stream: Any) -> Directory:
     return found
 
 
-def _tar_entries(tar: tarfile.TarFile) -> Iterator[tuple[str, str, list[int]]]:
-    for info in tar:
+class _TarHeaders:
+    """A tar's stream, from which ``tarfile`` may read headers of a bounded size for a member: it would hold all of a
+    name, of pax records and of a sparse file's map, each of any length and any number of them for a member."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+        self.left = MAX_HEADERS
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def read(self, count: int) -> bytes:
+        self.left -= count
+        if self.left < 0 or count < 0:
+            raise FilesError(HEADERS)
+        data: bytes = self.stream.read(count)
+        # tarfile looks through a row of digits from each of them on: 60 kB would take half a minute.
+        if count > tarfile.BLOCKSIZE and any(len(row) > MAX_DIGITS for row in re.findall(rb"\d+", data)):
+            raise FilesError(HEADERS)
+        return data
+
+
+def _tar_entries(tar: Any, headers: _TarHeaders) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    for number in itertools.count():
+        headers.left = MAX_HEADERS
+        info = tar.next()
+        if info is None:
+            return
+        tar.members.clear()  # else all that was read of all of them is kept
+        said = tar.pax_headers
+        if len(said) > MAX_GLOBAL or sum(map(len, said.values())) > MAX_HEADERS:
+            raise FilesError(HEADERS)
+        if number >= MAX_MEMBERS:
+            raise FilesError(MANY)
+        if info.size < 0 or tar.offset < info.offset_data:  # the next header would be one that was read before
+            raise FilesError("packed file is damaged (a member's size is below 0)")
         if not info.isdir():
-            problem = "" if info.isreg() and not info.issparse() else NOT_REGULAR
-            yield info.name.removeprefix("./"), problem, [info.offset_data, info.size]
+            problem = "" if info.isreg() and not info.issparse() else HARD_LINK if info.islnk() else NOT_REGULAR
+            yield info.name.removeprefix("./"), problem, (info.offset_data, info.size)
 
 
 def _directory(entries: Iterable[tuple[str, str, Any]]) -> Directory:
     """Of (name, problem, place) of all that a pack names."""
     found = Directory({}, [])
     for name, problem, place in entries:
-        if is_odd(name):
+        if not name:
+            problem = NAMELESS
+        elif is_odd(name):
             problem = ODD_NAME
         elif not problem and _leaves(name):
             problem = "a member's name leaves the packed file"
@@ -142,8 +200,7 @@ def _directory(entries: Iterable[tuple[str, str, Any]]) -> Directory:
 
 
 def _leaves(member: str) -> bool:
-    path = PurePosixPath(member)
-    return path.is_absolute() or ".." in path.parts or IN_PACK in member
+    return member.startswith("/") or (".." in member and ".." in member.split("/")) or IN_PACK in member
 
 
 def open_member(pack: Any, place: Any) -> tuple[Any, int]:

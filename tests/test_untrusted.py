@@ -10,6 +10,8 @@ import signal
 import socket
 import stat
 import struct
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -553,6 +555,32 @@ def test_a_manifest_that_unpacks_to_no_end_is_refused(root):
         pq.write_table(table, root / "m.parquet", compression="zstd", **options)
         with within(20), pytest.raises(SourceError, match="unpacks to more than any list of images"):
             next(manifest(root))
+
+
+def test_a_manifest_that_says_more_parts_than_it_holds_takes_no_memory(root):
+    """The list of a row group's columns in the footer (Thrift's compact protocol): 1 said to be 999,999."""
+    pq.write_table(pa.table({"image": ["x.png"]}), root / "m.parquet", store_schema=False)
+    data = (root / "m.parquet").read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    one = b"\x19\x1c\x19\x1c"  # a list of one row group, whose first field is a list of one column
+    assert data.count(one, start) == 1
+    footer = data[start:-8].replace(one, b"\x19\x1c\x19\xfc\xbf\x84\x3d")
+    (root / "m.parquet").write_bytes(data[:start] + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    code = (
+        "import re, sys; from test_untrusted import Path, manifest, SourceError\n"
+        "def most(): return int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+        "before = most()\n"
+        "try: list(manifest(Path(sys.argv[1])))\n"
+        "except SourceError as error: print('damaged' in str(error), most() - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, root],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    said, grown = done.stdout.split()
+    assert said == "True" and int(grown) < 100_000  # kB
 
 
 def test_a_text_that_a_manifest_holds_once_is_in_memory_once(root):

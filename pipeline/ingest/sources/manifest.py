@@ -21,6 +21,7 @@ VIEW_WORDS = {"": "", "PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATER
 LABEL = "label:"
 TEXTS = ("findings", "impression", "report")
 MAX_PARQUET = 1 << 30  # bytes
+MAX_PARTS = 50_000  # row groups, or columns of one: memory for as many as are said is taken before the first is read
 MAX_ROWS = 1_000_000  # and as many again as the file has bytes: no row, which names a file, takes less than one
 
 
@@ -102,8 +103,8 @@ def _rows(files: Archive, name: str) -> Iterator[dict[str, str]]:
     path = f"{files.files.root}/{name}"
     data = archive.content(files, name, MAX_PARQUET)
     try:
-        table = pq.ParquetFile(io.BytesIO(data), read_dictionary=_texts(data))
-        about = table.metadata
+        about = pq.ParquetFile(io.BytesIO(data), thrift_container_size_limit=MAX_PARTS).metadata
+        table = pq.ParquetFile(io.BytesIO(data), metadata=about, read_dictionary=_texts(about.schema.to_arrow_schema()))
         unpacked = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
         if unpacked > archive.MAX_UNPACKED + archive.MAX_RATIO * len(data) or about.num_rows > MAX_ROWS + len(data):
             raise archive.SourceError(f"{files.dataset}: {path}: it unpacks to more than any list of images does")
@@ -119,10 +120,9 @@ def _rows(files: Archive, name: str) -> Iterator[dict[str, str]]:
         raise archive.SourceError(f"{files.dataset}: {path}: missing or damaged ({type(error).__name__})") from None
 
 
-def _texts(data: bytes) -> list[str]:
+def _texts(schema: pa.Schema) -> list[str]:
     """The columns of text: as codes, a text that a small file holds once is once in memory, however many rows say
     it."""
-    schema = pq.read_schema(io.BytesIO(data))
     return [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
 
 

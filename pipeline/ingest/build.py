@@ -94,7 +94,7 @@ def ingest_archive(
         forget_damaged(job, count)
         _run(job, count, plan.studies, options)
     except Gone as error:
-        raise IngestError(f"{dataset}: {error}; run again when it is back, it goes on where it was") from None
+        raise IngestError(f"{dataset}: {error}; run again once it is in place, it goes on where it was") from None
     except OSError as error:
         why = fault_line(error) or f"{error.strerror or type(error).__name__}; run again when that is mended"
         raise IngestError(f"{dataset}: a shard could not be written: {why}; it goes on where it was") from None

@@ -140,8 +140,7 @@ def decode_file(job: Job, path: str) -> EncodedPicture | str:
     if not path:
         return FILE_MISSING
     try:
-        data = job.files.loose(path) or job.files.read(path, images.MAX_FILE)
-        image, position = images.read_view(data, job.short_side)
+        image, position = images.read_view(job.files.read(path, images.MAX_FILE), job.short_side)
         height, width = image.shape
         return EncodedPicture(encode(image, job.jpeg_quality), width, height, position)
     except ImageError as error:

@@ -21,10 +21,13 @@ from typing import Any, BinaryIO
 from pipeline.storage.packs import IN_PACK, Directory, open_member, open_zip, read_member
 from pipeline.storage.tar_places import open_tar, tar_places
 from pipeline.storage.untrusted import (
+    LEADS_OUT,
     NOT_REGULAR,
     ODD_NAME,
     FilesError,
+    Gone,
     decoding,
+    is_below,
     is_odd,
     open_regular,
     printable,
@@ -34,12 +37,7 @@ from pipeline.storage.untrusted import (
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 PACK_SUFFIXES = (".zip", *TAR_SUFFIXES)
 OPEN_PACKS = 16  # kept open by a process
-LEADS_OUT = "a link leads out of the archive; follow_links of its source allows that"
 DAMAGED = "packed file is damaged"
-
-
-class Gone(FilesError):
-    """The archive itself is no longer there, as when a network mount vanishes: no reason to reject its files."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +53,14 @@ class Listing:
 class Files:
     """Read access to an archive at a local folder or an fsspec URL (``s3://bucket/folder``, ``gs://`` ...).
 
-    Objects are cheap to send to another process: only the two addresses travel.
+    Objects are cheap to send to another process: nothing that was found travels with them.
     """
 
     def __init__(self, root: str, cache: str | Path, follow_links: bool = False) -> None:
         """
         Args:
             cache: a local folder for the places inside gzip-compressed tars, shared by all who read the archive.
-            follow_links: whether ``walk`` lists what symbolic links name outside the root.
+            follow_links: whether what symbolic links name outside the root is listed and read.
         """
         self.root = str(root).removeprefix("file://")
         self.cache = Path(cache)
@@ -142,16 +140,20 @@ class Files:
         """The content of a listed file.
 
         Raises:
-            FilesError: it is larger than ``most`` bytes, encrypted or cannot be read. Gone: see there.
+            FilesError: it is larger than ``most`` bytes, encrypted or cannot be read. Gone: see there; also where its
+                tar has changed since it was listed.
         """
         pack, inside, member = name.partition(IN_PACK)
         try:
             with decoding("file cannot be read"):
                 if inside:
-                    opened, members = _open_pack(self.root, str(self.cache), pack)
+                    opened, members = self._open_pack(pack)
                     return read_member(opened, members[member], most)
                 if self.local is not None:
-                    return read_regular(self.local / name, most)
+                    try:
+                        return read_regular(self.local / name, most, self._bounds)
+                    except FileNotFoundError:
+                        raise FilesError("file missing") from None
                 with self.open(name) as handle:
                     size = handle.seek(0, os.SEEK_END)
                     if size > most:
@@ -176,7 +178,7 @@ class Files:
                     size = handle.seek(0, os.SEEK_END)
                     handle.seek(0)
                     return handle, size
-                opened, members = _open_pack(self.root, str(self.cache), pack)
+                opened, members = self._open_pack(pack)
                 handle, size = open_member(opened, members[member])
                 return handle, min(size, self._state(pack)[0])
         except FilesError:
@@ -190,7 +192,7 @@ class Files:
             FilesError: it is no regular file. OSError: it cannot be opened.
         """
         if self.local is not None:
-            return open_regular(self.local / name)
+            return open_regular(self.local / name, self._bounds)
         system, path = file_system(self.root)
         handle: BinaryIO = system.open(f"{path}/{name}", "rb")
         return handle
@@ -212,6 +214,14 @@ class Files:
             [(f"{pack}{IN_PACK}{inside}" if inside else pack, reason) for inside, reason in found.problems],
         )
 
+    @property
+    def _bounds(self) -> Path | None:
+        """The folder that links may not lead out of."""
+        return None if self.follow_links else self.local
+
+    def _open_pack(self, pack: str) -> tuple[Any, dict[str, Any]]:
+        return _open_pack(self.root, str(self.cache), self.follow_links, pack)
+
     def _state(self, name: str) -> tuple[int, str]:
         """Size and time of change of a loose file."""
         if self.local is not None:
@@ -219,10 +229,6 @@ class Files:
             return status.st_size, str(status.st_mtime_ns)
         system, path = file_system(self.root)
         return _state_of(system.info(f"{path}/{name}"))
-
-    def loose(self, name: str) -> Path | None:
-        """The path of a loose file in a local folder."""
-        return self.local / name if self.local is not None and IN_PACK not in name else None
 
     def _entries(self) -> Iterator[tuple[str, int, str, str]]:
         """(name, size, time of change, problem) of every file. The name of a problem is printable."""
@@ -252,7 +258,7 @@ class Files:
                     for entry in entries:
                         name = f"{folder}/{entry.name}" if folder else entry.name
                         try:
-                            if entry.is_symlink() and not self.follow_links and not _is_below(entry.path, root):
+                            if entry.is_symlink() and not self.follow_links and not is_below(entry.path, root):
                                 yield name, 0, "", LEADS_OUT
                                 continue
                             if entry.is_dir():
@@ -279,18 +285,22 @@ class Files:
         with decoding(DAMAGED):
             handle = self.open(pack)
         with handle:
-            return tar_places(self.cache, pack, [size, changed], handle)
+            return tar_places(self.cache, f"{self.absolute().root}/{pack}", (size, changed), handle)
 
 
 @lru_cache(maxsize=OPEN_PACKS)
-def _open_pack(root: str, cache: str, pack: str) -> tuple[Any, dict[str, Any]]:
-    """A pack opened for this process, and the places of its members."""
-    files = Files(root, cache)
+def _open_pack(root: str, cache: str, follow_links: bool, pack: str) -> tuple[Any, dict[str, Any]]:
+    """A pack opened for this process, and the places of its members.
+
+    Raises:
+        Gone: it is another one since it was listed.
+    """
+    files = Files(root, cache, follow_links)
     handle = files.open(pack)
     if pack.lower().endswith(".zip"):
         archive, found = open_zip(handle)
         return archive, found.members
-    return open_tar(files.cache, pack, handle)
+    return open_tar(files.cache, f"{files.absolute().root}/{pack}", files._state(pack), handle)
 
 
 @lru_cache(maxsize=OPEN_PACKS)
@@ -330,11 +340,6 @@ class _Digest:
 
     def __str__(self) -> str:
         return f"{self.sum % (1 << 256):064x}"
-
-
-def _is_below(path: str, root: str) -> bool:
-    """Whether a link ends below a folder, which is no link itself."""
-    return f"{os.path.realpath(path)}/".startswith(f"{root.rstrip('/')}/")
 
 
 def base_name(name: str) -> str:

@@ -1,4 +1,5 @@
-"""Where the members of an archive's tars are: found once by looking each tar through, and kept in a cache folder.
+"""Where the members of an archive's tars are: found once by looking each tar through, and kept in a cache folder, with
+a digest of what is kept.
 
 Of a tar.gz also places from which the middle can be read (indexed_gzip).
 """
@@ -12,41 +13,58 @@ from typing import Any, BinaryIO
 
 from pipeline.storage.atomic import replacing, say_damaged, write_text
 from pipeline.storage.packs import Directory, tar_directory
-from pipeline.storage.untrusted import decoding
+from pipeline.storage.untrusted import Gone, decoding
 
 
-def tar_places(cache: Path, pack: str, state: list[Any], handle: BinaryIO) -> Directory:
+def tar_places(cache: Path, pack: str, state: tuple[int, str], handle: BinaryIO) -> Directory:
     """What a tar holds, from the cache if that knows it in this state (size and time of change), else from itself.
+
+    Args:
+        pack: its whole address, as several archives may share the cache.
 
     Raises:
         FilesError: it is damaged. OSError: the cache cannot be written.
     """
-    return _known(cache, pack, state) or _scan(cache, pack, state, handle)
+    try:
+        known = _known(cache, pack, state)
+    except ValueError:
+        say_damaged(_places(cache, pack))
+        known = None
+    return known or _scan(cache, pack, state, handle)
 
 
-def open_tar(cache: Path, pack: str, handle: BinaryIO) -> tuple[Any, dict[str, list[int]]]:
-    """The decompressed stream of a tar that ``tar_places`` has seen, and the places of its members."""
-    places: dict[str, list[int]] = json.loads(_places(cache, pack).read_bytes())["members"]
-    return (_gunzip(handle, index_file=str(_index(cache, pack))) if _is_packed(pack) else handle), places
+def open_tar(cache: Path, pack: str, state: tuple[int, str], handle: BinaryIO) -> tuple[Any, dict[str, Any]]:
+    """The decompressed stream of a tar that ``tar_places`` has seen, and the places of its members.
+
+    Raises:
+        Gone: it is in another state by now, so that its members are elsewhere; or the cache is damaged.
+    """
+    try:
+        known = _known(cache, pack, state)
+    except ValueError:
+        raise Gone(f"{_places(cache, pack)} is damaged") from None
+    if known is None:
+        raise Gone(f"{pack} has changed since it was listed")
+    return (_gunzip(handle, index_file=str(_index(cache, pack))) if _is_packed(pack) else handle), known.members
 
 
-def _known(cache: Path, pack: str, state: list[Any]) -> Directory | None:
+def _known(cache: Path, pack: str, state: tuple[int, str]) -> Directory | None:
+    """What the cache says of a tar in this state, or None if nothing; ValueError where it is damaged."""
     places = _places(cache, pack)
     if not places.is_file():
         return None
-    try:
-        known = json.loads(places.read_bytes())
-        if known["state"] != state:
-            return None
-        if known["index"] != _digest_of(_index(cache, pack)):
-            raise ValueError
-        return Directory(dict(known["members"]), [(name, reason) for name, reason in known["problems"]])
-    except (OSError, ValueError, KeyError, TypeError):
-        say_damaged(places)
+    digest, _, text = places.read_bytes().partition(b"\n")
+    if digest != _digest(text):
+        raise ValueError
+    known = json.loads(text)
+    if known["state"] != list(state):
         return None
+    if known["index"] != _digest_of(_index(cache, pack)):
+        raise ValueError
+    return Directory(known["members"], [(name, reason) for name, reason in known["problems"]])
 
 
-def _scan(cache: Path, pack: str, state: list[Any], handle: BinaryIO) -> Directory:
+def _scan(cache: Path, pack: str, state: tuple[int, str], handle: BinaryIO) -> Directory:
     index = _index(cache, pack)
     with decoding("packed file is damaged"):
         stream: Any = handle
@@ -60,7 +78,8 @@ def _scan(cache: Path, pack: str, state: list[Any], handle: BinaryIO) -> Directo
         with replacing(index) as partial:
             stream.export_index(str(partial))
     known = {"state": state, "index": _digest_of(index), "members": found.members, "problems": found.problems}
-    write_text(_places(cache, pack), json.dumps(known))
+    text = json.dumps(known)
+    write_text(_places(cache, pack), f"{_digest(text.encode()).decode()}\n{text}")
     return found
 
 
@@ -72,6 +91,10 @@ def _gunzip(handle: BinaryIO, **options: str) -> Any:
     from indexed_gzip import IndexedGzipFile  # type: ignore[import-untyped]
 
     return IndexedGzipFile(fileobj=handle, **options)
+
+
+def _digest(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=16).hexdigest().encode()
 
 
 def _digest_of(index: Path) -> str:

@@ -3,6 +3,7 @@ decoder raises is one kind of error."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 NOT_REGULAR = "not a regular file"
+LEADS_OUT = "a link leads out of the archive; follow_links of its source allows that"
 ODD_NAME = "the name is not UTF-8, or has control characters"
 # Line and paragraph separators are control characters in all but name; surrogates are bytes that are not UTF-8.
 _ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -20,6 +22,11 @@ _ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 class FilesError(OSError):
     """A file or pack that cannot be read; one line without any content of it."""
+
+
+class Gone(FilesError):
+    """The archive, or a pack in it, is no longer what was listed, as when a network mount vanishes: no reason to reject
+    its files."""
 
 
 @contextmanager
@@ -52,30 +59,47 @@ def _escape(code: int) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def open_regular(path: str | Path) -> BinaryIO:
+def is_below(path: str, root: str) -> bool:
+    """Whether a link ends below a folder, which is no link itself."""
+    return f"{os.path.realpath(path)}/".startswith(f"{root.rstrip('/')}/")
+
+
+def open_regular(path: str | Path, root: Path | None = None) -> BinaryIO:
     """A regular file opened for reading; a FIFO would wait for a writer, and a device has no end.
 
+    Args:
+        root: the folder that it may not lead out of, if it is a link.
+
     Raises:
-        FilesError: it is something else, which may be so since it was listed. OSError: it cannot be opened.
+        FilesError: it does, or is something else, which may be so since it was listed. OSError: it cannot be opened.
     """
-    return open(path, "rb", opener=_open_regular)
+    return open(path, "rb", opener=lambda name, flags: _open_regular(name, flags, root))
 
 
-def _open_regular(path: str, flags: int) -> int:
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+def _open_regular(path: str, flags: int, root: Path | None) -> int:
+    flags |= os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        descriptor = os.open(path, flags | (os.O_NOFOLLOW if root else 0))
+    except OSError as error:
+        if error.errno != errno.ELOOP or root is None:
+            raise
+        path = os.path.realpath(path)  # which is no link, and opened only if it has not become one
+        if not is_below(path, os.path.realpath(root)):
+            raise FilesError(LEADS_OUT) from None
+        descriptor = os.open(path, flags | os.O_NOFOLLOW)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FilesError(NOT_REGULAR)
     return descriptor
 
 
-def read_regular(path: str | Path, most: int) -> bytes:
-    """The content of a regular file.
+def read_regular(path: str | Path, most: int, root: Path | None = None) -> bytes:
+    """The content of a regular file; see ``open_regular``.
 
     Raises:
-        FilesError: it is no regular file, or larger than ``most`` bytes. OSError: it cannot be read.
+        FilesError: also where it is larger than ``most`` bytes. OSError: it cannot be read.
     """
-    with open_regular(path) as handle:
+    with open_regular(path, root) as handle:
         if os.fstat(handle.fileno()).st_size > most:
             raise FilesError("file is too large")
         return handle.read()

@@ -73,7 +73,7 @@ def _reports(archive: Archive, source: Source) -> Archive:
     if not source.reports.lower().endswith(PACK_SUFFIXES):
         return open_archive(archive.dataset, source.reports, archive.files.cache, source.follow_links)
     folder, _, pack = source.reports.rpartition("/")
-    files = Files(folder or ".", archive.files.cache)
+    files = Files(folder or ".", archive.files.cache, follow_links=True)  # the one file that params.yaml names
     try:
         names, problems = files.list_pack(pack)
         return Archive(archive.dataset, files, tuple(names), tuple(problems), "")

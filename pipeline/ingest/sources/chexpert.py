@@ -111,7 +111,7 @@ def find_list(files: Archive, list_5x200: str) -> tuple[Files, str] | None:
         raise archive.SourceError(
             f"chexpert: sources.chexpert.list_5x200 {list_5x200} not found; leave it empty to draw a list"
         )
-    return Files(str(place.parent), files.files.cache), place.name
+    return Files(str(place.parent), files.files.cache, follow_links=True), place.name
 
 
 def draw_5x200(train: list[_Row], seed: int) -> list[_Row]:

@@ -2,8 +2,10 @@
 
 import io
 import math
+import os
 import struct
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.ingest.dicom import display
+from pipeline.ingest.dicom import display, pixels
 from pipeline.ingest.images import read_image, read_view
 from pipeline.storage.pictures import ImageError, resize
 
@@ -654,3 +656,33 @@ def test_codecs_written_in_c_say_nothing(name, capfd):
         except ImageError as error:
             assert "\n" not in str(error)
     assert capfd.readouterr() == ("", "")
+
+
+def test_threads_that_decode_leave_stderr_as_it_was():
+    """Dask's workers have several. Each hears its own codec."""
+    before, heard = os.fstat(2), {}
+    inside, other = threading.Event(), threading.Event()
+
+    def decode(name, meet):
+        with pixels._caught_stderr() as said:
+            meet()
+            os.write(2, name)
+            said.seek(0)
+            heard[name] = said.read()
+
+    def first():
+        inside.set()
+        other.wait(0.3)  # in vain, where the other one has to wait until this one is done
+
+    def second():
+        other.set()
+        threads[0].join(0.3)
+
+    threads = [threading.Thread(target=decode, args=each) for each in ((b"1", first), (b"2", second))]
+    threads[0].start()
+    inside.wait()
+    threads[1].start()
+    for thread in threads:
+        thread.join()
+    assert heard == {b"1": b"1", b"2": b"2"}
+    assert (os.fstat(2).st_dev, os.fstat(2).st_ino) == (before.st_dev, before.st_ino)

@@ -3,8 +3,10 @@ import multiprocessing
 import os
 import pickle
 import random
+import tracemalloc
 from dataclasses import FrozenInstanceError, replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -100,6 +102,25 @@ def test_no_changed_byte_is_read(tmp_path):
         with pytest.raises(ValueError, match=r"^\S*i\.parquet: damaged, or not written by this pipeline"):
             read_studies(file)
     assert len(damaged) > 5000
+
+
+def test_a_file_that_is_cut_while_it_is_open_is_read_as_it_was(tmp_path):
+    """Where it is mapped into memory, the process ends at the first page that is gone."""
+    wanted = list(some(20))
+    write_studies(tmp_path / "i.parquet", wanted)
+    whole = parquet.read_table(tmp_path / "i.parquet")
+    with parquet.open_file(tmp_path / "i.parquet") as file:
+        os.truncate(tmp_path / "i.parquet", 0)
+        assert file.read().replace_schema_metadata(None) == whole
+
+
+def test_a_file_that_is_written_is_not_in_memory_for_its_digest(tmp_path):
+    table = pa.table({"a": [random.Random(n).randbytes(1 << 20) for n in range(24)]})
+    tracemalloc.start()
+    parquet.write_table(tmp_path / "a", table)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 8 << 20 < (tmp_path / "a").stat().st_size and parquet.read_table(tmp_path / "a") == table
 
 
 def test_a_digest_is_of_the_table_alone(tmp_path):

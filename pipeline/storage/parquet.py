@@ -7,10 +7,11 @@ read in silence. The digest is in the file's own metadata; other tools read the 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ from pipeline.storage.atomic import replacing
 
 KEY = "cxr.blake2b"
 BLANK = b"0" * 32  # what the digest's own place counts as
+CHUNK = 1 << 20  # bytes read at a time
 FOOTER_END = 8  # bytes: the footer's length and the closing magic (Parquet format, "File Format")
 
 
@@ -41,10 +43,10 @@ def writing(path: Path, schema: pa.Schema, **options: Any) -> Iterator[pq.Parque
             yield writer
             writer.add_key_value_metadata({KEY: BLANK.decode()})
         with partial.open("r+b") as file:
-            data = file.read()
-            start = _place(data)
+            start = _place(file)
+            digest = _digest(file, start)
             file.seek(start)
-            file.write(_digest(data, start))
+            file.write(digest)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -62,14 +64,10 @@ def open_file(path: Path, **options: Any) -> pq.ParquetFile:
     Raises:
         OSError: there is no such file. DamagedFile: it is not as it was written.
     """
-    with path.open("rb") as file:
-        empty = not file.seek(0, 2)  # which cannot be mapped
-    if empty:
-        raise DamagedFile(path)
-    data = pa.memory_map(str(path)).read_buffer()
-    view = memoryview(data)
-    start = _place(view)
-    if start < 0 or bytes(view[start : start + len(BLANK)]) != _digest(view, start):
+    data = path.read_bytes()  # not mapped: where a mapped file is cut, the process ends
+    file = io.BytesIO(data)
+    start = _place(file)
+    if start < 0 or data[start : start + len(BLANK)] != _digest(file, start):
         raise DamagedFile(path)
     return pq.ParquetFile(pa.BufferReader(data), **options)
 
@@ -80,18 +78,26 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         return file.read(columns=None if columns is None else list(columns)).replace_schema_metadata(None)
 
 
-def _place(data: bytes | memoryview) -> int:
-    """Where the digest is in a file's bytes; -1 where there is none."""
-    footer = max(0, len(data) - FOOTER_END - int.from_bytes(data[-FOOTER_END : -FOOTER_END // 2], "little"))
+def _place(file: BinaryIO) -> int:
+    """Where the digest is in a file; -1 where there is none."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - FOOTER_END))
+    footer = max(0, size - FOOTER_END - int.from_bytes(file.read(FOOTER_END // 2), "little"))
+    file.seek(footer)
     # A text in Thrift's compact protocol is its length, then its bytes; before a field's there is a byte for the field.
     mark = bytes([len(KEY)]) + KEY.encode() + bytes([0x18, len(BLANK)])
-    found = bytes(data[footer:]).rfind(mark)  # the last one: what comes before may be a value of a column
+    found = file.read().rfind(mark)  # the last one: what comes before may be a value of a column
     return footer + found + len(mark) if found >= 0 else -1
 
 
-def _digest(data: bytes | memoryview, start: int) -> bytes:
+def _digest(file: BinaryIO, start: int) -> bytes:
     """blake2b-128 in hex of all bytes, those at the digest's place counted as ``BLANK``."""
-    digest = hashlib.blake2b(data[:start], digest_size=len(BLANK) // 2)
+    digest = hashlib.blake2b(digest_size=len(BLANK) // 2)
+    file.seek(0)
+    while piece := file.read(min(CHUNK, start - file.tell())):
+        digest.update(piece)
     digest.update(BLANK)
-    digest.update(data[start + len(BLANK) :])
+    file.seek(start + len(BLANK))
+    while piece := file.read(CHUNK):
+        digest.update(piece)
     return digest.hexdigest().encode()

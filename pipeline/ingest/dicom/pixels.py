@@ -10,6 +10,7 @@ import io
 import os
 import struct
 import tempfile
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, BinaryIO
@@ -28,10 +29,14 @@ MAX_FRAGMENTS = 100_000
 MAX_TILES, MAX_LAYERS = 10_000, 100  # of a JPEG 2000: its decoder has records for all before it reads the first
 
 
+_catching = threading.Lock()
+
+
 @contextlib.contextmanager
 def _caught_stderr() -> Iterator[BinaryIO]:
-    """Codecs written in C print to the process's own stderr; here it goes to a file without a name."""
-    with tempfile.TemporaryFile() as said:
+    """Codecs written in C print to the process's own stderr; here it goes to a file without a name. One thread at a
+    time: dask's workers have several, and would else be left with each other's file for stderr."""
+    with _catching, tempfile.TemporaryFile() as said:
         try:
             kept = os.dup(2)
         except OSError:  # there is none
@@ -240,7 +245,7 @@ def _damaged(error: Exception) -> ImageError:
 
 
 def _jpeg(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, int, bool]:
-    """JPEG baseline and extended (PS3.5 8.2.1) and lossless. Pillow reads 8-bit lossy ones, GDCM the others.
+    """JPEG baseline and extended (PS3.5 8.2.1) and lossless. libjpeg reads 8-bit lossy ones, GDCM the others.
 
     Colour that JPEG itself stores as luma and colour differences comes as luma only.
     """

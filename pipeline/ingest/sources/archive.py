@@ -158,6 +158,8 @@ def read_rows(dataset: str, files: Files, name: str, columns: Sequence[str]) -> 
                     # A row cut short reads as blank cells: which is what it says.
                     cells += [""] * (len(header) - len(cells))
                     yield {column: cell.strip() for column, cell in zip(header, cells, strict=False)}
+    except Gone:
+        raise
     except FilesError as error:
         files.check()
         raise SourceError(f"{dataset}: {path}: {error}; download it again") from None

@@ -854,7 +854,7 @@ def no_directory(path):
     [
         (deflated, "compressed entry"),
         (shared, "larger than the file"),
-        (large_pickle, "its pickle is larger than 16 MB"),
+        (large_pickle, "its pickle is larger than 4 MB"),
         (commented, "not an archive as torch writes it"),
         (no_directory, "not an archive as torch writes it"),
         (tar, "a tar archive"),

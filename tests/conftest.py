@@ -6,6 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+# One thread a process, before a library reads it: two processes whose threads wait for one another on two cores take
+# several times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 

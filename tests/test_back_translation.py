@@ -85,7 +85,7 @@ def make_model(folder: Path, seed: int, end: float = 1.5) -> Path:
 def options(tmp_path_factory) -> BackTranslation:
     folder = tmp_path_factory.mktemp("models")
     names = {key: str(make_model(folder / key, seed)) for seed, key in ((1, "forward"), (2, "back"))}
-    return BackTranslation(**names, max_tokens=32, batch_size=4, device="cpu")
+    return BackTranslation(**names, beams=2, max_tokens=32, batch_size=4, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -278,33 +278,33 @@ def once_more(self, text):
     return real(self, text)
 
 marian.RoundTrip.__call__ = once_more
-back_translation.PART = 3
-options = BackTranslation(forward, back, max_tokens=32, batch_size=4, device="cpu")
+back_translation.PART = 2
+options = BackTranslation(forward, back, beams=2, max_tokens=32, batch_size=4, device="cpu")
 back_translation.back_translate(options, 0, [Path(index)], Path(folder, "out"), Path(folder, "work"))
 """
 
 
 def test_after_a_kill_it_goes_on(options, tmp_path, monkeypatch):
-    index = write_index(tmp_path / "a.parquet", reports(range(9)))
-    monkeypatch.setattr(back_translation, "PART", 3)
+    index = write_index(tmp_path / "a.parquet", reports(range(5)))
+    monkeypatch.setattr(back_translation, "PART", 2)
     whole = run(options, tmp_path / "whole", index)
-    command = [sys.executable, "-c", KILLED, options.forward, options.back, str(index), str(tmp_path / "cut"), "7"]
+    command = [sys.executable, "-c", KILLED, options.forward, options.back, str(index), str(tmp_path / "cut"), "5"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert not (tmp_path / "cut" / "out").exists()
     parts = sorted(p.name for p in (tmp_path / "cut" / "work").glob("*/*.parquet"))
-    assert len(parts) == 2  # of 3 texts each, and the seventh text is lost
+    assert len(parts) == 2  # of 2 texts each, and the fifth text is lost
     asked = []
     real = RoundTrip.__call__
     monkeypatch.setattr(RoundTrip, "__call__", lambda self, text: asked.append(text) or real(self, text))
     (next((tmp_path / "cut" / "work").iterdir()) / "00.parquet.1.partial").write_bytes(b"half")
     assert run(options, tmp_path / "cut", index) == whole
-    assert asked == texts(reports(range(9)))[6:]
+    assert asked == texts(reports(range(5)))[4:]
     assert not list((tmp_path / "cut" / "work").glob("*/*.partial"))
 
 
 def test_processes_share_the_work(options, tmp_path, monkeypatch):
-    index = write_index(tmp_path / "a.parquet", reports(range(7)))
+    index = write_index(tmp_path / "a.parquet", reports(range(4)))
     monkeypatch.setattr(back_translation, "PART", 2)
     alone = run(options, tmp_path / "one", index)
     assert run(replace(options, workers=2), tmp_path / "two", index) == alone

@@ -96,15 +96,15 @@ def make(tmp_path, studies, prompts):
     return workspace
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=drill)])
-def test_dvc_repro_goes_on_after_kill_9(make, kills):
-    whole, killed = make("whole"), make("killed")
-    whole.run("dvc", "repro")
+@pytest.mark.parametrize(("kills", "epochs"), [(1, 6), pytest.param(4, 20, marks=drill)])
+def test_dvc_repro_goes_on_after_kill_9(make, kills, epochs):
+    whole, killed = make("whole", epochs=epochs), make("killed", epochs=epochs)
+    whole.run(sys.executable, *STAGE)
     rng = random.Random(2)
     for number in range(kills):
         process = killed.start("dvc", "repro")
-        killed.wait(process, 4 * number)
-        time.sleep(rng.uniform(0, 1))
+        killed.wait(process, 4 * number + 1)
+        time.sleep(rng.uniform(0, 0.2))
         os.killpg(process.pid, signal.SIGKILL)  # dvc and the training alike
         process.wait()
     said = killed.run("dvc", "repro").stdout

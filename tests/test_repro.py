@@ -11,6 +11,7 @@ import pytest
 from pipeline.datasets import known_datasets
 from tests.clones import ROOT, commit, make_clone, run
 from tests.planted import ALLOWED, found_in, plant
+from tests.queued import kill_all, lose_a_worker
 
 
 @pytest.fixture(scope="module")
@@ -81,24 +82,35 @@ def test_every_stage_run_is_in_mlflow(clone):
     assert {"train_loss", "valid_loss", "rsna_zs_auc", "mimic_cxr_r10", "vindr_cxr_p100_auc", "found_images"} <= keys
 
 
-def test_an_experiment_trains_again_what_it_changes_and_ingests_nothing(clone):
-    """`mixed` has no such term as tcl, so a change of its weight leaves it alone."""
+def test_a_queued_experiment_trains_again_what_it_changes_and_outlives_its_worker(clone):
+    """`mixed` has no such term as tcl, so a change of its weight leaves it alone. The long form is in test_queue.py."""
     commit(clone, "results")
-    out = run(clone, "dvc", "exp", "run", "-n", "notcl", "-S", "loss.tcl_weight=0")
-    started = {line.split("'")[1] for line in out.splitlines() if line.startswith("Running stage")}
-    assert started == {
-        *("settings", "corpus", "pretrain@resnet_mcc-0", "embed", "zero_shot", "few_shot@resnet_mcc-0", "retrieval"),
-        "tables",
+    changes = ("-S", "loss.tcl_weight=0", "-S", "runs.resnet_mcc.train.epochs=5")
+    run(clone, "dvc", "exp", "run", "--queue", "-n", "notcl", *changes, "-C", "data/phantom")
+    try:
+        _, said = lose_a_worker(clone, {"notcl"}, "resnet_mcc-0", jobs=1)
+    finally:
+        kill_all(clone)
+    assert set(re.findall(r"Running stage '(.+)'", said)) == {
+        *("pretrain@resnet_mcc-0", "embed", "zero_shot", "few_shot@resnet_mcc-0", "retrieval", "tables")
     }
-    assert "embed mixed/0: as it was" in out
-    diff = json.loads(run(clone, "dvc", "exp", "diff", "--json"))
+    assert set(re.findall(r"Stage '(.+)' is cached", said)) == {"settings", "corpus"}  # of the killed attempt
+    assert "embed mixed/0: as it was" in said
+    diff = json.loads(run(clone, "dvc", "exp", "diff", "HEAD", "notcl", "--json"))
     assert diff["params"]["params.yaml"]["loss.tcl_weight"] == {"old": 0.5, "new": 0, "diff": -0.5}
     assert "resnet_mcc.vindr_cxr_zs_auc" in diff["metrics"]["reports/metrics.json"]
     with sqlite3.connect(clone / "mlflow.db") as db:
-        names = [v for (v,) in db.execute("select value from tags where key = 'dvc_exp_name'")]
         values = {v for (v,) in db.execute("select value from params where key = 'loss.tcl_weight'")}
-    assert "notcl" in names
     assert {"0.5", "0.0"} <= values
+
+
+def test_an_experiment_in_the_workspace_runs_what_it_changes_alone(clone):
+    out = run(clone, "dvc", "exp", "run", "-n", "few", "-S", "ablations=[]")
+    assert set(re.findall(r"Running stage '(.+)'", out)) == {"settings", "tables"}
+    diff = json.loads(run(clone, "dvc", "exp", "diff", "--json"))
+    assert diff["params"] == {"params.yaml": {"ablations": {"old": "['resnet_mcc']", "new": "[]"}}}
+    with sqlite3.connect(clone / "mlflow.db") as db:
+        assert "few" in {v for (v,) in db.execute("select value from tags where key = 'dvc_exp_name'")}
 
 
 def test_killed_stages_leave_what_undisturbed_ones_do(clone):

@@ -3,7 +3,7 @@
 DVC leaves such an experiment "Running" for ever: its message is taken, its stash entry dropped, and nobody collects its
 result (DVC 3.67; ``dvc queue kill`` then calls it a success, and it is lost). Everything to go on from is still there:
 the commit it was stashed as, and its copy of the repository. This uses DVC's own parts, which are no public interface:
-tests/test_queue.py holds them to what is needed here.
+tests/queued.py holds them to what is needed here.
 
 Ours, because DVC's commands (kill, remove, exp run --queue) want all overrides typed again and leave copies behind.
 """

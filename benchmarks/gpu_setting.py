@@ -50,7 +50,8 @@ class Setting:
         """The paper's ResNet-50 and BERT-base with random weights; tiny ones instead."""
         config = run_config(load_params(Path("profiles/demo.yaml")), "resnet_m")
         drops = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        text = replace(config.text_encoder, args={"model_type": "bert", **config.text_encoder.args, **drops})
+        sizes = {key: value for key, value in config.text_encoder.args.items() if key != "embedding_size"}  # RoFormer's
+        text = replace(config.text_encoder, args={"model_type": "bert", **sizes, **drops})
         if not self.tiny:
             bert = {"model_type": "bert", **BERT_BASE, **drops}
             text = TextEncoder("", VOCABULARY["paper"], bert, 256)

@@ -279,5 +279,5 @@ def test_a_page_with_patients_lies_where_git_does_not_look(tmp_path, monkeypatch
     assert "<img" not in public and "Small left pleural effusion" not in public
     assert private.count("<img") == 1 + 7 * page.PER_DATASET
     assert "not for git" in capsys.readouterr().err
-    ignored = subprocess.run(["git", "check-ignore", "-q", stage.PRIVATE], cwd=Path(__file__).parents[1])
+    ignored = subprocess.run(["git", "check-ignore", "-q", stage.WITH_PATIENTS], cwd=Path(__file__).parents[1])
     assert ignored.returncode == 0

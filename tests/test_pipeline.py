@@ -122,7 +122,7 @@ def test_the_graph_has_every_stage_of_every_axis():
 def test_a_stage_never_opens_a_gate_to_pickle_or_remote_code():
     for file in [*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("stages/*.py")]:
         text = file.read_text()
-        assert "import pickle" not in text
+        assert not re.search(r"\b(import|from) pickle\b", text)
         assert "trust_remote_code=True" not in text
         assert "allow_pickle=True" not in text
 

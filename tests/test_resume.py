@@ -345,6 +345,7 @@ def test_the_state_is_of_all_modules_that_train():
             "pipeline.config.devices",
             "pipeline.config.load",
             "pipeline.config.params",
+            "pipeline.config.places",
         ),
         *("pipeline.config.records", "pipeline.config.run_config", "pipeline.config.yaml_file", "pipeline.datasets"),
     }

@@ -23,6 +23,7 @@ from pathlib import Path
 from tests.clones import make_clone, run
 
 KILLS, FEW = 200, 5
+SECONDS = 4.0  # within which a stage is killed before any has ended here
 RESULTS = Path("data/results")
 # Of each kind its stages: script, arguments, and what they write.
 KINDS = {
@@ -67,14 +68,12 @@ def drill(folder: Path, kind: str, kills: int, seconds: float = float("inf"), fe
     while counts["kills"] < kills and time.monotonic() < until:
         rng = random.Random(f"{kind} {counts['ends']}")
         stage, words, outputs = KINDS[kind][counts["ends"] % len(KINDS[kind])]
-        if stage not in took:
-            took[stage] = _end(folder, stage, words, outputs, truth)
         done = 0
         while done < few:
             if rng.random() < 0.5:  # as DVC does; a stage run by hand finds what was left
                 _remove(folder, outputs)
-            done += _start(folder, stage, words, rng.uniform(0, took[stage]), rng.random() < 0.5) is None
-        _end(folder, stage, words, outputs, truth)
+            done += _start(folder, stage, words, rng.uniform(0, took.get(stage, SECONDS)), rng.random() < 0.5) is None
+        took[stage] = max(took.get(stage, 0.0), _end(folder, stage, words, outputs, truth))
         counts["kills"], counts["ends"] = counts["kills"] + done, counts["ends"] + 1
         notes.write_text(json.dumps(counts))
     return counts

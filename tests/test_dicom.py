@@ -1,8 +1,10 @@
 """Expected pixels are worked out here from the formulas of DICOM PS3.3 and PS3.5, never by pydicom's own transforms."""
 
+import contextlib
 import io
 import math
 import os
+import re
 import struct
 import tempfile
 import threading
@@ -686,3 +688,16 @@ def test_threads_that_decode_leave_stderr_as_it_was():
         thread.join()
     assert heard == {b"1": b"1", b"2": b"2"}
     assert (os.fstat(2).st_dev, os.fstat(2).st_ino) == (before.st_dev, before.st_ino)
+
+
+@pytest.mark.parametrize("kind", [b"C\0", b"U\x01", b"Q\x01", b"\0\0"])
+def test_an_element_of_no_known_kind_is_one_line(kind):
+    """Of any element: pydicom takes its length from other bytes then, and may only say so when it is asked for."""
+    whole = make(smooth(8, 20, 24))
+    places = [m.start() for m in re.finditer(rb"\x28\x00.\x00[A-Z]{2}", whole, re.DOTALL)]
+    assert len(places) > 5
+    for at in places:
+        for size in (b"", b"\0\0\0", b"\0\0\1", b"\xff\xff"):
+            data = whole[: at + 4] + kind + size + whole[at + 6 + len(size) :]
+            with contextlib.suppress(ImageError):
+                read_view(data)

@@ -64,7 +64,12 @@ def read_view(source: Path | str | bytes, short_side: int = 0) -> tuple[Grey, st
     if not data.startswith((JPEG_START, PNG_START)) or data[128:132] == b"DICM":
         if not reader.is_dicom(data):
             raise ImageError("not a DICOM, JPEG or PNG file")
-        return reader.read_dicom(data, short_side)
+        try:
+            return reader.read_dicom(data, short_side)
+        except ImageError:
+            raise
+        except Exception as error:  # pydicom may raise anything wherever an element is asked for
+            raise ImageError(f"DICOM damaged ({type(error).__name__})") from None
     values, size, halved = _picture(data, short_side)
     if values.dtype != np.uint8:
         values = to_8_bit(values)

@@ -200,7 +200,7 @@ def _steps(header: Any, signed: bool, little: bool) -> list[dict[str, Any]]:
 
 def raw_size(header: Any, tag: Any) -> int:
     """Bytes of an element that pydicom has made no objects of yet; 0 of others."""
-    element = header.get_item(tag)
+    element = header.get_item(tag, keep_deferred=True)  # else one of which pydicom knows nothing is made an object
     return len(element.value or b"") if element is not None and element.is_raw else 0
 
 

@@ -239,3 +239,34 @@ def test_text_of_any_encoding_people_meet():
         == "é"
     )
     assert decode_text(b"\xff\xfe\x00") == "ÿþ\x00"
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+def test_a_pack_that_is_written_over_while_it_is_open_is_not_read(tmp_path, name):
+    """In place, so that the file that is open is the one that changes: a place is then another member's."""
+
+    def content(order):
+        out = io.BytesIO()
+        if name.endswith(".tar"):
+            with tarfile.open(fileobj=out, mode="w") as tar:
+                for letter in order:
+                    info = tarfile.TarInfo(letter)
+                    info.size = 5000
+                    tar.addfile(info, io.BytesIO(letter.encode() * 5000))
+        else:
+            with zipfile.ZipFile(out, "w") as archive:
+                for letter in order:
+                    archive.writestr(letter, letter * 5000)
+        return out.getvalue()
+
+    pack = tmp_path / "in" / name
+    pack.parent.mkdir()
+    pack.write_bytes(content("ab"))
+    files = Files(str(pack.parent), tmp_path / "cache")
+    files.walk()
+    assert files.read(f"{name}!/a", 1 << 20) == b"a" * 5000
+    with pack.open("r+b") as file:
+        file.write(content("ba"))
+    os.utime(pack, ns=(1, 1))
+    with pytest.raises(Gone, match="has changed since it was opened"):
+        files.read(f"{name}!/a", 1 << 20)

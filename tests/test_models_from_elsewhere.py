@@ -38,7 +38,7 @@ from pipeline.adapters.weights import Weights, read_weights
 from pipeline.config.params import BackTranslation, ImageEncoder, Other, TextEncoder
 from pipeline.config.records import ParamsError
 from pipeline.models.encoders import ImageTower, TextTower
-from pipeline.storage.model_folder import as_data, offline
+from pipeline.storage.model_folder import as_data, json_table, offline
 from pipeline.storage.torch_archive import Refused, check_archive
 from pipeline.text.marian import RoundTrip
 from pipeline.text.tokenizer import Tokenizer
@@ -727,6 +727,11 @@ def template(*names, ids=(2,)):
         ("normalizer", sequence(sequence(replace("a" * 9)), sequence(replace("a" * 9)))),
         ("normalizer", sequence(*[{"type": "Prepend", "prepend": "a" * 900}] * 1000)),
         ("normalizer", {"type": "Prepend", "prepend": "a" * 5000}),
+        ("normalizer", sequence(*[{"type": "ByteLevel"}] * 30)),
+        ("normalizer", sequence(*[{**replace("a"), "pattern": {"Regex": "(?=.)"}}] * 30)),
+        ("normalizer", sequence(*[replace("a", "")] * 30)),
+        ("normalizer", sequence(*[{"pattern": {"String": "a"}, "content": "a" * 8}] * 30)),
+        ("normalizer", sequence(*[compiled("b" * 30)] * 4)),
         ("normalizer", compiled("b" * 5000)),
         ("pre_tokenizer", {"type": "Metaspace", "replacement": "_" * 2000, "prepend_scheme": "always", "split": True}),
         ("post_processor", template("A", "A")),
@@ -1009,3 +1014,67 @@ def test_a_header_of_safetensors_is_no_larger_than_its_file(tmp_path):
     for content in (struct.pack("<Q", 1 << 40) + b"{}", struct.pack("<Q", len(header)) + header):
         path.write_bytes(content)
         one_line(lambda: read_weights(path), f"{path}: not a safetensors file")
+
+
+def number(value: int) -> bytes:
+    """A step of a pickle that puts a whole number on the stack."""
+    data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(data)]) + data
+
+
+NESTED = b")" + b"q\x00h\x00\x86" * 40  # a tuple in itself, forty times: to hash it has no end
+KEYS = {
+    "nested": b"\x80\x02}" + NESTED + b"K\x00s.",
+    "of a set": b"\x80\x02}X\x01\x00\x00\x00ac__builtin__\nset\n(](" + NESTED + b"etRs.",
+    "of a list of pairs": b"\x80\x02ccollections\nOrderedDict\n(](" + NESTED + b"K\x01\x86etR.",
+    "that collide": b"\x80\x02}(" + b"".join(number(((1 << 61) - 1) * n) + b"N" for n in range(1, 9)) + b"u.",
+    "of a storage": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    + NESTED
+    + b"X\x03\x00\x00\x00cpuK\x01tQ.",
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_key_that_is_never_computed_is_refused(tmp_path, kind):
+    path = tmp_path / "w.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", KEYS[kind])
+    one_line(lambda: read_weights(path), f"{path}: has a ", "refused", error=Refused)
+
+
+def test_an_archive_of_two_directories_is_refused(tmp_path):
+    """zipfile takes the one before the last record, torch the one where that record says."""
+    kept, hidden, path = (tmp_path / f"{name}.pt" for name in ("kept", "hidden", "both"))
+    torch.save({"w": torch.ones(3)}, kept)
+    with zipfile.ZipFile(hidden, "w") as archive:
+        archive.writestr(
+            "archive/data.pkl", b"\x80\x02}X\x01\x00\x00\x00acbuiltins\nbytearray\n" + number(1 << 40) + b"\x85Rs."
+        )
+    start = hidden.read_bytes()
+    path.write_bytes(start + kept.read_bytes())
+    one_line(lambda: read_weights(path), f"{path}: not an archive as torch writes it", error=Refused)
+
+
+def test_a_checkpoint_of_several_pickles_is_refused(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save({"w": torch.ones(3)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("w/CONSTANTS.PKL", b"\x80\x02}.")
+    one_line(lambda: read_weights(path), f"{path}: has several pickles", error=Refused)
+
+
+def test_a_tensor_without_a_name_is_one_line(tmp_path):
+    torch.save({1: torch.ones(3), "w": torch.ones(2)}, tmp_path / "w.pt")
+    one_line(lambda: Weights.of(tmp_path / "w.pt"), "not tensors: 1")
+
+
+def test_a_tokenizer_that_draws_is_refused(tmp_path):
+    path = bert_folder_with(tmp_path, normalizer=None)
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps({**table, "model": {**table["model"], "dropout": 0.5}}))
+    one_line(lambda: Tokenizer.load(tmp_path, 16), f"{path}: model.dropout: ", error=Refused)
+
+
+def test_a_file_of_brackets_is_refused_unread(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": [' + "[]," * 2_000_001 + "0]}")
+    one_line(lambda: json_table(tmp_path / "a.json"), "a.json: more lists and tables", error=Refused)

@@ -122,6 +122,7 @@ class Weights:
             ValueError: a value is no tensor, or one that repeats its numbers.
         """
         odd = [k for k, v in tensors.items() if not isinstance(v, Tensor) or v.is_meta or v.layout != torch.strided]
+        odd += [str(key) for key in tensors if not isinstance(key, str)]
         if odd or not tensors:
             raise ValueError(f"{where}: {f'not tensors: {_some(odd)}' if odd else 'no tensor in it'}")
         # A row may be stated to repeat a million times. Copied into a module, it would.

@@ -133,7 +133,7 @@ def load_protocol(name: str) -> Protocol:
     path = _path(name)
     if not NAME.fullmatch(path.stem):
         raise ProtocolError(f"{path}: a protocol's name is letters, digits and _, a letter first; rename the file")
-    tasks = {}
+    tasks, size = {}, 0
     found = _read(path)
     for key, rule in found.test_sets.items():
         if not NAME.fullmatch(key):
@@ -144,6 +144,11 @@ def load_protocol(name: str) -> Protocol:
             _check(rule, positive, negative)
         except (ParamsError, ProtocolError, templates.PromptError) as error:
             raise ProtocolError(f"{path}: test_sets.{key}.{error}") from None
+        size += sum(len(text) for side in (positive, negative) for texts in side.values() for text in texts)
+        if size > templates.MOST_TEXT:
+            raise ProtocolError(
+                f"{path}: its prompts have more than {templates.MOST_TEXT:,} characters; leave some out"
+            )
         tasks[key] = Task(key, rule, positive, negative)
     _check_retrieval(found.retrieval, path)
     return Protocol(path.stem, tasks, found.retrieval)
@@ -273,6 +278,8 @@ def _sides(spec: PromptRule, path: Path) -> tuple[dict[str, list[str]], dict[str
     if spec.positive:
         positive, negative = _filled(spec, "positive"), _filled(spec, "negative")
     elif spec.grid:
+        if sum(map(_size, spec.grid.values())) > templates.MOST_TEXT:
+            raise ProtocolError("prompts.grid: too many combinations; name fewer terms")
         positive = {name: _combined(name, lists) for name, lists in spec.grid.items()}
     elif spec.lists:
         positive = {name: list(texts) for name, texts in spec.lists.items()}
@@ -308,24 +315,27 @@ def _filled(spec: PromptRule, side: Literal["positive", "negative"]) -> dict[str
             raise ProtocolError(f"prompts.{side}: {shown(text)}: a brace is not {{}}, the place of the class")
         if not text.strip():
             raise ProtocolError(f"prompts.{side}: a blank prompt")
-        if text.count("{}") * sum(map(len, spec.classes)) > templates.MOST_TEXT:
-            raise ProtocolError(f"prompts.{side}: {shown(text)}: too long once the class is put in")
         if "{}" not in text and len(spec.classes) > 1:
             raise ProtocolError(
                 f"prompts.{side}: {shown(text)} is the same for every class; put {{}} where the class goes"
             )
+    size = sum(len(text) * len(spec.classes) + text.count("{}") * sum(map(len, spec.classes)) for text in found)
+    if size > templates.MOST_TEXT:
+        raise ProtocolError(f"prompts.{side}: more than {templates.MOST_TEXT:,} characters once classes are put in")
     return {name: [text.replace("{}", name) for text in found] for name in spec.classes} if found else {}
 
 
 def _combined(name: str, lists: dict[str, tuple[str, ...]]) -> list[str]:
     """Every combination of a class's lists, the last varying fastest; repeated terms count each time."""
-    terms = [sum(map(len, terms)) + len(terms) for terms in lists.values()]
-    if math.prod(map(len, lists.values())) * sum(terms) > templates.MOST_TEXT:
-        raise ProtocolError(f"prompts.grid.{name}: too many combinations; name fewer terms")
     combinations = [" ".join(filter(None, terms)) for terms in product(*lists.values())] if lists else []
     if not combinations:
         raise ProtocolError(f"prompts.grid.{name}: expected lists of terms, none of them empty")
     return combinations
+
+
+def _size(lists: dict[str, tuple[str, ...]]) -> int:
+    """Characters of all combinations of a class's lists, at most."""
+    return math.prod(map(len, lists.values())) * sum(sum(map(len, terms)) + len(terms) for terms in lists.values())
 
 
 def _drawn(name: str, texts: list[str], sample: PromptSample) -> list[str]:

@@ -220,7 +220,10 @@ class Files:
         return None if self.follow_links else self.local
 
     def _open_pack(self, pack: str) -> tuple[Any, dict[str, Any]]:
-        return _open_pack(self.root, str(self.cache), self.follow_links, pack)
+        opened, members, state = _open_pack(self.root, str(self.cache), self.follow_links, pack)
+        if self.local is not None and self._state(pack) != state:
+            raise Gone(f"{pack} has changed since it was opened")
+        return opened, members
 
     def _state(self, name: str) -> tuple[int, str]:
         """Size and time of change of a loose file."""
@@ -289,18 +292,18 @@ class Files:
 
 
 @lru_cache(maxsize=OPEN_PACKS)
-def _open_pack(root: str, cache: str, follow_links: bool, pack: str) -> tuple[Any, dict[str, Any]]:
-    """A pack opened for this process, and the places of its members.
+def _open_pack(root: str, cache: str, follow_links: bool, pack: str) -> tuple[Any, dict[str, Any], tuple[int, str]]:
+    """A pack opened for this process, the places of its members, and its state then.
 
     Raises:
         Gone: it is another one since it was listed.
     """
     files = Files(root, cache, follow_links)
-    handle = files.open(pack)
+    handle, state = files.open(pack), files._state(pack)
     if pack.lower().endswith(".zip"):
         archive, found = open_zip(handle)
-        return archive, found.members
-    return open_tar(files.cache, f"{files.absolute().root}/{pack}", files._state(pack), handle)
+        return archive, found.members, state
+    return *open_tar(files.cache, f"{files.absolute().root}/{pack}", state, handle), state
 
 
 @lru_cache(maxsize=OPEN_PACKS)

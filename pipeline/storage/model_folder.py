@@ -28,6 +28,7 @@ from pipeline.storage.tokenizer_file import check_tokenizer
 from pipeline.storage.torch_archive import Refused, check_archive
 
 LARGEST = 16 << 20  # bytes of a JSON file that is read here
+MOST_PARTS = 2_000_000  # lists and tables of it; a tokenizer has one for each word, or pair of pieces
 LARGEST_NUMBER = 1 << 24  # in a configuration: no vocabulary has as many words, and no model as many layers or pixels
 LARGEST_PICTURE = 1 << 13  # pixels of a side that a picture is resized to
 MOST_TENSORS = 1 << 12  # of a model; the largest CLIP has 1,300
@@ -54,6 +55,8 @@ REFUSED = frozenset(
 )
 # Model types of other libraries, whose configuration is a name to be looked up elsewhere.
 ELSEWHERE = ("timm_backbone", "timm_wrapper")
+# Fields of a configuration that no model has here: a name is made for each label, the others change what is returned.
+UNWANTED = ("num_labels", "return_dict", "output_hidden_states", "output_attentions", "chunk_size_feed_forward")
 CONFIG_WORDS = ("model_type", "torch_dtype", "tokenizer_class")  # beside the fields of the configuration's class
 TOKENIZER_WORDS = (
     *("tokenizer_class", "backend", "padding_side", "truncation_side", "source_lang", "target_lang", "errors"),
@@ -213,7 +216,10 @@ def json_table(path: Path, most: int = LARGEST) -> dict[str, Any]:
     try:
         if path.stat().st_size > most:
             raise Refused(f"{path}: larger than {most >> 20} MB; refused")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.count("[") + text.count("{") > MOST_PARTS:
+            raise Refused(f"{path}: more lists and tables than any model's; refused")
+        found = json.loads(text)
     except Refused:
         raise
     except (OSError, ValueError, RecursionError) as error:
@@ -253,7 +259,8 @@ def _fields(table: Mapping[str, Any], kind: type, where: object) -> dict[str, An
     parts = getattr(kind, "sub_configs", {})
     own = {*CONFIG_WORDS, *(field.name for field in fields(kind))}
     kept = _kept(table, own.__contains__, where)
-    kept.pop("num_labels", None)  # a name is made for each, and no model here has any
+    for key in UNWANTED:
+        kept.pop(key, None)
     for key, value in table.items():
         # Old files of CLIP have text_config_dict beside text_config.
         if isinstance(value, Mapping) and (part := parts.get(key.removesuffix("_dict"))):

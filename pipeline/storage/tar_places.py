@@ -73,7 +73,6 @@ def _scan(cache: Path, pack: str, state: tuple[int, str], handle: BinaryIO) -> D
             stream.build_full_index()
             stream.seek(0)
         found = tar_directory(stream)
-    index.unlink(missing_ok=True)
     if stream is not handle:
         with replacing(index) as partial:
             stream.export_index(str(partial))

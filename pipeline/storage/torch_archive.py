@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.storage.torch_pickle import PICKLES, Checkpoint, Odd
 
@@ -58,8 +60,11 @@ def check_archive(path: Path, known: Collection[str] = ()) -> None:
 
 def _pickles(path: Path, size: int, end: bytes) -> list[bytes]:
     """The pickles of an archive of ``size`` bytes whose last 22 are ``end``, after a look at its directory."""
-    # Two readers of zip may take different records for the last one if a comment follows it. torch writes none.
-    if not end.startswith(END) or not end.endswith(b"\0\0"):
+    # Two readers of zip may take different directories for the archive's, if a comment follows its last record or the
+    # directory is not where that record says. Of what torch writes neither is so.
+    with path.open("rb") as file:
+        whole = end.startswith(END) and end.endswith(b"\0\0") and _directory_ends(file, size - 22)
+    if not whole:
         raise Refused(f"{path}: not an archive as torch writes it; download it again")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -68,11 +73,27 @@ def _pickles(path: Path, size: int, end: bytes) -> list[bytes]:
                 raise Refused(f"{path}: has a compressed entry; torch writes none, so it is refused")
         if sum(entry.file_size for entry in entries) > size:
             raise Refused(f"{path}: its entries are larger than the file; refused")
-        # torch finds them by names without regard to case
-        pickles = [entry for entry in entries if entry.filename.lower().endswith(".pkl")]
+        # torch finds it by its name without regard to case
+        pickles = [entry for entry in entries if entry.orig_filename.lower().endswith(".pkl")]
+        if len(pickles) > 1:
+            raise Refused(f"{path}: has several pickles, as code for torch does; refused")
         if sum(entry.file_size for entry in pickles) > PICKLES:
             raise Refused(f"{path}: its pickle is larger than {PICKLES >> 20} MB; refused")
         return [archive.read(entry) for entry in pickles]
+
+
+def _directory_ends(file: BinaryIO, at: int) -> bool:
+    """Whether a zip's directory is where its last record, at ``at``, says: right before the records that end it."""
+    file.seek(max(0, at - 76))
+    *_, length, start = struct.unpack("<4s4H2I", file.read()[-22:-2])
+    file.seek(max(0, at - 76))
+    record = file.read(76)  # those of a large archive, which torch always writes
+    if record[56:60] == b"PK\x06\x07":
+        length, start = struct.unpack_from("<2Q", record, 40)
+        if record[:12] != b"PK\x06\x06" + struct.pack("<Q", 44) or struct.unpack_from("<Q", record, 64)[0] != at - 76:
+            return False
+        at -= 76
+    return bool(start + length == at)
 
 
 def _is_tar(path: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import IO, Any
@@ -95,10 +95,14 @@ class Checkpoint:
                     stack.append([])
                 case "APPENDS" | "SETITEMS":
                     more, stack = stack, marked.pop()
+                    _check_keys(more[::2] if code.name == "SETITEMS" else ())
                     stack[-1].extend(more)
-                case "APPEND" | "SETITEM":
-                    last = [stack.pop() for _ in range(1 if code.name == "APPEND" else 2)]
-                    stack[-1].extend(last)
+                case "APPEND":
+                    stack[-2].append(stack.pop())
+                case "SETITEM":
+                    value, key = stack.pop(), stack.pop()
+                    _check_keys([key])
+                    stack[-1].extend((key, value))
                 case "BINPUT" | "LONG_BINPUT":
                     memo[value] = stack[-1]
                 case "BINGET" | "LONG_BINGET":
@@ -119,7 +123,7 @@ class Checkpoint:
                 case plain if plain in PLAIN:
                     stack.append(value)
                 case _:
-                    raise Odd(f"has a step {code.name}, which torch itself does not write")
+                    raise Odd(f"has a step {code.name}, which torch does not read safely; save it with protocol 2")
         raise Odd("ends within a pickle")
 
     def _named(self, words: str) -> _Name:
@@ -139,6 +143,9 @@ class Checkpoint:
             return self._rebuilt(*given[:4])
         if called.name == "torch._utils._rebuild_parameter":
             return given[0]
+        if called.name == "torch.Size":
+            return _numbers(given[0])
+        _check_keys(chain.from_iterable(_members(part) for part in given))
         if called.name == "_codecs.encode":  # how old pickles write bytes; other encodings make more of them
             if not isinstance(given[0], str) or given[1] not in ("latin1", "latin-1"):
                 raise Odd("encodes a text, which torch itself does not write")
@@ -154,6 +161,8 @@ class Checkpoint:
     def _stored(self, stated: tuple[Any, ...]) -> _Storage:
         """A storage: ("storage", its class, key, device, number of elements) and, in the old format, a None."""
         what, kind, key, _, length = stated[:5]
+        if not isinstance(key, str | int) or type(length) is not int:
+            raise Odd("has a storage without a name or a length")
         width = WIDTHS.get(found[1]) if (found := STORAGE.fullmatch(kind.name)) else None
         if what != "storage" or any(part is not None for part in stated[5:]) or width is None:
             raise Odd("has numbers of a kind that is not known here")
@@ -168,10 +177,32 @@ class Checkpoint:
         return storage
 
     def _rebuilt(self, storage: _Storage, offset: int, sizes: tuple[int, ...], strides: tuple[int, ...]) -> _Tensor:
-        steps = list(zip(sizes, strides, strict=True))
+        steps = list(zip(_numbers(sizes), _numbers(strides), strict=True))
         if min(offset, *sizes, *strides, 0) < 0:
             raise Odd("has a tensor of a negative size")
         end = offset + 1 + sum((size - 1) * stride for size, stride in steps) if all(sizes) else offset
         if end > storage.length:
             raise Odd("has a tensor that is larger than its storage")
         return _Tensor()
+
+
+def _numbers(sizes: Any) -> tuple[int, ...]:
+    """Sizes or strides."""
+    if not isinstance(sizes, tuple) or any(type(size) is not int for size in sizes):
+        raise Odd("has a tensor whose sizes are no numbers")
+    return sizes
+
+
+def _members(part: Any) -> list[Any]:
+    """What becomes keys of a table, or members of a set, that is made of ``part``: values, or pairs of them."""
+    found = list(part) if isinstance(part, list | tuple) else []
+    return [pair[0] if isinstance(pair, list | tuple) and len(pair) == 2 else pair for pair in found]
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """A key's place in a table is computed from all of it: of a tuple in itself thirty times that has no end, and of
+    large numbers it may be the same."""
+    for key in keys:
+        small = abs(key) < 1 << 60 if isinstance(key, int) else isinstance(key, str | float | _Name | None)
+        if not small:
+            raise Odd("has a key that no checkpoint needs")

@@ -68,7 +68,7 @@ def open_regular(path: str | Path, root: Path | None = None) -> BinaryIO:
     """A regular file opened for reading; a FIFO would wait for a writer, and a device has no end.
 
     Args:
-        root: the folder that it may not lead out of, if it is a link.
+        root: the folder that it may not lead out of, if it is a link; links among the folders above it are followed.
 
     Raises:
         FilesError: it does, or is something else, which may be so since it was listed. OSError: it cannot be opened.

@@ -59,6 +59,7 @@ def drill(folder: Path, kind: str, kills: int, seconds: float = float("inf"), fe
     until, notes = time.monotonic() + seconds, folder / f"drill-{kind}.json"
     counts = json.loads(notes.read_text()) if notes.exists() else {"kills": 0, "ends": 0}
     truth = folder / "undisturbed"
+    (folder / "drill.log").unlink(missing_ok=True)  # of a drill that was ended from outside
     for stage, _, outputs in KINDS[kind]:
         importlib.import_module(f"stages.{stage}")
         for path in outputs:

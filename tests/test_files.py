@@ -250,9 +250,7 @@ def test_a_pack_that_is_written_over_while_it_is_open_is_not_read(tmp_path, name
         if name.endswith(".tar"):
             with tarfile.open(fileobj=out, mode="w") as tar:
                 for letter in order:
-                    info = tarfile.TarInfo(letter)
-                    info.size = 5000
-                    tar.addfile(info, io.BytesIO(letter.encode() * 5000))
+                    add(tar, letter, letter.encode() * 5000)
         else:
             with zipfile.ZipFile(out, "w") as archive:
                 for letter in order:

@@ -121,8 +121,7 @@ class Weights:
         Raises:
             ValueError: a value is no tensor, or one that repeats its numbers.
         """
-        odd = [k for k, v in tensors.items() if not isinstance(v, Tensor) or v.is_meta or v.layout != torch.strided]
-        odd += [str(key) for key in tensors if not isinstance(key, str)]
+        odd = [key for key, value in tensors.items() if not (isinstance(key, str) and _is_plain(value))]
         if odd or not tensors:
             raise ValueError(f"{where}: {f'not tensors: {_some(odd)}' if odd else 'no tensor in it'}")
         # A row may be stated to repeat a million times. Copied into a module, it would.
@@ -206,6 +205,11 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     if any(found.values()):
         raise ValueError(f"{file}: " + "; ".join(f"{kind}: {_some(keys)}" for kind, keys in found.items() if keys))
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in given.items()}, strict=True)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a dense tensor that holds its numbers."""
+    return isinstance(value, Tensor) and not value.is_meta and value.layout == torch.strided
 
 
 def _some(keys: Iterable[str]) -> str:

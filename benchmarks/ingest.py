@@ -7,7 +7,7 @@ folder, and times, one after the other in each round so that a busy machine slow
 
 DICOM baseline: pydicom, apply_modality_lut, apply_voi_lut, inversion, cv2.resize to a short side of 512, min-max.
 JPEG baseline: cv2.imread in colour, cv2.resize to a short side of 512.
-Ours: images.read_view(path, 512).
+Ours: images.read_view(file's bytes, 512).
 Floors: reading the file and averaging its words, or a JPEG's decoding at 1/8: entropy decoding, which no scale saves.
 
 The last line is one JSON object. Files come from the page cache; ratios are medians of the rounds' ratios.
@@ -119,7 +119,7 @@ def jpeg_floor(path: Path) -> Any:
 
 def ours(path: Path) -> pictures.Grey:
     """What ingest does before it encodes."""
-    return images.read_view(path, SHORT_SIDE)[0]
+    return images.read_view(path.read_bytes(), SHORT_SIDE)[0]
 
 
 def psnr(one: pictures.Grey, two: pictures.Grey) -> float:
@@ -164,7 +164,7 @@ def table() -> None:
     folders: Counter[tuple[str, str]] = Counter()
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         try:
-            image, position = images.read_view(path)
+            image, position = images.read_view(path.read_bytes())
             outcome = f"read, {image.shape[1]} x {image.shape[0]}{position and f', {position}'}"
         except pictures.ImageError as error:
             outcome = str(error)
@@ -183,7 +183,7 @@ def main(rounds: int) -> None:
         path = Path(folder) / "a.dcm"
         write_dicom(path, radiograph(0.01, 0))
         result["dicom"] = race({"baseline": dicom_baseline, "ours": ours, "floor": dicom_floor}, path, rounds)
-        slow = pictures.resize(images.read_image(path), SHORT_SIDE)
+        slow = pictures.resize(images.read_view(path.read_bytes())[0], SHORT_SIDE)
         result["dicom"]["largest_difference"] = int(np.abs(slow.astype(int) - ours(path)).max())
         print("dicom", result["dicom"], flush=True)
         jpegs: dict[str, dict[str, float]] = {}
@@ -193,7 +193,9 @@ def main(rounds: int) -> None:
             Image.fromarray(drawn).convert(mode).save(path, quality=quality)
             figures = race({"baseline": jpeg_baseline, "ours": ours, "floor": jpeg_floor}, path, rounds)
             figures["kilobytes"] = path.stat().st_size // 1024
-            figures["psnr_db"] = round(psnr(ours(path), pictures.resize(images.read_image(path), SHORT_SIDE)), 1)
+            figures["psnr_db"] = round(
+                psnr(ours(path), pictures.resize(images.read_view(path.read_bytes())[0], SHORT_SIDE)), 1
+            )
             jpegs[name] = figures
             print(name, figures, flush=True)
     result["jpeg"] = jpegs

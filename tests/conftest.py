@@ -1,6 +1,8 @@
 """Tiny studies in real shards, tiny models and their configuration: what the tests of the training half share."""
 
+import builtins
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 # several times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 
@@ -211,3 +214,35 @@ def s3(monkeypatch):
     server.stop()
     forget()  # the next test's server is another one ...
     s3_backends[DEFAULT_ACCOUNT_ID]["aws"].reset()  # ... and servers of one process share what they hold
+
+
+class Unread:
+    """A standard input that nobody may read."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"stdin.{name}")
+
+
+@pytest.fixture
+def guard(tmp_path, monkeypatch):
+    """Writes code into the folder it gives; what must not happen fails the test even if somebody catches the error."""
+    seen, marker = [], tmp_path / "ran"
+
+    def noted(what):
+        def call(*args, **values):
+            seen.append(what)
+            raise OSError(what)
+
+        return call
+
+    monkeypatch.setattr(socket.socket, "connect", noted("connect"))
+    monkeypatch.setattr(socket, "getaddrinfo", noted("getaddrinfo"))
+    monkeypatch.setattr(builtins, "input", noted("input"))
+    monkeypatch.setattr(sys, "stdin", Unread())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # as where nobody set the variable
+    folder = tmp_path / "model"
+    for place in (folder, folder / "text", folder / "tokenizer"):
+        place.mkdir()
+        (place / "planted.py").write_text(f"open({str(marker)!r}, 'w')\nPlanted = object\n")
+    yield folder
+    assert seen == [] and not marker.exists()

@@ -21,7 +21,7 @@ from pipeline.config.params import Ingest, Source
 from pipeline.ingest import build as module
 from pipeline.ingest import pieces
 from pipeline.ingest.build import IngestError, ingest_archive
-from pipeline.ingest.images import read_image
+from pipeline.ingest.images import read_view
 from pipeline.ingest.pieces import Job, decode_file
 from pipeline.ingest.sources import SourceError, open_archive
 from pipeline.storage.files import Gone
@@ -62,7 +62,7 @@ def test_every_image_arrives_reduced_and_in_order(tmp_path):
     assert [s.study for s in studies] == [f"{n:08}_000" for n in range(N)]
     for study in studies:
         view = study.views[0]
-        expected = resize(read_image(tmp_path / "archive" / "images" / f"{study.study}.png"), 16)
+        expected = resize(read_view((tmp_path / "archive" / "images" / f"{study.study}.png").read_bytes())[0], 16)
         assert np.array_equal(decode(read_bytes(view)), decode(encode(expected, 95)))
         assert min(view.width, view.height) == 16 and view.path == ""
     assert (

@@ -124,7 +124,7 @@ def test_vindr_re_exported_as_png(phantoms, tmp_path):
 
     shutil.copytree(phantoms / "vindr_cxr", tmp_path / "png")
     for file in (tmp_path / "png").rglob("*.dicom"):
-        Image.fromarray(read_view(file)[0]).save(file.with_suffix(".png"))
+        Image.fromarray(read_view(file.read_bytes())[0]).save(file.with_suffix(".png"))
         file.unlink()
     studies, reasons = ingested("vindr_cxr", Source("vindr_cxr", str(tmp_path / "png"), ""), tmp_path / "a")
     whole, _ = ingested("vindr_cxr", Source("vindr_cxr", str(phantoms / "vindr_cxr"), ""), tmp_path / "b")

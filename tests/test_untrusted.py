@@ -26,11 +26,9 @@ import pytest
 
 from pipeline.config.params import Source
 from pipeline.ingest import sources
-from pipeline.ingest.images import read_view
 from pipeline.ingest.sources import SourceError, archive, open_archive, openi, read_archive
 from pipeline.storage import packs
 from pipeline.storage.files import Files, FilesError
-from pipeline.storage.pictures import ImageError
 
 NOT_REGULAR, ODD = "not a regular file", "the name is not UTF-8, or has control characters"
 OUT = "a link leads out of the archive; follow_links of its source allows that"
@@ -96,8 +94,6 @@ def test_what_became_a_fifo_after_it_was_listed_is_not_waited_for(root):
         ):
             with pytest.raises(FilesError, match=NOT_REGULAR):
                 look()
-        with pytest.raises(ImageError, match=NOT_REGULAR):
-            read_view(root / "a.zip")
 
 
 def test_lists_and_reports_that_are_no_files_are_named(root):

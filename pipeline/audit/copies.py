@@ -44,7 +44,7 @@ from pipeline.storage.processes import end_with_parent
 from pipeline.storage.shards import load_view
 from pipeline.study import Study, View
 
-CHUNK = 16  # pictures or pairs of a task
+TASK_SIZE = 16  # pictures or pairs of a task
 TASKS = 16  # that are worth a process: one takes a second to start
 DETAIL = 192  # pixels of the side on which two pictures are compared, or the smaller picture's
 ENOUGH = 128  # pixels of that side from which on ``min_correlation`` is what a copy needs
@@ -108,11 +108,11 @@ def thumbnails(images: Sequence[AuditImage], workers: int) -> tuple[NDArray[np.i
     """Thumbnails int8 [n, SIDE, SIDE] of all images, and their shares of texture float32 [n]."""
     thumbs = np.zeros((len(images), SIDE, SIDE), np.int8)
     texture = np.zeros(len(images), np.float32)
-    starts = range(0, len(images), CHUNK)
-    tasks = ([i.view for i in images[at : at + CHUNK]] for at in starts)
+    starts = range(0, len(images), TASK_SIZE)
+    tasks = ([i.view for i in images[at : at + TASK_SIZE]] for at in starts)
     for number, (part, share) in enumerate(results_in_order(_thumb_task, tasks, len(starts), workers, "thumbnails")):
-        thumbs[number * CHUNK : number * CHUNK + len(part)] = part
-        texture[number * CHUNK : number * CHUNK + len(part)] = share
+        thumbs[number * TASK_SIZE : number * TASK_SIZE + len(part)] = part
+        texture[number * TASK_SIZE : number * TASK_SIZE + len(part)] = share
     return thumbs, texture
 
 
@@ -332,9 +332,9 @@ def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, 
     pairs = zip(*looks, strict=True)
     tasks = (
         [(images[o].view, images[i].view, thumbs[o], thumbs[i], frame, int(sign)) for o, i, frame, sign in part]
-        for part in iter(lambda: list(islice(pairs, CHUNK)), [])
+        for part in iter(lambda: list(islice(pairs, TASK_SIZE)), [])
     )
-    results = results_in_order(_compare_task, tasks, -(-len(looks.outer) // CHUNK), workers, "pairs")
+    results = results_in_order(_compare_task, tasks, -(-len(looks.outer) // TASK_SIZE), workers, "pairs")
     values, sides = np.array([v for part in results for v in part]).reshape(-1, 2).T
     copies = np.flatnonzero(values >= threshold(min_correlation, sides))
     rows += [

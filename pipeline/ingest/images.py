@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,43 +21,26 @@ from pipeline.storage.pictures import (
     target_size,
     to_8_bit,
 )
-from pipeline.storage.untrusted import FilesError, read_regular
 
 MAX_FILE = 1 << 30  # bytes
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
-def read_image(source: Path | str | bytes) -> Grey:
-    """The picture in a DICOM, JPEG or PNG file (path or content) as grey uint8 [H, W], 0 black to 255 white.
+def read_view(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
+    """The picture in a DICOM, JPEG or PNG file as grey uint8 [H, W], 0 black to 255 white, and the position the file
+    itself states: PA, AP, LATERAL or "" (JPEG and PNG: always).
 
     DICOM: see ``pipeline.ingest.dicom.reader``. Deeper PNG: min-max to 8 bit; 8-bit JPEG and PNG as they are.
     Colour becomes luma.
     An EXIF orientation is ignored: archives of radiographs do not use it.
 
-    Raises:
-        ImageError: not an image, truncated, constant, several frames, or a size no radiograph has.
-    """
-    return read_view(source)[0]
-
-
-def read_view(source: Path | str | bytes, short_side: int = 0) -> tuple[Grey, str]:
-    """As ``read_image``, with the position the file itself states: PA, AP, LATERAL or "" (JPEG and PNG: always).
-
     With ``short_side`` above 0 the picture comes as ``resize`` would make it, by a shorter way: JPEGs are decoded at
     1/2, 1/4 or 1/8 (40 dB or more from the long way), DICOM averaged before the table where that is the same within a
     grey level.
+
+    Raises:
+        ImageError: not an image, truncated, constant, several frames, or a size no radiograph has.
     """
-    if isinstance(source, bytes):
-        data = source
-    else:
-        try:
-            data = read_regular(source, MAX_FILE)
-        except FileNotFoundError:
-            raise ImageError("file missing") from None
-        except FilesError as error:
-            raise ImageError(str(error)) from None
-        except (OSError, ValueError) as error:
-            raise ImageError(f"file cannot be read ({type(error).__name__})") from None
     if not data:
         raise ImageError("file is empty")
     if not data.startswith((JPEG_START, PNG_START)) or data[128:132] == b"DICM":

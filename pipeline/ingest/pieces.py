@@ -21,9 +21,9 @@ from pipeline.storage.parquet import read_table
 from pipeline.storage.pictures import ImageError, encode
 from pipeline.storage.processes import end_with_parent
 from pipeline.storage.shards import EncodedPicture, ShardWriter, publish
+from pipeline.storage.untrusted import FILE_MISSING
 from pipeline.study import Reject, Study
 
-FILE_MISSING = "file missing"
 CRASHED = "the decoder crashed on it"
 # Of processor time for one file, or for the directory of the pack that it is in. A process that needs more ends, and
 # its piece is done again alone. A large radiograph in JPEG 2000 takes 4, a zip of 400,000 files 11.

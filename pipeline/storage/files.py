@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from pipeline.storage.packs import IN_PACK, Directory, open_member, open_zip, read_member
 from pipeline.storage.tar_places import open_tar, tar_places
 from pipeline.storage.untrusted import (
+    FILE_MISSING,
     LEADS_OUT,
     NOT_REGULAR,
     ODD_NAME,
@@ -153,7 +154,7 @@ class Files:
                     try:
                         return read_regular(self.local / name, most, self._bounds)
                     except FileNotFoundError:
-                        raise FilesError("file missing") from None
+                        raise FilesError(FILE_MISSING) from None
                 with self.open(name) as handle:
                     size = handle.seek(0, os.SEEK_END)
                     if size > most:

@@ -23,11 +23,10 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from pipeline.storage.tokenizer_file import LARGEST as LARGEST_TOKENIZER
-from pipeline.storage.tokenizer_file import check_tokenizer
+from pipeline.storage.tokenizer_file import LARGEST_TOKENIZER, check_tokenizer
 from pipeline.storage.torch_archive import Refused, check_archive
 
-LARGEST = 16 << 20  # bytes of a JSON file that is read here
+LARGEST_JSON = 16 << 20  # bytes of a JSON file that is read here
 MOST_PARTS = 2_000_000  # lists and tables of it; a tokenizer has one for each word, or pair of pieces
 LARGEST_NUMBER = 1 << 24  # in a configuration: no vocabulary has as many words, and no model as many layers or pixels
 LARGEST_PICTURE = 1 << 13  # pixels of a side that a picture is resized to
@@ -207,7 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def json_table(path: Path, most: int = LARGEST) -> dict[str, Any]:
+def json_table(path: Path, most: int = LARGEST_JSON) -> dict[str, Any]:
     """A table from a JSON file of ``most`` bytes.
 
     Raises:

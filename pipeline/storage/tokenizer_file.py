@@ -9,11 +9,11 @@ from typing import Any
 
 from pipeline.storage.torch_archive import Refused
 
-LARGEST = 64 << 20  # bytes; of a vocabulary of 256,000 words 33 MB
+LARGEST_TOKENIZER = 64 << 20  # bytes; of a vocabulary of 256,000 words 33 MB
 STEPS = ("normalizer", "pre_tokenizer", "post_processor", "padding", "truncation")
-MOST_PARTS = 1000  # tables and lists' members of all steps; a BERT's have 20
+MOST_STEP_PARTS = 1000  # tables and lists' members of all steps; a BERT's have 20
 LONGEST_TEXT = 1000  # characters of what a step puts in; published ones put in a sign or a token
-LARGEST_NUMBER = 1 << 20  # token ids and lengths
+LARGEST_LENGTH = 1 << 20  # token ids and lengths
 MOST_GROWTH = 64  # of a text by all replacements together; published ones put a letter for a letter
 DRAWN = ("dropout", "alpha", "nbest_size")  # of a model that is drawn from
 LONGEST_LETTERS = 256  # bytes for which a compiled table may change a letter; the longest in Unicode takes 33
@@ -35,12 +35,12 @@ def check_tokenizer(table: Mapping[str, Any], path: Path) -> None:
         elif isinstance(value, str):
             most, size = LONGEST_TEXT, len(value)
         else:
-            most, size = LARGEST_NUMBER, int(min(value, 1 << 30)) if isinstance(value, int | float) else 0
+            most, size = LARGEST_LENGTH, int(min(value, 1 << 30)) if isinstance(value, int | float) else 0
         if isinstance(value, Mapping):
             growth *= _growth(value)
         named = _sequences(value) if key in ("single", "pair") else []
         growth *= 1 + MOST_GROWTH * (len(set(named)) < len(named))
-        if size > most or growth > MOST_GROWTH or count > MOST_PARTS:
+        if size > most or growth > MOST_GROWTH or count > MOST_STEP_PARTS:
             raise Refused(f"{path}: its steps ({', '.join(STEPS[:3])}) could make a text many times as long; refused")
 
 

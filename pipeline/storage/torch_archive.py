@@ -8,12 +8,12 @@ import tarfile
 import zipfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO
 
 from pipeline.storage.torch_pickle import PICKLES, Checkpoint, Odd
 
 OLD_PICKLES = 5  # of the format without an archive: two numbers, a table, what was saved, the storages' keys
 END = b"PK\x05\x06\0\0\0\0"  # a zip's last record, of one volume; 22 bytes if no comment follows
+RECORDS = 56 + 20 + 22  # bytes of those that end a large archive, which torch always writes
 
 
 class Refused(ValueError):
@@ -36,14 +36,14 @@ def check_archive(path: Path, known: Collection[str] = ()) -> None:
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"  # as torch decides
         size = file.seek(0, 2)
-        file.seek(max(0, size - 22))
-        end = file.read()
+        file.seek(max(0, size - RECORDS))
+        records = file.read()
     if not zipped and size and _is_tar(path):
         raise Refused(f"{path}: a tar archive, which no torch since 2016 writes; refused")
     try:
         checkpoint = Checkpoint(size, known)
         if zipped:
-            for pickle in _pickles(path, size, end):
+            for pickle in _pickles(path, size, records):
                 checkpoint.follow(io.BytesIO(pickle))
         else:
             with path.open("rb") as file:
@@ -58,13 +58,11 @@ def check_archive(path: Path, known: Collection[str] = ()) -> None:
         raise Refused(f"{path}: not a checkpoint of torch ({type(error).__name__}); download it again") from None
 
 
-def _pickles(path: Path, size: int, end: bytes) -> list[bytes]:
-    """The pickles of an archive of ``size`` bytes whose last 22 are ``end``, after a look at its directory."""
+def _pickles(path: Path, size: int, records: bytes) -> list[bytes]:
+    """The pickles of an archive of ``size`` bytes that ends with ``records``, after a look at its directory."""
     # Two readers of zip may take different directories for the archive's, if a comment follows its last record or the
     # directory is not where that record says. Of what torch writes neither is so.
-    with path.open("rb") as file:
-        whole = end.startswith(END) and end.endswith(b"\0\0") and _directory_ends(file, size - 22)
-    if not whole:
+    if not _directory_ends(size, records):
         raise Refused(f"{path}: not an archive as torch writes it; download it again")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -82,17 +80,18 @@ def _pickles(path: Path, size: int, end: bytes) -> list[bytes]:
         return [archive.read(entry) for entry in pickles]
 
 
-def _directory_ends(file: BinaryIO, at: int) -> bool:
-    """Whether a zip's directory is where its last record, at ``at``, says: right before the records that end it."""
-    file.seek(max(0, at - 76))
-    *_, length, start = struct.unpack("<4s4H2I", file.read()[-22:-2])
-    file.seek(max(0, at - 76))
-    record = file.read(76)  # those of a large archive, which torch always writes
-    if record[56:60] == b"PK\x06\x07":
-        length, start = struct.unpack_from("<2Q", record, 40)
-        if record[:12] != b"PK\x06\x06" + struct.pack("<Q", 44) or struct.unpack_from("<Q", record, 64)[0] != at - 76:
+def _directory_ends(size: int, records: bytes) -> bool:
+    """Whether the directory of a zip of ``size`` bytes is where its last ``records`` say: right before them."""
+    large, end = records[:-22], records[-22:]
+    if not end.startswith(END) or not end.endswith(b"\0\0"):
+        return False
+    *_, length, start = struct.unpack("<4s4H2I", end[:-2])
+    at = size - 22
+    if large[56:60] == b"PK\x06\x07":
+        length, start = struct.unpack_from("<2Q", large, 40)
+        at = size - RECORDS
+        if large[:12] != b"PK\x06\x06" + struct.pack("<Q", 44) or struct.unpack_from("<Q", large, 64)[0] != at:
             return False
-        at -= 76
     return bool(start + length == at)
 
 

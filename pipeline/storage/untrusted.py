@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+FILE_MISSING = "file missing"
 NOT_REGULAR = "not a regular file"
 LEADS_OUT = "a link leads out of the archive; follow_links of its source allows that"
 ODD_NAME = "the name is not UTF-8, or has control characters"

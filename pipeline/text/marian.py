@@ -19,7 +19,7 @@ from pipeline.config.records import ParamsError
 from pipeline.storage.model_folder import as_data, fetched, one_line
 from pipeline.text.sentences import split_sentences
 
-MISSING = (
+NO_TRANSLATOR = (
     "; give a local folder with config.json, model.safetensors, source.spm, target.spm and vocab.json, or allow access "
     "to the Hugging Face hub once"
 )
@@ -204,7 +204,7 @@ def _load(key: str, name: str) -> tuple[Any, Any, str]:
     from transformers import MarianMTModel, MarianTokenizer
 
     local = {"trust_remote_code": False, "local_files_only": True}
-    with one_line(f"{key}: ", f"{name!r} could not be loaded", MISSING, ParamsError), warnings.catch_warnings():
+    with one_line(f"{key}: ", f"{name!r} could not be loaded", NO_TRANSLATOR, ParamsError), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice on another package
         with as_data(fetched(name, weights=True), weights=True) as folder:
             tokenizer = MarianTokenizer.from_pretrained(folder, **local)

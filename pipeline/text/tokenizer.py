@@ -20,7 +20,7 @@ from pipeline.config.params import TextEncoder
 from pipeline.config.records import ParamsError
 from pipeline.storage.model_folder import as_data, fetched, one_line
 
-MISSING = (
+NO_TEXT_ENCODER = (
     "; give a local folder with config.json, model.safetensors and vocab.txt, or allow access to the Hugging Face hub "
     "once"
 )
@@ -241,7 +241,7 @@ def from_hub(load: Any, name: str, weights: bool = False, **args: Any) -> Any:
     Raises:
         ParamsError: one clear line on what is missing or refused.
     """
-    with one_line("model.text_encoder.name: ", f"{name!r} could not be loaded", MISSING, ParamsError):
+    with one_line("model.text_encoder.name: ", f"{name!r} could not be loaded", NO_TEXT_ENCODER, ParamsError):
         folder = fetched(name, weights)
         with as_data(folder, weights) as clean:
             return _unmarked(load(clean, trust_remote_code=False, local_files_only=True, **args), folder == Path(name))

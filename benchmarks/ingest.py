@@ -164,7 +164,7 @@ def table() -> None:
     folders: Counter[tuple[str, str]] = Counter()
     for path in sorted(p for p in root.rglob("*") if p.is_file()):
         try:
-            image, position = images.read_view(path.read_bytes())
+            image, position, *_ = images.read_view(path.read_bytes())
             outcome = f"read, {image.shape[1]} x {image.shape[0]}{position and f', {position}'}"
         except pictures.ImageError as error:
             outcome = str(error)

@@ -22,7 +22,7 @@ RUN = """
 import sys
 from pathlib import Path
 from pipeline.ingest.build import ingest_archive
-from pipeline.config.params import Ingest, Source
+from pipeline.config.archive_params import Ingest, Source
 
 if __name__ == "__main__":
     root, out, workers = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])

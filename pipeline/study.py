@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 SPLITS = ("train", "valid", "test")
-POSITIONS = ("PA", "AP", "LATERAL", "")  # "" = the archive does not say
-FRONTAL = ("PA", "AP")
+POSITIONS = ("PA", "AP", "FRONTAL", "LATERAL", "")  # FRONTAL: either of the first; "" = the archive does not say
+FRONTAL = ("PA", "AP", "FRONTAL")
 POSITIVE, NEGATIVE, UNCERTAIN = 1, 0, -1  # a class that is not mentioned is absent from ``labels``
 
 
@@ -37,7 +37,7 @@ class View:
 
     @property
     def frontal(self) -> bool:
-        """Whether the archive says this is a PA or AP view."""
+        """Whether the archive says this is a PA or AP view, or one of them."""
         return self.position in FRONTAL
 
 
@@ -78,9 +78,10 @@ class Study:
 @dataclass(frozen=True, slots=True)
 class Reject:
     """One thing of an archive that could not be used: ``item`` is a path inside the archive or a row's id,
-    ``kind`` says what was lost (``image``: counts against the images found; ``study``; ``row`` of a list; ``file``: a
-    pack or folder that cannot be read; ``unlisted``: an image that no list names), and ``reason`` is one line without
-    any content of the file.
+    ``kind`` says what was lost (``image``: counts against the images found; ``row`` of a list: against its rows;
+    ``study``; ``text``: a report of which nothing is used; ``file``: a pack or folder that cannot be read;
+    ``unlisted``: an image that no list names; ``mended``: an image that is used, but not as its file says), and
+    ``reason`` is one line without any content of the file.
     """
 
     dataset: str
@@ -89,6 +90,8 @@ class Reject:
     reason: str
 
 
-def positives(studies: Sequence[Study], cls: str) -> np.ndarray:
-    """Whether each study is labelled positive for a class, bool [N]."""
-    return np.array([s.labels.get(cls) == POSITIVE for s in studies])
+def truth_of(studies: Sequence[Study], cls: str) -> np.ndarray:
+    """What the labels say of a class, int8 [N]: 1 positive, 0 negative, -1 neither, where a study is uncertain of it or
+    does not mention it."""
+    known = (NEGATIVE, POSITIVE)
+    return np.array([value if (value := s.labels.get(cls)) in known else UNCERTAIN for s in studies], np.int8)

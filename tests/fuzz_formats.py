@@ -80,7 +80,7 @@ def picture_seeds() -> list[bytes]:
 def read_picture(data: bytes, _: Path) -> None:
     from pipeline.ingest.images import read_view
 
-    image, position = read_view(data, 16 if len(data) % 2 else 0)
+    image, position, *_ = read_view(data, 16 if len(data) % 2 else 0)
     assert image.dtype == np.uint8 and image.ndim == 2 and position in ("PA", "AP", "LATERAL", "")
 
 
@@ -125,7 +125,7 @@ def manifest_seeds() -> list[bytes]:
 
 
 def read_list(data: bytes, folder: Path, name: str) -> int:
-    from pipeline.config.params import Source
+    from pipeline.config.archive_params import Source
     from pipeline.ingest.sources import open_archive, read_archive
 
     (folder / name).write_bytes(data)
@@ -207,7 +207,7 @@ def checkpoint_seeds() -> list[bytes]:
 
 
 def read_checkpoint(data: bytes, folder: Path) -> None:
-    from pipeline.adapters.weights import read_weights
+    from pipeline.storage.foreign_weights import read_weights
 
     path = folder / ("x.safetensors" if data[8:9] == b"{" else "x.pt")
     path.write_bytes(data)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.config.params import Params, Source
+from pipeline.config.archive_params import Source
+from pipeline.config.params import Params
 from pipeline.config.run_config import RunConfig
 from pipeline.ingest.build import ingest_archive
 from pipeline.phantom.archives import write_archive

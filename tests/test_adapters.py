@@ -33,8 +33,9 @@ from torch import nn
 from pipeline import adapters
 from pipeline.adapters import gloria as gloria_adapter
 from pipeline.adapters import hf_clip as hf_clip_adapter
-from pipeline.adapters.weights import HARMLESS, MissingWeights, read_weights
+from pipeline.adapters.weights import MissingWeights
 from pipeline.config.params import Other
+from pipeline.storage.foreign_weights import HARMLESS, read_weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)

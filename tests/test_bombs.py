@@ -138,6 +138,34 @@ def tiled(marker, offset, change):
     )
 
 
+def cut(side, across, down=None, style=0, precincts=b"", marker=b"\xff\x52", tile=False):
+    """A JPEG 2000 that says it is ``side`` pixels wide and high and cut into such code-blocks (the exponent less 2) and
+    precincts, as its main header says, or a tile's."""
+    frame = bytearray(by_openjpeg(np.tile(SMALL, (10, 10)), 16))
+    at = frame.index(b"\xff\x51")
+    struct.pack_into(">II", frame, at + 6, side, side)
+    struct.pack_into(">II", frame, at + 22, side, side)
+    at = frame.index(b"\xff\x52")
+    (size,) = struct.unpack_from(">H", frame, at + 2)
+    body = bytearray(frame[at + 4 : at + 2 + size])
+    levels, transform = body[5], body[9]
+    form = bytes([levels, across, across if down is None else down, style, transform]) + precincts * (levels + 1)
+    said = bytes([1 if precincts else 0]) + (bytes(body[1:5]) if marker == b"\xff\x52" else b"") + form
+    said = said if marker == b"\xff\x52" else b"\0" + said
+    segment = marker + struct.pack(">H", len(said) + 2) + said
+    if tile:
+        at = frame.index(b"\xff\x90") + 12
+        start = at - 6
+        (length,) = struct.unpack_from(">I", frame, start)
+        struct.pack_into(">I", frame, start, length and length + len(segment))
+        changed = frame[:at] + segment + frame[at:]
+    else:
+        end = at + 2 + size
+        changed = frame[:at] + segment + frame[end:] if marker == b"\xff\x52" else frame[:end] + segment + frame[end:]
+    return make(np.tile(SMALL, (10, 10)), syntax=uid.JPEG2000Lossless, frame=bytes(changed))
+
+
+PARTS = "JPEG 2000 has more precincts or code-blocks than a radiograph's"
 TILES = "JPEG 2000 has more tiles or layers than a radiograph's"
 ITEMS, SCANS = 1_000_000, "JPEG has more scans than a radiograph's"
 HEADER, JPEG_HEADER = "DICOM header is larger than a radiograph's", "JPEG header is larger than a radiograph's"
@@ -177,6 +205,19 @@ BOMBS = {  # the file, and the reason why it is refused
     ),
     "tiles": (lambda: tiled(b"\xff\x51", 22, b"\0\0\0\1\0\0\0\1"), TILES),
     "layers": (lambda: tiled(b"\xff\x52", 6, b"\xff\xff"), TILES),
+    "code-blocks": (lambda: cut(4000, 0), PARTS),
+    "narrow code-blocks": (lambda: cut(8900, 0, 2), PARTS),
+    "precincts": (lambda: cut(2000, 4, precincts=b"\x11"), PARTS),
+    "larger precincts": (lambda: cut(8900, 4, precincts=b"\x22"), PARTS),
+    "precincts of a component": (lambda: cut(4000, 4, precincts=b"\x22", marker=b"\xff\x53"), PARTS),
+    "precincts of a tile": (
+        lambda: cut(4000, 4, precincts=b"\x22", tile=True),
+        "JPEG 2000 states another form of coding in a tile, as no radiograph does",
+    ),
+    "precincts of a component of a tile": (
+        lambda: cut(4000, 4, precincts=b"\x22", marker=b"\xff\x53", tile=True),
+        "JPEG 2000 states another form of coding in a tile, as no radiograph does",
+    ),
     "comments": (lambda: segments(0xFE, ITEMS), JPEG_HEADER),
     "application data": (lambda: segments(0xE5, 500, bytes(65000)), JPEG_HEADER),
     "a text": (lambda: with_chunks(chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 25)))), DAMAGED),
@@ -294,6 +335,27 @@ def test_large_pictures_take_three_times_their_size(folder):
 def test_the_largest_pictures_take_three_times_their_size(folder, name, short_side):
     within_the_limits(folder, short_side, MAX_PIXELS, (name,))
     print(outcomes(folder, short_side, MAX_PIXELS, name))
+
+
+@pytest.mark.parametrize("block", [(64, 64), (32, 32), (256, 16), (16, 16)])
+@pytest.mark.parametrize("precinct", [None, (256, 256), (128, 128)])
+def test_forms_of_jpeg_2000_that_encoders_have_are_read(block, precinct):
+    image = Image.fromarray(lines(np.uint8, 1, 600**2))
+    buffer = io.BytesIO()
+    options = {"precinct_size": precinct} if precinct else {}
+    image.save(buffer, "JPEG2000", no_jp2=True, codeblock_size=block, num_resolutions=6, irreversible=False, **options)
+    read, *_ = read_view(make(np.asarray(image), syntax=uid.JPEG2000Lossless, frame=buffer.getvalue()))
+    assert read.shape == (600, 600) and read[1, 1] == 255
+
+
+def test_bytes_before_a_segment_are_not_copied(tmp_path):
+    """A header, a fill byte before each segment, then zeros: 64 MB, of which none is held again."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"\xff\xd8\xff\xe0\x00\x02" + b"\xff\xff\xe0\x00\x02" * 50 + bytes(64 << 20))
+    command = [sys.executable, __file__, "0", str(path)]
+    outcome, seconds, memory = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert not outcome.isdigit() and seconds < 5
+    assert memory < 2.2 * (64 << 20)  # its bytes, and Pillow's copy of them
 
 
 if __name__ == "__main__":

@@ -162,10 +162,13 @@ def test_a_changed_default_changes_the_settings_of_the_stages_that_it_decides(se
     found = []
     for change in (False, True):
         if change:
-            file = tmp_path / "pipeline" / "config" / "params.py"
-            text, count = re.subn(rf"(    {key}: [^=\n]+ = )([\d.]+)", r"\g<1>0.25", file.read_text())
-            assert count >= 1
-            file.write_text(text)
+            changed = 0
+            for name in ("params", "archive_params"):
+                file = tmp_path / "pipeline" / "config" / f"{name}.py"
+                text, count = re.subn(rf"(    {key}: [^=\n]+ = )([\d.]+)", r"\g<1>0.25", file.read_text())
+                file.write_text(text)
+                changed += count
+            assert changed >= 1
         command = [sys.executable, "-m", "stages.settings"]
         subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
         folder = tmp_path / "data" / "settings"

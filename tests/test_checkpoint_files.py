@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.adapters.weights import Weights, read_weights
+from pipeline.adapters.weights import Weights
+from pipeline.storage.foreign_weights import read_weights
 from pipeline.storage.torch_archive import Refused, check_archive
 from tests.foreign import deflated, one_line
 

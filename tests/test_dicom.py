@@ -92,7 +92,7 @@ def stretched(values, padding=None):
 
 def same(data, expected, most=0.0):
     """Rounded, the picture is the expected one; ``most`` levels of lossy coding are let pass."""
-    image, _ = read_view(data)
+    image, *_ = read_view(data)
     assert image.dtype == np.uint8 and image.shape == expected.shape
     assert np.abs(image - expected).max() <= 0.5 + 1e-9 + most
 
@@ -568,7 +568,7 @@ def test_reducing_early_is_within_one_level(interpretation, bits, fields):
     fields = {k: round(v * 2**bits, 2) if k.startswith("Window") else v for k, v in fields.items()}
     data = make(radiograph(bits), interpretation, BitsStored=bits, **fields)
     slow = resize(read_view(data)[0], 101)
-    fast, _ = read_view(data, 101)
+    fast, *_ = read_view(data, 101)
     assert fast.shape == slow.shape == (122, 101)
     assert np.abs(fast.astype(int) - slow).max() <= 1
 
@@ -632,7 +632,7 @@ def test_files_of_pydicom_are_read_or_refused_with_a_reason():
     read = 0
     for path in sorted(p for p in TEST_FILES.rglob("*") if p.is_file()):
         try:
-            image, _ = read_view(path.read_bytes(), 64)
+            image, *_ = read_view(path.read_bytes(), 64)
         except ImageError as error:
             assert 8 < len(str(error)) < 120 and "\n" not in str(error)
         else:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from checkpoints import chexzero, chexzero_input
 from sklearn.linear_model import LogisticRegression
@@ -22,7 +23,7 @@ from pipeline.evaluation import linear_probe as linear_probe_module
 from pipeline.evaluation.embed import embedder_of
 from pipeline.evaluation.few_shot import evaluate_few_shot
 from pipeline.evaluation.fine_tune import classifier_logits, evaluation_pictures, fine_tune
-from pipeline.evaluation.labelled import read_labelled, subset
+from pipeline.evaluation.labelled import label_loss, read_labelled, subset
 from pipeline.evaluation.linear_probe import _room, cache_features, linear_probe, probe
 from pipeline.evaluation.metric_key import of_clean, share_key
 from pipeline.evaluation.metrics import resamples
@@ -81,6 +82,19 @@ def test_the_probe_finds_the_optimum_of_logistic_regression():
         assert layer.bias[k].item() == pytest.approx(best.intercept_[0], abs=0.01)
         ours = roc_auc_score(yt[:, k], (xt @ layer.weight[k].detach().numpy()))
         assert ours == pytest.approx(roc_auc_score(yt[:, k], best.decision_function(xt)), abs=0.002)
+
+
+def test_a_label_that_is_neither_has_no_part_in_the_loss():
+    """Of two classes with unknown labels in different images each learns what it would alone, of the images it has."""
+    rng = np.random.default_rng(3)
+    logits = torch.from_numpy(rng.normal(size=(40, 2))).float()
+    labels = torch.from_numpy(rng.integers(-1, 2, (40, 2)).astype(np.int8))
+    known = labels >= 0
+    wanted = F.binary_cross_entropy_with_logits(logits[known], labels[known].float())
+    assert label_loss(logits, labels).item() == pytest.approx(wanted.item(), rel=1e-6)
+    whole = labels.clamp_min(0)
+    assert label_loss(logits, whole).equal(F.binary_cross_entropy_with_logits(logits, whole.float()))
+    assert label_loss(logits, torch.full_like(labels, -1)).item() == 0
 
 
 def test_the_epoch_of_lowest_validation_loss_is_kept():

@@ -194,6 +194,14 @@ def test_a_damaged_pack_is_a_problem_and_not_an_end(tmp_path, name):
     assert problem == name and "packed file is damaged" in reason
 
 
+def test_what_a_pack_says_often_is_said_once(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for _ in range(1000):
+            tar.addfile(tarfile.TarInfo("x.png"))
+            tar.addfile(tarfile.TarInfo("../y.png"))
+    assert len(Files(tmp_path, tmp_path / "cache").walk().problems) == 2
+
+
 def test_an_encrypted_member_says_so(tmp_path):
     packed(tmp_path / "a.zip", "")
     data = bytearray((tmp_path / "a.zip").read_bytes())
@@ -238,7 +246,12 @@ def test_text_of_any_encoding_people_meet():
         == decode_text("é".encode("latin-1"))
         == "é"
     )
-    assert decode_text(b"\xff\xfe\x00") == "ÿþ\x00"
+    assert (
+        decode_text("5 mm “nodule”".encode("cp1252"))
+        == decode_text("5 mm “nodule”".encode("utf-16"))
+        == "5 mm “nodule”"
+    )
+    assert decode_text(b"a\x81\xff") == "a\ufffdÿ"  # no letter of cp1252
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.zip"])

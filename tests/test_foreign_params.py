@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import typing
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -141,6 +142,33 @@ def test_what_is_valid_is_read_as_before(tmp_path):
     with pytest.raises(YamlFileError, match="not allowed"):
         path.write_text("a: \x07")
         read_yaml(path)
+
+
+@pytest.mark.parametrize("place", ["like", "main", "trained_on", "protocols", "regeneration", "datasets", "keys"])
+def test_a_file_of_very_many_names_is_refused_in_a_moment(tmp_path, place):
+    """Of which each is close to all others: a hint for each would compare all with all."""
+    names = [f"{'ab' * 28}{n:05}" for n in range(4000)]
+    raw, run = copy.deepcopy(demo()), {"image_encoder": "resnet", "datasets": ["mimic_cxr"]}
+    if place == "like":
+        raw["runs"] |= {name: {"like": f"{name}x"[1:]} for name in names}
+    elif place == "main":
+        raw["runs"] |= {f"{name}y": run for name in names[:300]}
+        raw["main"] = names
+    elif place == "trained_on":
+        raw["others"] = {"other": {"adapter": "gloria", "weights": "w", "model": "x", "trained_on": names}}
+    elif place == "protocols":
+        raw["evaluate"]["protocols"] = [*names, names[0]]
+    elif place == "regeneration":
+        raw["evaluate"]["regeneration"]["runs"] = names
+    elif place == "datasets":
+        raw["runs"] |= {name: {**run, "datasets": [name]} for name in names}
+    else:
+        raw |= dict.fromkeys(names, 1)
+    (tmp_path / "params.yaml").write_text(yaml.dump(raw, Dumper=yaml.CSafeDumper))
+    since = time.process_time()
+    with pytest.raises(ParamsError):
+        load_params(tmp_path / "params.yaml")
+    assert time.process_time() - since < 8
 
 
 def test_runs_that_are_like_one_another_without_end_are_one_line(tmp_path):

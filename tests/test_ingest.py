@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config.params import Ingest, Source
+from pipeline.config.archive_params import Ingest, Source
 from pipeline.ingest import build as module
 from pipeline.ingest import pieces
 from pipeline.ingest.build import IngestError, ingest_archive

@@ -13,15 +13,15 @@ import pandas as pd
 import pytest
 from test_sources import REAL, chexpert, chexpert_row, mimic, put, read_all, real, splits
 
+from pipeline.config.archive_params import Ingest, Source
 from pipeline.config.checks import check_stamps
 from pipeline.config.load import load_params
-from pipeline.config.params import Ingest, Source
 from pipeline.config.records import ParamsError
 from pipeline.datasets import archives
 from pipeline.ingest.build import ingest_archive
 from pipeline.ingest.images import read_view
 from pipeline.ingest.sources import SourceError, open_archive, read_archive
-from pipeline.ingest.sources.manifest import image_id
+from pipeline.ingest.sources.list_places import image_id
 from pipeline.phantom.archives import write_archive
 from pipeline.storage.index import read_studies
 from pipeline.study import Study
@@ -204,7 +204,7 @@ ROWS = [
     ["gone.png", "s3", "p2", "AP", "", "1", "", "test"],
     ["x.png", "s4", "p2", "oblique", "", "", "", ""],
     ["x.png", "s5", "p2", "", "", "2", "", ""],
-    ["x.png", "s6", "p2", "", "", "", "", "dev"],
+    ["x.png", "s6", "p2", "", "", "", "", "later"],
     ["", "s7", "p2", "", "", "", "", ""],
 ]
 
@@ -233,8 +233,8 @@ def test_a_manifest_is_a_source(tmp_path, name):
         [(image_id("gone.png"), "AP", "")],
     ]
     assert Counter(i.reason for i in items if not isinstance(i, Study)) == {
-        "view is none of PA, AP, LATERAL, blank": 1,
-        "a label is none of 1, 0, -1, blank": 1,
+        "view 'oblique' is none of PA, AP, frontal, lateral, blank": 1,
+        "label:Edema '2' is none of 1, 0, -1, blank": 1,
         "split is none of train, valid, test, blank": 1,
         "no image is named": 1,
     }

@@ -7,7 +7,7 @@ import pytest
 from pipeline.audit import copies, leakage, neighbours
 from pipeline.audit.copies import AuditImage
 from pipeline.audit.leakage import image_id
-from pipeline.config.params import Ingest, Source
+from pipeline.config.archive_params import Ingest, Source
 from pipeline.config.run_config import Roles
 from pipeline.evaluation.seen_images import clean_images, load_seen_images
 from pipeline.ingest.build import ingest_archive

@@ -109,6 +109,30 @@ def test_macro_mean_resamples_all_classes_together():
     assert some[0].n == classes["B"].n - 30 == 60
 
 
+def test_labels_that_are_neither_are_left_out_of_their_class_alone():
+    """The AUC and its resamples are scikit-learn's of the images that have the label; of blanks none is negative."""
+    rng = np.random.default_rng(5)
+    whole = {c: (rng.random(80) < share).astype(np.int8) for c, share in (("A", 0.5), ("B", 0.3), ("C", 0.6))}
+    scores = {c: rng.normal(size=80) + truth for c, truth in whole.items()}
+    labels = {c: truth.copy() for c, truth in whole.items()}
+    labels["A"][::4] = -1
+    labels["B"][labels["B"] == 1] = np.where(np.arange((whole["B"] == 1).sum()) % 2, 1, -1)
+    weights = metrics.resamples([f"p{i}" for i in range(80)], Bootstrap(100), 0)
+    macro, classes, notes = metrics.classes_with_intervals(labels, scores, weights, Bootstrap(100))
+    for c in "ABC":
+        known = labels[c] >= 0
+        assert classes[c].value == pytest.approx(roc_auc_score(labels[c][known], scores[c][known]), abs=1e-12)
+        assert (classes[c].n, classes[c].positives) == (int(known.sum()), int((labels[c] == 1).sum()))
+    again = np.repeat(np.arange(80), weights[3])
+    kept = {c: again[labels[c][again] >= 0] for c in "ABC"}
+    mean = np.mean([roc_auc_score(labels[c][kept[c]], scores[c][kept[c]]) for c in "ABC"])
+    assert macro.samples[3] == pytest.approx(mean, abs=1e-12) and macro.n == 80
+    assert notes == [
+        "A: 20 test images, uncertain or without this label, are left out",
+        f"B: {(labels['B'] < 0).sum()} test images, uncertain or without this label, are left out",
+    ]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_score_that_is_not_finite_is_an_error(bad):
     labels, scores = np.array([True, False]), np.array([bad, 0.0])

@@ -2,6 +2,7 @@
 
 import json
 import resource
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -10,9 +11,10 @@ import transformers
 from checkpoints import WORDS
 from safetensors.torch import save_file
 
-from pipeline.config.params import ImageEncoder, TextEncoder
+from pipeline.config.params import ImageEncoder, Loss, MixedModel, TextEncoder
 from pipeline.config.records import ParamsError
 from pipeline.models.encoders import ImageTower, TextTower
+from pipeline.models.mixed import MixedNet
 from pipeline.storage.torch_archive import Refused
 from tests.foreign import (
     SIZES,
@@ -116,6 +118,23 @@ def test_arguments_of_a_text_encoder_make_one(args, says):
 def test_arguments_of_an_image_encoder_make_one(args):
     made = lambda: ImageTower(ImageEncoder("resnet18", False, args=args), 32, False)  # noqa: E731
     one_line(made, "model.image_encoders: timm cannot build resnet18: ", error=ParamsError)
+
+
+@pytest.mark.parametrize("args", [{"depths": [1, 1, 3000]}, {"depths": [1, 40, 1], "embed_dim": 1 << 12}])
+def test_an_image_encoder_is_no_larger_than_any(args):
+    sizes = {"patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2, 4], "window_size": 4}
+    options = ImageEncoder("swin_tiny_patch4_window7_224", False, args=sizes | args)
+    before = memory()
+    one_line(lambda: ImageTower(options, 64, False), "args: states a larger model than can be", error=ParamsError)
+    assert memory() - before < 5 << 30
+
+
+@pytest.mark.parametrize("shape", [{"width": 1 << 20, "heads": 4}, {"layers": 1000, "width": 1 << 12}])
+def test_a_mixed_model_is_no_larger_than_any(shape):
+    config = SimpleNamespace(
+        mixed=MixedModel(patch=8, scales=1, **shape), temperature=0.1, loss=Loss(), image_size=32, name="a"
+    )
+    one_line(lambda: MixedNet(config, 100), "model.mixed: its sizes are a model of", error=ParamsError)
 
 
 def test_arguments_of_an_image_encoder_change_nothing_else():

@@ -97,6 +97,32 @@ def test_a_refused_key_is_found_at_any_depth(guard):
     one_line(lambda: load("hf_clip", guard), "config.json: text_config: auto_map")
 
 
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("preprocessor_config.json", {"resample": [0]}),
+        ("preprocessor_config.json", {"rescale_factor": {}}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": 1e-320}}),
+        ("preprocessor_config.json", {"size": {"shortest_edge": {"longest_edge": 5}}}),
+        ("preprocessor_config.json", {"crop_size": {"height": None, "width": None}}),
+        ("preprocessor_config.json", {"crop_size": {"height": 64, "width": 64}}),
+        ("preprocessor_config.json", {"crop_size": {"height": 8192, "width": 8192}}),
+        ("preprocessor_config.json", {"image_mean": {"a": 1}}),
+    ],
+)
+def test_values_of_another_form_are_one_line_before_anything_is_embedded(guard, file, keys):
+    change(clip_folder(guard) / file, **keys)
+    one_line(lambda: load("hf_clip", guard), str(guard))
+
+
+@pytest.mark.parametrize(
+    "values", [{"mean": {"a": 1}}, {"resize_mode": "longest", "fill_color": {"a": 1}}, {"size": 4096}]
+)
+def test_values_of_another_form_are_one_line_for_open_clip_too(guard, values):
+    change(open_clip_folder(guard) / "open_clip_config.json", preprocess_cfg=values)
+    one_line(lambda: load("open_clip", guard), str(guard))
+
+
 def test_what_names_files_or_models_is_not_passed_on_and_the_model_is_the_same(guard):
     """Published files are full of such keys."""
     wanted = rows(load("hf_clip", clip_folder(guard)))

@@ -102,7 +102,7 @@ def test_a_whole_number_is_a_number(tmp_path):
         ("model.text_encoder.max_token", 8, "model.text_encoder.max_token: unknown key (did you mean max_tokens?)"),
         ("evaluate.few_shot.zzz", 8, "evaluate.few_shot.zzz: unknown key"),
         ("sources.mimic_cxr.stmp", "x", "sources.mimic_cxr.stmp: unknown key (did you mean stamp?)"),
-        ("model.image_encoders.swin.weights", "x", "model.image_encoders.swin.weights: unknown key"),
+        ("model.image_encoders.swin.checkpoint", "x", "model.image_encoders.swin.checkpoint: unknown key"),
         ("sources.mimic", {"reader": "mimic", "path": "a", "stamp": "b"}, "sources.mimic: unknown data set"),
         ("sources.mimic_cxr.reader", "siim", "sources.mimic_cxr.reader: 'siim' is neither mimic_cxr nor manifest"),
         (

@@ -11,7 +11,7 @@ SCRIPT = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pipeline.audit import copies
-from pipeline.config.params import Ingest
+from pipeline.config.archive_params import Ingest
 from pipeline.ingest import build
 
 if __name__ == "__main__":

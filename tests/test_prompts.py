@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
@@ -87,6 +88,19 @@ def test_a_values_sentences_are_bounded_together(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(PromptError, match=r"Mass\.negative: .*characters"):
         prompts.load_templates(tmp_path / "bad.yaml")
+
+
+def test_a_classs_expressions_are_bounded_together(tmp_path: Path) -> None:
+    """Each has 4,096 alternatives of 60 characters; there are 100 of them, all but one letter the same."""
+    many = "".join(f"[{'a' * 5}, {'b' * 5}]" for _ in range(12))
+    spec = ", ".join(f'"{many} {n}"' for n in range(100))
+    (tmp_path / "bad.yaml").write_text(SMALL.replace('"[pulmonary, lung] mass"', spec))
+    tracemalloc.start()
+    with pytest.raises(PromptError, match=r"Mass\.\w+: the expressions have more than"):
+        prompts.load_templates(tmp_path / "bad.yaml")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 64 << 20
 
 
 def test_the_default_negatives_are_the_papers_grammar(ours: PromptSentences) -> None:

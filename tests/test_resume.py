@@ -350,6 +350,7 @@ def test_the_state_is_of_all_modules_that_train():
     assert {m for m in said.split() if not m.startswith(compared)} <= {
         *(
             "pipeline.config",
+            "pipeline.config.archive_params",
             "pipeline.config.checks",
             "pipeline.config.devices",
             "pipeline.config.load",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config.params import Source
+from pipeline.config.archive_params import Source
 from pipeline.datasets import archives, facts
 from pipeline.ingest import sources
 from pipeline.ingest.sources import SourceError, archive, open_archive, read_archive
@@ -46,6 +46,16 @@ def read_all(dataset, root, seed=0, **keys):
 def notes(root):
     source = Source("chexpert", str(root), "")
     return sources.archive_notes(open_archive("chexpert", source.path, root / "cache"), source)
+
+
+def test_a_number_in_a_name_may_be_of_any_length(tmp_path):
+    """Python makes no number of more than 4,300 digits; a name in a zip file may have 65,535."""
+    xml = '<r><Abstract><AbstractText Label="FINDINGS">Clear.</AbstractText></Abstract><parentImage id="{}"/></r>'
+    with zipfile.ZipFile(tmp_path / "reports.zip", "w") as packed:
+        for name in ("9" * 5000, "10", "2", "0" * 6000 + "1"):
+            packed.writestr(f"{name}.xml", xml.format(f"CXR{name[:5]}"))
+    studies, rejects = read_all("openi", tmp_path)
+    assert [len(s.study) for s in studies] == [6004, 4, 5, 5003] and not rejects
 
 
 def splits(studies):
@@ -213,7 +223,7 @@ def test_chexpert_with_its_list(tmp_path, prefix):
         chexpert_row(1, "view2_lateral", prefix=prefix, Edema="1.0", Fracture="-1.0", Pneumonia="0.0"),
         chexpert_row(2, prefix=prefix, Atelectasis="1.0"),
         chexpert_row(2, "view2_lateral", prefix=prefix, Atelectasis="1.0"),
-        chexpert_row(3, prefix=prefix, Edema="yes"),
+        chexpert_row(3, prefix=prefix, Edema="maybe"),
     ]
     chexpert(tmp_path, rows, prefix)
     header = ["Path", "Report Impression", "Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
@@ -347,7 +357,7 @@ def test_vindr_any_reader_makes_it_positive(tmp_path):
     ]
     assert splits(studies) == {"train": 2, "valid": 1, "test": 1}
     assert [s.views[0].path for s in studies] == ["", "train/b.dicom", "", "test/t.dicom"]
-    assert [r.item for r in rejects] == ["bad"]
+    assert [r.item for r in rejects] == ["bad", "bad"]
 
 
 @pytest.mark.parametrize(

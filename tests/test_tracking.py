@@ -9,7 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.config.params import Loss, Source
+from pipeline.config.archive_params import Source
+from pipeline.config.params import Loss
 from pipeline.reporting import experiments
 from pipeline.tracking import mlflow_runs
 
@@ -39,6 +40,21 @@ def client(tmp_path, monkeypatch, empty_store):
     monkeypatch.setenv("DVC_EXP_NAME", "tcl-off")
     monkeypatch.chdir(tmp_path)  # artifacts of a store given by URI go below the working directory
     return MlflowClient(STORE.format(tmp_path))
+
+
+def test_a_store_that_cannot_be_written_is_one_line(tmp_path):
+    """``python -m pipeline.tracking``, with a record that waits."""
+    env = {**os.environ, "DVC_ROOT": str(tmp_path), "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": str(ROOT)}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    waiting = tmp_path / "state" / "tracking" / "1"
+    waiting.mkdir(parents=True)
+    (waiting / "record.json").write_text("{}")
+    (tmp_path / "mlflow.db").write_bytes(b"no data base " * 999)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.tracking"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("tracking: sqlite:///") and "the records wait" in done.stderr
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from pipeline.audit import neighbours
-from pipeline.config.params import Bootstrap, Ingest, Source
+from pipeline.config.archive_params import Ingest, Source
+from pipeline.config.params import Bootstrap
 from pipeline.config.settings import AuditSettings, ZeroShotSettings
 from pipeline.evaluation import protocols, store, zero_shot
 from pipeline.evaluation.metric_key import MetricKey, of_clean
@@ -209,12 +210,36 @@ def test_a_class_without_both_labels_has_a_note_and_no_curve(tmp_path):
     assert set(found["precision_recall"]["mine"]) == set(found["calibration"]["mine"]) == {"B"}
     assert found["classes"]["mine"]["B"].positives == 20
     assert found["metrics"][MINE].value == found["classes"]["mine"]["B"].value
-    assert found["notes"][:2] == [
+    assert found["notes"][:3] == [
         "mine: A: no AUC, 60 of 60 test images are positive",
-        "mine: C: no AUC, 0 of 60 test images are positive",
+        "mine: C: 60 test images, uncertain or without this label, are left out",
+        "mine: C: no AUC, 0 of 0 test images are positive",
     ]
     assert "mine: clean test images: B: no AUC, 0 of 40 test images are positive" in found["notes"]
     assert cleans(found) == []  # every positive of B was seen
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_images_without_a_label_or_uncertain_of_it_are_left_out(tmp_path, blank):
+    """The AUC, the curves and the calibration are those of the data set without these images."""
+    labels = [{"A": int(i % 3 == 0), "B": int(i % 2)} for i in range(60)]
+    some = [dict(line) for line in labels]
+    for i in range(0, 60, 6):  # half of A's positives
+        if blank:
+            del some[i]["A"]
+        else:
+            some[i]["A"] = -1
+    test_sets = {"mine": {**AUC, "prompts": PAIR}}
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    found = Case(tmp_path / "a", test_sets, labels=some).evaluate()
+    whole = Case(tmp_path / "b", test_sets, labels=labels).evaluate()
+    assert found["classes"]["mine"]["B"] == whole["classes"]["mine"]["B"]
+    measure = found["classes"]["mine"]["A"]
+    assert (measure.n, measure.positives) == (50, 10)
+    assert "mine: A: 10 test images, uncertain or without this label, are left out" in found["notes"]
+    assert found["curves"]["mine"]["A"] != whole["curves"]["mine"]["A"]
+    assert sum(found["calibration"]["mine"]["A"]["count"]) == 50
 
 
 def test_probabilities_are_those_of_the_models_scale(tmp_path):

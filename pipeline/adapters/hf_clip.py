@@ -35,6 +35,7 @@ def load_hf_clip(folder: Path, device: torch.device) -> Embedder:
         )
         processor = AutoImageProcessor.from_pretrained(clean, use_fast=False, **local)
         tokenizer = tried(AutoTokenizer.from_pretrained(clean, **local))
+        side = _side(processor, folder)
     _check(report, folder)
     model.to(device).eval()
     length = _context(model, tokenizer)
@@ -58,7 +59,7 @@ def load_hf_clip(folder: Path, device: torch.device) -> Embedder:
         encode_images=encode_images,
         encode_texts=encode_texts,
         features=encode_images,
-        size=_side(processor, folder),
+        size=side,
         scale=float(model.logit_scale.exp()) if hasattr(model, "logit_scale") else 1.0,
         device=device,
     )
@@ -75,7 +76,7 @@ def _side(processor: Any, folder: Path) -> int:
     for name in ("shortest_edge", "height"):
         if stated.get(name):
             return int(stated[name])
-    raise ValueError(f"{folder}/preprocessor_config.json: size: neither shortest_edge nor height and width")
+    raise Refused(f"{folder}/preprocessor_config.json: size: neither shortest_edge nor height and width")
 
 
 def _context(model: Any, tokenizer: Any) -> int:

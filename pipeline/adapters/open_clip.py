@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.adapters.weights import Weights, fill, find_one, read_weights
+from pipeline.adapters.weights import Weights, fill, find_one
 from pipeline.evaluation.embedder import Embedder
 from pipeline.models.encoders import is_architecture
+from pipeline.storage.foreign_weights import read_weights
 from pipeline.storage.model_folder import (
     LARGEST_NUMBER,
     LARGEST_PICTURE,

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pipeline.config.params import ADAPTERS, Evaluate, MixedModel, Params, Run, Source
+from pipeline.config.archive_params import Source
+from pipeline.config.params import ADAPTERS, Evaluate, MixedModel, Params, Run
 from pipeline.config.places import check_places
 from pipeline.config.records import ParamsError, hint
 from pipeline.config.run_config import NOT_MIXED, RunConfig, run_config
@@ -32,6 +33,7 @@ def check(params: Params) -> None:
         *(line for name, run in params.runs.items() for line in _run(params, table, name, run)),
         *_others(params, table),
         *_rows(params),
+        *_encoders(params),
         *_texts(params),
         *_evaluate(params, table),
     ]
@@ -224,6 +226,12 @@ def _aligned(params: Params, name: str) -> bool:
         return run_config(params, name).aligned
     except ParamsError:  # said where the runs are looked at
         return True
+
+
+def _encoders(params: Params) -> Iterator[str]:
+    for name, encoder in params.model.image_encoders.items():
+        if encoder.weights and encoder.pretrained:
+            yield f"model.image_encoders.{name}: weights names a file; set pretrained: false"
 
 
 def _texts(params: Params) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from pipeline.config.archive_params import Audit, Ingest, Phantom, Source
 from pipeline.config.records import (
     MANY,
     RECORD,
@@ -39,54 +40,6 @@ ADAPTERS = ("cxr_clip", "gloria", "medclip", "biovil", "chexzero", "open_clip", 
 
 
 Deviation = Annotated[Number, Field(ge=0.001, le=10)]  # of grey in [0, 1]
-
-
-@dataclass(frozen=True, config=RECORD)
-class Source:
-    """An archive: a folder, or an fsspec URL such as s3://bucket/folder.
-
-    ``reader`` is the module of pipeline/ingest/sources that understands its layout; ``stamp`` a small file that DVC
-    watches instead of the archive (``python -m stages.fingerprint`` writes one).
-    """
-
-    reader: Name
-    path: str
-    stamp: str
-    split: Literal["paper", "patient", "official"] = "paper"  # patient: chestxray14, rsna, openi; official: NIH's
-    reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
-    list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
-    manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path
-    follow_links: Flag = False  # also read what symbolic links name outside of path
-
-
-@dataclass(frozen=True, config=RECORD)
-class Phantom:
-    """Synthetic archives to draw: archive -> number of studies."""
-
-    archives: dict[Name, Annotated[Whole, Field(ge=20, le=MANY)]]
-    size: Annotated[Whole, Field(ge=64, le=1 << 14)] = 256  # pixels of the short side
-
-
-@dataclass(frozen=True, config=RECORD)
-class Ingest:
-    """How archives become shards."""
-
-    short_side: Annotated[Whole, Field(ge=16, le=MANY)] = 512
-    jpeg_quality: Annotated[Whole, Field(ge=1, le=100)] = 95
-    shard_size: Positive = 512
-    workers: Count = 0  # local processes; 0 = one a core
-    scheduler: str = ""  # address of a dask scheduler whose workers do the work instead
-    target: str = ""  # URL under which the shards go; "" = data/shards
-    labels_only: Flag = False
-    max_rejected: Share = 0.05
-
-
-@dataclass(frozen=True, config=RECORD)
-class Audit:
-    """The search for test images that training has seen."""
-
-    min_correlation: Share = 0.8  # of two pictures' detail, from which on they are copies
-    workers: Count = 0  # processes; 0 = one a core
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -137,14 +90,15 @@ class Augment:
 
 @dataclass(frozen=True, config=RECORD)
 class ImageEncoder:
-    """A timm model: its name, whether hub weights are loaded, mean and deviation that its three input channels are
+    """A timm model: its name, where its first weights come from, mean and deviation that its three input channels are
     normalised with (of grey in [0, 1]; ImageNet's unless given), and extra arguments."""
 
     name: str
-    pretrained: Flag = True
+    pretrained: Flag = True  # whether hub weights are loaded
     mean: tuple[Share, Share, Share] = (0.485, 0.456, 0.406)
     std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     args: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""  # in place of pretrained: a file of its weights, or a folder with one; their names are timm's
 
 
 @dataclass(frozen=True, config=RECORD)

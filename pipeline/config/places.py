@@ -37,6 +37,8 @@ def check_places(params: Params) -> Iterator[str]:
             yield f"evaluate.protocols: {protocol!r} is neither a protocol's name nor a path of a .yaml file"
     for name, other in params.others.items():
         yield from _given(f"others.{name}.weights", other.weights) or _path(f"others.{name}.weights", other.weights)
+    for name, encoder in params.model.image_encoders.items():
+        yield from _path(f"model.image_encoders.{name}.weights", encoder.weights)
     words = params.back_translation  # these and the text encoder may be names at a hub
     yield from _path("model.text_encoder.name", params.model.text_encoder.name)
     yield from _path("back_translation.forward", words.forward)

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict,
 from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+MOST_CLOSE = 200  # names among which a close one is looked for
 MOST = 20  # lines of an error that are shown
 MANY = 1 << 20  # upper bound of a number without a tighter one
 
@@ -55,8 +56,11 @@ def _in_order(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 def _each_once(values: tuple[T, ...]) -> tuple[T, ...]:
-    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-        raise ValueError(f"{shown(twice[0])} is there twice; expected each once")
+    seen: set[T] = set()
+    for value in values:
+        if value in seen:
+            raise ValueError(f"{shown(value)} is there twice; expected each once")
+        seen.add(value)
     return values
 
 
@@ -73,7 +77,7 @@ Number = Annotated[float, Strict(), BeforeValidator(_number)]
 Count = Annotated[Whole, Field(ge=0, le=MANY)]
 Positive = Annotated[Whole, Field(ge=1, le=MANY)]
 Seed = Annotated[Whole, Field(ge=0, le=1 << 32)]
-Pixels = Annotated[Whole, Field(ge=16, le=1 << 14)]  # of a side
+Pixels = Annotated[Whole, Field(ge=16, le=1 << 12)]  # of a side
 Share = Annotated[Number, Field(ge=0, le=1)]
 Part = Annotated[Number, Field(gt=0, le=1)]
 Inside = Annotated[Number, Field(gt=0, lt=1)]
@@ -105,6 +109,9 @@ def hint(name: str, known: Iterable[str]) -> str:
 
 
 def _close(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    if len(known) > MOST_CLOSE:  # each costs a comparison, and a file of a stranger may have a hint for each line
+        return ""
     return next(iter(difflib.get_close_matches(name, list(known), n=1)), "")
 
 

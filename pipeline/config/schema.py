@@ -1,6 +1,6 @@
 """``python -m pipeline.config.schema``: writes params.schema.json, by which editors complete and check params.yaml.
 
-A key's description is the comment behind it in ``params.py``, a section's is its docstring.
+A key's description is the comment behind it in ``params.py`` or ``archive_params.py``, a section's is its docstring.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from pipeline.config import params
+from pipeline.config import archive_params, params
 
 SCHEMA_FILE = Path(__file__).parents[2] / "params.schema.json"
 # pydantic writes the bounds of a number that text is accepted for as its own words.
@@ -26,7 +26,8 @@ OVERRIDES = {"sampling": "Sampling", "augment": "Augment", "loss": "Loss", "trai
 def params_schema() -> dict[str, Any]:
     """The JSON schema (draft 2020-12) of params.yaml."""
     schema = _plain(TypeAdapter(params.Params).json_schema())
-    records = {name: cls for name, cls in vars(params).items() if inspect.isclass(cls) and is_dataclass(cls)}
+    named = {**vars(archive_params), **vars(params)}
+    records = {name: cls for name, cls in named.items() if inspect.isclass(cls) and is_dataclass(cls)}
     for name, made in (*schema["$defs"].items(), ("Params", schema)):
         record = records[name]
         made["description"] = inspect.getdoc(record)

@@ -15,18 +15,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic.dataclasses import dataclass
 
+from pipeline.config.archive_params import Ingest, Source
 from pipeline.config.load import load_params
-from pipeline.config.params import (
-    Augment,
-    BackTranslation,
-    Bootstrap,
-    FewShot,
-    FineTune,
-    Ingest,
-    Other,
-    Params,
-    Source,
-)
+from pipeline.config.params import Augment, BackTranslation, Bootstrap, FewShot, FineTune, Other, Params
 from pipeline.config.records import (
     RECORD,
     Count,
@@ -348,6 +339,6 @@ def read_settings(cls: type[T], name: str, folder: Path = FOLDER) -> T:
         raise ParamsError(
             f"{path}: not found; either params.yaml does not name it, or it has changed: run dvc repro settings"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ParamsError(f"{path}: not JSON; run dvc repro -f settings") from None
     return read_record(cls, raw)

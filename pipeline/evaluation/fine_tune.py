@@ -12,13 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config.params import Augment, FineTune
 from pipeline.evaluation.augmented import AugmentedViews
 from pipeline.evaluation.device import evaluation_autocast
-from pipeline.evaluation.labelled import Labelled
+from pipeline.evaluation.labelled import Labelled, label_loss
 from pipeline.evaluation.pictures import PreparedViews, batches, cut
 from pipeline.storage.evaluation_crop import evaluation_crop
 from pipeline.training.schedule import warmup_cosine
@@ -102,8 +101,7 @@ def fine_tune(
     steps = math.ceil(len(chosen) / options.batch_size)
     warmup = max(1, round(0.1 * epochs * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, epochs * steps))
-    target = torch.from_numpy(data.labels["train"]).float()
-    truth = torch.from_numpy(data.labels["valid"]).float()
+    target, truth = (torch.from_numpy(data.labels[split]) for split in ("train", "valid"))
     keys: deque[Tensor] = deque()  # of stochastic depth, of the steps that the loader prepares
     views = AugmentedViews(data.views("train"), size, augment, seed)
     parts = _parts(chosen, epochs, steps, seed, keys)
@@ -115,12 +113,12 @@ def fine_tune(
         for images, positions in islice(loader, steps):
             with evaluation_autocast(device):
                 logits = model(images.to(device, non_blocking=True), keys.popleft().to(device, non_blocking=True))
-            loss = F.binary_cross_entropy_with_logits(logits.float(), target[positions].to(device, non_blocking=True))
+            loss = label_loss(logits.float(), target[positions])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
-        valid_loss = F.binary_cross_entropy_with_logits(classifier_logits(model, valid, batch_size), truth).item()
+        valid_loss = label_loss(classifier_logits(model, valid, batch_size), truth).item()
         if not math.isfinite(valid_loss):
             raise ValueError(f"{data.name}: fine-tuning diverged; lower evaluate.few_shot.fine_tune.lr")
         if valid_loss < best_loss:

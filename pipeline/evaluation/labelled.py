@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
 from pipeline.evaluation.protocols import Protocol, classes_of
 from pipeline.storage.index import read_studies
-from pipeline.study import Study, View, positives
+from pipeline.study import Study, View, truth_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Labelled:
 
     Attributes:
         studies: split (train, valid, test) -> studies in index order, none of them empty.
-        labels: split -> bool [N, C].
+        labels: split -> int8 [N, C], 1 positive, 0 negative, -1 neither (``pipeline.study.truth_of``).
     """
 
     name: str
@@ -39,8 +41,22 @@ def read_labelled(index: Path, protocol: Protocol, dataset: str) -> Labelled | N
     studies = {s: read_studies(index / f"{dataset}.parquet", (s,)) for s in ("train", "valid", "test")}
     if not all(studies.values()):
         return None
-    labels = {s: np.stack([positives(rows, c) for c in classes], axis=1) for s, rows in studies.items()}
+    labels = {s: np.stack([truth_of(rows, c) for c in classes], axis=1) for s, rows in studies.items()}
     return Labelled(dataset, classes, studies, labels)
+
+
+def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean binary cross-entropy over the labels that are 1 or 0; 0 where there are none.
+
+    Args:
+        logits: float [B, C] on any device; ``labels``: int8 [B, C] on the CPU, as of ``Labelled``.
+    """
+    known = labels >= 0
+    whole, target = bool(known.all()), labels.float().clamp_min(0).to(logits.device, non_blocking=True)
+    if whole:
+        return F.binary_cross_entropy_with_logits(logits, target)
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses * known.to(logits.device, non_blocking=True)).sum() / max(1, int(known.sum()))
 
 
 def subset(labels: np.ndarray, share: float, seed: int, how: Literal["stratified", "random"]) -> np.ndarray:
@@ -54,8 +70,9 @@ def subset(labels: np.ndarray, share: float, seed: int, how: Literal["stratified
     3. images without any of the classes, then any.
 
     Args:
-        labels: bool [N, C].
+        labels: as of ``Labelled``.
     """
+    labels = labels == 1
     count = len(labels)
     take = max(1, round(count * share))
     order = np.random.default_rng([seed, count]).permutation(count)

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pipeline.config.params import Augment, FewShot
 from pipeline.evaluation.augmented import AugmentedViews
 from pipeline.evaluation.embedder import Embedder
-from pipeline.evaluation.labelled import Labelled, subset
+from pipeline.evaluation.labelled import Labelled, label_loss, subset
 from pipeline.evaluation.pictures import cut
 from pipeline.training.schedule import warmup_cosine
 
@@ -105,7 +104,7 @@ def linear_probe(
 
     Args:
         features: epoch -> float32 [N, W], the training images as that epoch sees them.
-        labels: bool [N, C]; ``valid``: [V, W]; ``valid_labels``: bool [V, C].
+        labels: [N, C] as of ``Labelled``; ``valid``: [V, W]; ``valid_labels``: [V, C].
     """
     torch.manual_seed(seed)
     layer = nn.Linear(valid.shape[1], labels.shape[1])
@@ -113,20 +112,19 @@ def linear_probe(
     total = epochs * math.ceil(len(labels) / options.batch_size)
     warmup = max(1, round(0.1 * total))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
-    target = torch.from_numpy(labels).float()
-    x_valid, y_valid = torch.from_numpy(valid), torch.from_numpy(valid_labels).float()
+    target, x_valid, y_valid = torch.from_numpy(labels), torch.from_numpy(valid), torch.from_numpy(valid_labels)
     best, best_loss = layer.state_dict(), math.inf
     order = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         x = torch.from_numpy(np.ascontiguousarray(features(epoch)))
         for part in torch.randperm(len(target), generator=order).split(options.batch_size):
-            loss = F.binary_cross_entropy_with_logits(layer(x[part]), target[part])
+            loss = label_loss(layer(x[part]), target[part])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
         with torch.no_grad():
-            valid_loss = F.binary_cross_entropy_with_logits(layer(x_valid), y_valid).item()
+            valid_loss = label_loss(layer(x_valid), y_valid).item()
         if valid_loss < best_loss:
             best_loss, best = valid_loss, {k: v.clone() for k, v in layer.state_dict().items()}
     layer.load_state_dict(best)

@@ -134,10 +134,11 @@ def classes_with_intervals(
     """Macro mean AUC over classes, each class's own, and a note for every class that has none.
 
     The macro mean is over the classes with both positives and negatives in the test set; its interval resamples all
-    classes together. A resample in which such a class has lost one side is the mean of the others there.
+    classes together. A resample in which such a class has lost one side is the mean of the others there. An image whose
+    label is neither is left out of the class's AUC, and counted in a note.
 
     Args:
-        labels: class -> bool [N].
+        labels: class -> [N], 1 positive, 0 negative, -1 neither.
         scores: class -> float [N], larger = more likely positive.
         weights: [B, N] of ``resamples``; for a part of the test set, its columns.
 
@@ -151,28 +152,35 @@ def classes_with_intervals(
     for cls, truth in labels.items():
         if not np.isfinite(scores[cls]).all():
             raise ValueError(f"{cls}: a score is not finite; the embeddings of this run are broken")
-        if truth.all() or not truth.any():
-            notes.append(f"{cls}: no AUC, {int(truth.sum())} of {len(truth)} test images are positive")
+        positive, known = int((truth == 1).sum()), int((truth >= 0).sum())
+        if known < len(truth):
+            notes.append(f"{cls}: {len(truth) - known} test images, uncertain or without this label, are left out")
+        if positive in (0, known):
+            notes.append(f"{cls}: no AUC, {positive} of {known} test images are positive")
         else:
             found.append(cls)
     if not found:
         return None, {}, notes
     truths, values = np.stack([labels[c] for c in found]), np.stack([scores[c] for c in found])
-    whole = aucs(truths, values, np.ones((1, truths.shape[1]), dtype=np.uint16))[:, 0]
-    samples = aucs(truths, values, weights)
+    there = truths >= 0
+    # Classes of which all is known at once: their scores are sorted, resampled and counted in one go.
+    parts = [slice(None)] if there.all() else [slice(i, i + 1) for i in range(len(found))]
+    looks = [(truths[p][:, k] == 1, values[p][:, k], weights[:, k]) for p in parts if (k := there[p].all(axis=0)).any()]
+    whole = np.concatenate([aucs(t, v, np.ones((1, t.shape[1]), dtype=np.uint16))[:, 0] for t, v, _ in looks])
+    samples = np.concatenate([aucs(t, v, w) for t, v, w in looks])
     kept, classes = [], {}
     for i, cls in enumerate(found):
         if np.isnan(samples[i]).all():
             notes.append(f"{cls}: no AUC, no resample of the test images has both positives and negatives")
             continue
         kept.append(i)
-        classes[cls] = interval(float(whole[i]), samples[i], options, truths.shape[1], int(truths[i].sum()))
+        classes[cls] = interval(float(whole[i]), samples[i], options, int(there[i].sum()), int((truths[i] == 1).sum()))
     if not kept:
         return None, {}, notes
     known = ~np.isnan(samples[kept])
     total = np.where(known, samples[kept], 0).sum(axis=0)
     macro = np.divide(total, known.sum(axis=0), out=np.full(len(total), np.nan), where=known.any(axis=0))
-    return interval(float(whole[kept].mean()), macro, options, truths.shape[1]), classes, notes
+    return interval(float(whole[kept].mean()), macro, options, int(there[kept].any(axis=0).sum())), classes, notes
 
 
 def roc_points(labels: np.ndarray, scores: np.ndarray, most: int = 60) -> dict[str, list[float]]:

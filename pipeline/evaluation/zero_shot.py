@@ -24,7 +24,7 @@ from pipeline.evaluation.protocols import Protocol, Task, TestSet
 from pipeline.evaluation.seen_images import SeenImages, clean_images
 from pipeline.evaluation.store import load_arrays, why_missing
 from pipeline.storage.index import read_studies
-from pipeline.study import Study, positives
+from pipeline.study import Study, truth_of
 
 Found = dict[str, Any]
 FORMS = ("metrics", "removed", "classes", "curves", "precision_recall", "calibration")
@@ -194,7 +194,7 @@ def _measure(
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise ValueError(f"a score of {name} is not finite; the embeddings are broken")
-    truth = {name: positives(images.studies, name) for name in values}
+    truth = {name: truth_of(images.studies, name) for name in values}
     removed = ~images.clean
     result["removed"][where] = int(removed.sum())
     if removed.all():
@@ -216,10 +216,12 @@ def _measure(
         if macro is not None:
             result["metrics"][key] = macro
     for name in result["classes"].get(where, {}):
-        _add(result, "curves", where, name, roc_points(truth[name], values[name]))
-        _add(result, "precision_recall", where, name, precision_recall_points(truth[name], values[name]))
+        known = truth[name] >= 0
+        positive, scores = truth[name][known] == 1, values[name][known]
+        _add(result, "curves", where, name, roc_points(positive, scores))
+        _add(result, "precision_recall", where, name, precision_recall_points(positive, scores))
         if name in margins and not task.rule.z_score:
-            bins = calibration(truth[name], sigmoid(prompts.scale * margins[name]))
+            bins = calibration(positive, sigmoid(prompts.scale * margins[name][known]))
             _add(result, "calibration", where, name, bins)
 
 
@@ -227,7 +229,7 @@ def _accuracy(
     truth: dict[str, np.ndarray], values: dict[str, np.ndarray], weights: np.ndarray, options: Bootstrap
 ) -> Measure:
     """How often the class with the largest score (the first of equal ones) is the image's own."""
-    labels = np.stack(list(truth.values()))
+    labels = np.stack(list(truth.values())) == 1
     if (labels.sum(axis=0) != 1).any():
         raise ValueError(f"accuracy: a test image has not exactly one of the classes {', '.join(truth)}")
     hits = np.stack(list(values.values())).argmax(axis=0) == labels.argmax(axis=0)

@@ -12,7 +12,6 @@ import hashlib
 import json
 import shutil
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -27,9 +26,10 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from pipeline import study
-from pipeline.config.params import Ingest, Source
-from pipeline.ingest import images, jpeg, pieces, png, sources
-from pipeline.ingest.dicom import display, pixels, reader
+from pipeline.config.archive_params import Ingest, Source
+from pipeline.ingest import account, images, jpeg, pieces, png, sources
+from pipeline.ingest.account import Tally
+from pipeline.ingest.dicom import display, jpeg2000, pixels, reader
 from pipeline.ingest.pieces import Damaged, Job, forget_damaged, is_done, read_piece, write_piece
 from pipeline.ingest.sources.archive import Archive
 from pipeline.storage import index, parquet, pictures, shards
@@ -39,9 +39,10 @@ from pipeline.storage.files import IN_PACK, Gone
 from pipeline.storage.index import join_studies, write_rejects, write_studies
 from pipeline.storage.processes import end_with_parent
 from pipeline.storage.shards import key
-from pipeline.study import SPLITS, Reject, Study
+from pipeline.study import Reject, Study
 
 UNLISTED = "an image that no list of the archive names, or another copy of one"
+MOST_REJECTS = 100_000  # beside as many as there are studies: each is held until the end
 AHEAD = 2  # pieces of work a process that are handed out: what bounds memory
 
 
@@ -64,8 +65,9 @@ def ingest_archive(
 
     Raises:
         SourceError: the archive cannot be read at all.
-        IngestError: more than ``options.max_rejected`` of the images were rejected (rejects.parquet is written by
-            then), the archive vanished or the disk is full (the next run goes on), or a study is in two splits.
+        IngestError: more than ``max_rejected`` of the images or rows were rejected, or a split, all texts or all
+            positives of a class were (rejects.parquet is written by then); the archive vanished or the disk is full
+            (the next run goes on); or a study is in two splits.
     """
     for old in (
         *out_shards.glob(f"{dataset}-*.tar*"),
@@ -92,7 +94,7 @@ def ingest_archive(
         count = 0 if options.labels_only else plan.pieces
         _forget_unless_same(job, archive.fingerprint)
         forget_damaged(job, count)
-        _run(job, count, plan.studies, options)
+        _run(job, count, plan.listed.studies.total(), options)
     except Gone as error:
         raise IngestError(f"{dataset}: {error}; run again once it is in place, it goes on where it was") from None
     except OSError as error:
@@ -108,11 +110,11 @@ def ingest_archive(
 
 @dataclass(frozen=True)
 class Plan:
-    """What the archive's lists hold: studies to be written (in files, one a piece), rejects, and images by split."""
+    """What the archive's lists hold: studies to be written (in files, one a piece) and rejects."""
 
     pieces: int
-    studies: int
-    listed: dict[str, dict[str, int]]
+    listed: Tally
+    absent: int  # listed images that a partial archive does not have
     rejects: list[Reject]
 
 
@@ -121,15 +123,21 @@ def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> P
     split_of: dict[str, str] = {}
     on_disk = archive.images
     used = bytearray(len(on_disk))  # a byte an image; a set of names would take a hundred
-    listed = {split: {"studies": 0, "images": 0} for split in SPLITS}
+    listed, absent = Tally(), 0
     rejects = [Reject(archive.dataset, name, "file", reason) for name, reason in archive.problems]
     count = 0
     shutil.rmtree(job.plan(0).parent, ignore_errors=True)
 
     def studies() -> Iterator[Study]:
+        nonlocal absent
         for item in sources.read_archive(archive, source, seed):
             if isinstance(item, Reject):
                 rejects.append(item)
+                if len(rejects) > MOST_REJECTS and len(rejects) > len(split_of):
+                    raise IngestError(
+                        f"{archive.dataset}: most of its rows are rejected, {len(rejects):,} so far; the last one "
+                        f"({item.item}): {item.reason}"
+                    )
                 continue
             name = key(item)
             before = split_of.get(name)
@@ -142,8 +150,13 @@ def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> P
                 rejects.append(Reject(archive.dataset, name, "study", "a study of this id was listed before"))
                 continue
             split_of[name] = item.split
-            listed[item.split]["studies"] += 1
-            listed[item.split]["images"] += len(item.views)
+            if source.present:
+                here = [view for view in item.views if view.path]
+                absent += len(item.views) - len(here)
+                if not here:
+                    continue
+                item = item.with_views(here)
+            listed.add(item)
             for view in item.views:
                 place = bisect_left(on_disk, view.path)
                 if place < len(on_disk) and on_disk[place] == view.path:
@@ -156,7 +169,7 @@ def _plan(job: Job, archive: Archive, source: Source, size: int, seed: int) -> P
         count += 1
     unused = (name for name, was in zip(on_disk, used, strict=True) if not was)
     rejects += [Reject(archive.dataset, name, "unlisted", UNLISTED) for name in unused]
-    return Plan(count, len(split_of), listed, rejects)
+    return Plan(count, listed, absent, rejects)
 
 
 def _forget_unless_same(job: Job, fingerprint: str) -> None:
@@ -167,7 +180,8 @@ def _forget_unless_same(job: Job, fingerprint: str) -> None:
         token.update(plan.read_bytes())
     settings = {**asdict(job), "files": job.files.root, "fingerprint": fingerprint}
     token.update(json.dumps(settings, sort_keys=True).encode())
-    for module in (reader, display, pixels, jpeg, png, pictures, images, index, parquet, pieces, shards, study):
+    decoders = (reader, display, pixels, jpeg2000, jpeg, png, pictures, images)
+    for module in (*decoders, index, parquet, pieces, shards, study):
         token.update(Path(module.__file__ or "").read_bytes())
     state, now = work / "state.json", json.dumps(token.hexdigest())
     before = state.read_bytes() if state.is_file() else None
@@ -254,71 +268,42 @@ def _finish(
     """Gather the parts, settle the account, and put everything in its place."""
     out_shards.mkdir(parents=True, exist_ok=True)
     rejects = list(plan.rejects)
-    counts = {split: {"studies": 0, "images": 0} for split in SPLITS}
-    lossy = []
+    written, lossy = Tally(), []
     for number in range(count):
-        written, rejected_here = read_piece(job, number)
+        studies, rejected_here = read_piece(job, number)
         rejects += rejected_here
         lossy += [job.part(number)] if rejected_here else []
-        for item in written:
-            counts[item.split]["studies"] += 1
-            counts[item.split]["images"] += len(item.views)
-    rejected = sum(r.kind == "image" for r in rejects)
-    found = 0 if options.labels_only else sum(n["images"] for n in plan.listed.values())
+        for item in studies:
+            written.add(item)
+    rows = archive.rows.total()
     summary: dict[str, Any] = {
         "dataset": job.dataset,
         "labels_only": options.labels_only,
         "phantom": job.files.has("PHANTOM.json"),
-        "listed": plan.listed,
-        "written": counts,
-        "found_images": found,
-        "written_images": sum(n["images"] for n in counts.values()),
-        "rejected_images": rejected,
-        "reasons": dict(sorted(Counter(r.reason for r in rejects).items())),
-        "notes": sources.archive_notes(archive, source),
+        **account.summary_of(plan.listed, written, rows, rejects, options.labels_only),
+        "notes": [*sources.archive_notes(archive, source), *archive.notes],
     }
+    if source.present:
+        here = plan.listed.images.total()
+        summary["notes"].append(
+            f"partial archive: {here:,} of the {here + plan.absent:,} images that its lists name are here"
+        )
     write_rejects(out_shards / "rejects.parquet", rejects)
-    print(ingest_account(summary))
-    if not plan.studies:
+    print(account.as_text(summary))
+    if not plan.listed.studies:
         raise IngestError(
             f"{job.dataset}: the archive at {source.path} lists no usable study; see {out_shards}/rejects.parquet"
         )
-    share = rejected / found if found else 0.0
-    if share > options.max_rejected:
+    left = plan.listed if options.labels_only else written
+    if lost := account.losses(plan.listed, left, rows, rejects, options.max_rejected):
         for part in lossy:  # what was rejected may be mended without a file changing: permissions, say
             part.unlink()
-        kinds = ("image", 3), ("file", 1)  # of files that cannot be read the commonest, as it may be why images lack
-        reasons = [
-            found for kind, n in kinds for found in Counter(r.reason for r in rejects if r.kind == kind).most_common(n)
-        ]
         raise IngestError(
-            f"{job.dataset}: {share:.1%} of {found} images rejected, more than ingest.max_rejected = "
-            f"{options.max_rejected:.1%} ({'; '.join(f'{reason}: {n}' for reason, n in reasons)}); "
-            f"see {out_shards}/rejects.parquet (images are looked for anywhere under {source.path})"
+            f"{job.dataset}: {'; '.join(lost)}; see {out_shards}/rejects.parquet (images are looked for anywhere under "
+            f"{source.path})"
         )
     join_studies(out_index, map(job.part, range(count)))
     write_text(out_index.with_suffix(".json"), json.dumps(summary, indent=1) + "\n")
     for tar in sorted((Path(job.work) / "shards").glob("*.tar")):
         tar.replace(out_shards / tar.name)
     return summary
-
-
-def ingest_account(summary: dict[str, Any]) -> str:
-    """The summary as one screen of text: counts per split and per reason."""
-    lines = [f"{summary['dataset']}{' (phantom)' if summary['phantom'] else ''}", ""]
-    lines.append(f"  {'split':<8}{'studies':>10}{'images':>10}{'written':>10}{'images':>10}")
-    for split in SPLITS:
-        listed, written = summary["listed"][split], summary["written"][split]
-        counts = (listed["studies"], listed["images"], written["studies"], written["images"])
-        lines.append(f"  {split:<8}" + "".join(f"{n:>10,}" for n in counts))
-    if summary["labels_only"]:
-        lines.append("  label files only: no image was opened")
-    else:
-        lines.append(
-            f"  images: {summary['found_images']:,} found = {summary['written_images']:,} written "
-            f"+ {summary['rejected_images']:,} rejected"
-        )
-    top = sorted(summary["reasons"].items(), key=lambda item: -item[1])
-    lines += [f"  {n:>8,} x {reason}" for reason, n in top[:12]]
-    lines += [f"  note: {note}" for note in summary["notes"]]
-    return "\n".join(lines)

@@ -22,13 +22,13 @@ from pipeline.storage.pictures import (
     to_8_bit,
 )
 
-MAX_FILE = 1 << 30  # bytes
+MAX_FILE = 1 << 29  # bytes; the largest radiograph in three colours of 16 bits has 480 MB
 JPEG_START, PNG_START = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 
 
-def read_view(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
-    """The picture in a DICOM, JPEG or PNG file as grey uint8 [H, W], 0 black to 255 white, and the position the file
-    itself states: PA, AP, LATERAL or "" (JPEG and PNG: always).
+def read_view(data: bytes, short_side: int = 0) -> tuple[Grey, str, tuple[str, ...]]:
+    """The picture in a DICOM, JPEG or PNG file as grey uint8 [H, W], 0 black to 255 white; the position the file itself
+    states: PA, AP, LATERAL or "" (JPEG and PNG: always); and what was done otherwise than the file says.
 
     DICOM: see ``pipeline.ingest.dicom.reader``. Deeper PNG: min-max to 8 bit; 8-bit JPEG and PNG as they are.
     Colour becomes luma.
@@ -59,7 +59,7 @@ def read_view(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
         raise ImageError("image is constant")
     # Of means, less than two a side are left to be joined: lines through them are as near to the means of the full
     # picture as areas of them, and come at a sixth of the time.
-    return linear_means(values, size) if halved else area_means(values, size), ""
+    return linear_means(values, size) if halved else area_means(values, size), "", ()
 
 
 def _picture(data: bytes, short_side: int) -> tuple[NDArray[Any], tuple[int, int], bool]:
@@ -91,6 +91,8 @@ def _picture(data: bytes, short_side: int) -> tuple[NDArray[Any], tuple[int, int
             picture.load()
             if picture.format == "PNG":
                 png.check_rows(data, chunks, picture)
+        if picture.format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6):
+            return png.deep_luma(data), size, False
         if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
             return np.asarray(picture), size, False
         return np.asarray(picture if picture.mode == "L" else picture.convert("L")), size, False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ MAX_SEGMENTS = 1000  # before the first scan ...
 MAX_HEADER = 1 << 24  # ... and their bytes: Pillow keeps copies of them
 MAX_SCANS = 100  # each goes through all blocks; progressive files have about 10
 PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)  # markers of frame headers
-SCAN = b"\xff\xda"
+SCAN, FILL = b"\xff\xda", re.compile(b"\xff+")
 TRUNCATED = "image data truncated or damaged"
 
 
@@ -50,7 +51,7 @@ def _walked(data: bytes) -> tuple[Frame | None, bool]:
             return found, False
         marker = data[at + 1]
         if marker == 0xFF:  # fill bytes, as many as a writer likes (ISO 10918-1 B.1.1.2)
-            at = len(data) - len(data[at:].lstrip(b"\xff")) - 1
+            at = FILL.match(data, at).end() - 1  # type: ignore[union-attr]  # there is one at least
             continue
         size = int.from_bytes(data[at + 2 : at + 4], "big")
         if marker == 0xDA and found:

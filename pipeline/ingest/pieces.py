@@ -80,6 +80,7 @@ def write_piece(job: Job, number: int, alone: bool = False) -> None:
                 result = decode(view.shard)
                 if isinstance(result, EncodedPicture):
                     good.append((view, result))
+                    rejects += [Reject(job.dataset, view.shard, "mended", said) for said in result.mended]
                 else:
                     rejects.append(Reject(job.dataset, view.shard or view.id, "image", result))
             if good:
@@ -140,9 +141,9 @@ def decode_file(job: Job, path: str) -> EncodedPicture | str:
     if not path:
         return FILE_MISSING
     try:
-        image, position = images.read_view(job.files.read(path, images.MAX_FILE), job.short_side)
+        image, position, mended = images.read_view(job.files.read(path, images.MAX_FILE), job.short_side)
         height, width = image.shape
-        return EncodedPicture(encode(image, job.jpeg_quality), width, height, position)
+        return EncodedPicture(encode(image, job.jpeg_quality), width, height, position, mended)
     except ImageError as error:
         reason = str(error)
     except Gone:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.storage.pictures import ImageError
 
 MAX_CHUNKS = 200_000  # writers make them of 8 kB or more
@@ -62,3 +66,17 @@ def check_rows(data: bytes, chunks: list[tuple[int, int]], picture: Any) -> None
         if engine.eof:  # zlib would keep all that follows, anew with each piece
             break
     raise ImageError("image data truncated")
+
+
+def deep_luma(data: bytes) -> NDArray[np.uint16]:
+    """The luma of a PNG of 16 bits with colour or alpha, uint16 [H, W]; Pillow gives 8 bits of these. Alpha is ignored,
+    as it is in others.
+
+    Raises:
+        ImageError: it cannot be decoded.
+    """
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16:
+        raise ImageError("image data truncated or damaged")
+    # Where the colours are equal, which is grey, so is the luma.
+    return values if values.ndim == 2 else np.asarray(cv2.cvtColor(values[:, :, :3], cv2.COLOR_BGR2GRAY), np.uint16)

@@ -7,6 +7,8 @@ The rules, in one place; docs/reports.md has them case by case, beside those of 
 * Findings and impressions are also found under slips of the pen: one letter added, left out, swapped or wrong, two
   left out, any letter doubled (IMPRESSON, FIDINGS). CONCLUSION and SUMMARY are impressions. A heading that names both
   (FINDINGS AND IMPRESSION) gives findings: in both, it would be a pair of equal texts.
+* A heading may have a bullet, a number, ``#`` or brackets around it (2. IMPRESSION:, [FINDINGS], # Findings).
+* Who dictated or signed a report is no part of it: such a line, or sentence, ends what is above it.
 * A heading that only describes the images (CHEST, TWO VIEWS:) opens findings where no heading says FINDINGS.
 * Headings of other sections (INDICATION, COMPARISON ...) end a section; headings inside one (LUNGS:) belong to it.
 * A section that comes twice (an addendum) is joined in order, repeats left out.
@@ -25,18 +27,32 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
+from pipeline.ingest.report_text import plain
+
 # A name may hold a time (AP CHEST, 10:45 A.M.:), so a colon between digits does not end it.
 HEADING = re.compile(
     r"[*_]* ?([A-Za-z](?:[A-Za-z0-9 /,&()'._\-]|(?<=\d):(?=\d)){1,90}?) ?\*{0,2}(?:(?<!\d):|:(?!\d))\*{0,2}", re.ASCII
 )
 BARE_HEADING = re.compile(r"[*_]* ?([A-Z][A-Z /&()]{3,40}|Findings|Impression|Conclusion) ?[*_.;\-]*")
 MISPUNCTUATED = re.compile(r"([A-Z][A-Z /&]{6,40}) ?[;.\-] ")
+# What may be before a heading, or around it: bullets, numbers, signs of Markdown, brackets.
+BEFORE_HEADING = re.compile(r"[\s>#*+\u2022\u00b7\u25aa\u25cf\u25e6\u2023\u2013\u2014-]+|\(?\d{1,2}[.)] ")
+IN_BRACKETS = re.compile(r"(?:\[([^\[\]]{3,60})\]|\{([^{}]{3,60})\}|<([^<>]{3,60})>|\(([^()]{3,60})\)) ?:? ?")
+_SIGNED = (
+    r"(?i:(?:(?:this )?report (?:was )?|reviewed and )?(?:(?:electronically|digitally) )?"
+    r"(?:(?:signed|dictated) (?:on|at)|(?:signed|dictated|transcribed|authenticated|approved|verified|finali[sz]ed|"
+    r"typed|interpreted|read)(?: and [a-z]{4,14})?(?: electronically| digitally)? by)\b)"
+)
+SIGNED, SIGNED_INSIDE = re.compile(_SIGNED), re.compile(rf"(?<=[.;:_)\]]) +(?={_SIGNED})")
 REPORT_STARTS = re.compile(r"FINAL REPORT\b")
 TAIL_STARTS = re.compile(r"(FINAL ADDENDUM|WET READ)\b")
 INSIDE_A_LINE = re.compile(
     r"(?<=[.:;?)_\]]) +(?=(?:FINDINGS?|IMPRESSIONS?|CONCLUSIONS?|INDICATION|HISTORY|COMPARISONS?|TECHNIQUE|EXAMINATION|"
-    r"NOTIFICATION|RECOMMENDATIONS?(?:\(S\))?):(?!\d))"
+    r"NOTIFICATION|RECOMMENDATIONS?(?:\(S\))?|Findings|Impression|Conclusion|Indication|History|Comparison|Technique|"
+    r"Recommendations?):(?!\d))"
 )
+# Without a full stop before it, where the line has begun with another heading.
+AFTER_ANOTHER = re.compile(r" (?=(?:FINDINGS|IMPRESSION|CONCLUSION|Findings|Impression|Conclusion):\s)")
 
 IMPRESSION = {"IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY", "IMP", "OPINION"}
 FINDINGS = {"FINDINGS", "FINDING", "FIND", "REPORT"}
@@ -58,13 +74,14 @@ LEAD = re.compile(
 # Sections after the findings, or that somebody wrote before or after the report itself.
 TAIL = re.compile(
     r"(FINAL ADDENDUM|ADDENDUM|WET READ|WETREAD|PRELIMINARY|PROVISIONAL|PFI|NOTIFICATION|RECOMMENDATIONS?|ATTESTATION|"
-    r"COMMUNICATION|DISCUSSED|DICTATED|ELECTRONIC|SIGNED|OPERATORS?|LAST|ICD|CPT)\b"
+    r"COMMUNICATION|DISCUSSED|DICTATED|ELECTRONIC|SIGNED|OPERATORS?|LAST|ICD|CPT|RADIOLOGIST|ATTENDING|RESIDENT|INTERPRETING|READING)\b"
 )
 # In a heading that is not in capitals every word must be a heading's: a sentence may hold a colon, too.
 HEADING_WORDS = BESIDE | {
     "ADDENDUM", "CLINICAL", "COMMUNICATION", "DATE", "DIAGNOSIS", "DOSE", "EXAM", "EXAMS", "FOR", "INFORMATION",
-    "MEDICAL", "NOTE", "NOTIFICATION", "PATIENT", "PRELIMINARY", "PRIOR", "PROCEDURE", "READ", "REASON",
-    "REFERENCE", "REPORT", "STUDIES", "STUDY", "TO", "TYPE", "WET",
+    "MEDICAL", "NOTE", "NOTIFICATION", "PATIENT", "PHYSICIAN", "PRELIMINARY", "PRIOR", "PROCEDURE", "READ", "REASON",
+    "REFERENCE", "REPORT", "STUDIES", "STUDY", "TO", "TYPE", "WET", "RADIOLOGIST", "ATTENDING", "RESIDENT",
+    "INTERPRETING", "READING",
 }  # fmt: skip
 
 BLANK = re.compile(r"_{2,}|(?<![A-Za-z])X{3,}(?![A-Za-z])")
@@ -77,18 +94,17 @@ EMPTY_BRACKETS = re.compile(r"\( ?[.,;:/-]* ?\)")
 TWO_POINTS = re.compile(r"(?<!\.)\. ?\.(?!\.)")
 POINTS = re.compile(r"([,;:])(?: ?[,;:])* ?([.,;:])")
 LEADING = re.compile(r"^[\s.,;:)\-]+")
-WORD = re.compile(r"[A-Za-z]{2,}")
+WORD = re.compile(r"[^\W\d_]{2,}")  # of any language
 REPEATED = re.compile(r"(.)\1+")
 LETTERS = re.compile(r"[A-Z]+")
 SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
-NOT_TEXT = {ord("\ufeff"): None, ord("\ufffd"): " "}  # a byte order mark; what a decoder puts for a byte it cannot read
 
 
 def clean_text(text: str) -> str | None:
     """One line of text without blanks, rules and stray points, or ``None`` where no word of two letters is left."""
+    text = plain(text)
     if not WORD.search(text):
         return None
-    text = text.translate(NOT_TEXT)
     text = "".join(c if c.isprintable() or c.isspace() else " " for c in text)
     text = X_RAY.sub(r"\1-ray", text)
     text = RULE.sub(" ", BLANK.sub(" ", text))
@@ -120,10 +136,10 @@ def sections(report: str) -> tuple[str | None, str | None]:
 def _parts(report: str) -> Iterator[tuple[str, list[str]]]:
     """The report as (kind, lines): findings, impression, views, comparison, lead, tail, or start (no heading yet)."""
     current, opened = "start", list[str]()
-    for unfolded in report.translate(NOT_TEXT).splitlines():
+    for unfolded in plain(report).splitlines():
         # Blanks are kept for ``clean_text``, which knows what to do about the punctuation around them.
         folded = " ".join(unfolded.split())
-        for line in INSIDE_A_LINE.split(folded) if folded.count(":") > 1 else (folded,):
+        for line in _lines(folded):
             kind, rest = _heading(line)
             if kind and not (kind == "views" and current in ("findings", "impression")):
                 yield current, opened
@@ -131,6 +147,16 @@ def _parts(report: str) -> Iterator[tuple[str, list[str]]]:
             else:
                 opened.append(line)
     yield current, opened
+
+
+def _lines(line: str) -> Iterator[str]:
+    """A line cut before each heading inside it, and before who signed."""
+    for part in INSIDE_A_LINE.split(line) if line.count(":") > 1 else (line,):
+        for piece in SIGNED_INSIDE.split(part):
+            kind, rest = _heading(piece) if piece.count(":") > 1 else ("", piece)
+            first, *others = AFTER_ANOTHER.split(rest) if kind else [rest]
+            yield piece[: len(piece) - len(rest)] + first
+            yield from others
 
 
 def _unheaded(parts: list[tuple[str, list[str]]]) -> str | None:
@@ -160,8 +186,23 @@ def _title(paragraph: str) -> bool:
 
 def _heading(line: str) -> tuple[str, str]:
     """What a line opens ("" = nothing), and its text after the heading."""
+    kind, rest = _bare_heading(line)
+    if kind or not line or line[0].isalpha():
+        return kind, rest
+    if match := IN_BRACKETS.match(line):
+        name = next(filter(None, match.groups()))
+        kind, rest = _kind(name.upper(), name.isupper()), line[match.end() :]
+    elif (match := BEFORE_HEADING.match(line)) and match.end() < len(line):
+        kind, rest = _heading(line[match.end() :])
+    return (kind, rest) if kind and kind != "views" else ("", line)
+
+
+def _bare_heading(line: str) -> tuple[str, str]:
+    """As ``_heading``, of a line without signs before it."""
     if not line:
         return "", line
+    if SIGNED.match(line):
+        return "tail", ""
     if match := HEADING.match(line):
         name = match.group(1)
         kind = _kind(name.upper(), name.isupper())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 
 from pipeline.config.params import ImageEncoder, TextEncoder
 from pipeline.config.records import ParamsError
+from pipeline.models.first_weights import load_first_weights
 from pipeline.models.keyed_dropout import draw_by_study
-from pipeline.storage.model_folder import MOST_NUMBERS, check_size, configuration, one_line
+from pipeline.storage.model_folder import MOST_NUMBERS, bounded, check_size, configuration, one_line
 from pipeline.storage.torch_archive import Refused
 from pipeline.text.tokenizer import from_hub
 
@@ -48,7 +51,8 @@ class ImageTower(nn.Module):
             args.setdefault("img_size", image_size)
         pretrained = options.pretrained and load_weights
         try:
-            self.model = timm.create_model(options.name, pretrained=pretrained, num_classes=0, **args)
+            with bounded(MOST_NUMBERS, "args") if options.args else nullcontext():
+                self.model = timm.create_model(options.name, pretrained=pretrained, num_classes=0, **args)
             if options.args:
                 _check_rows(self.model, image_size)
         except Exception as error:  # of any class: arguments reach all parts of an architecture
@@ -59,6 +63,11 @@ class ImageTower(nn.Module):
                 ) from None
             reason = " ".join(str(error).split())[:200]
             raise ParamsError(f"model.image_encoders: timm cannot build {options.name}: {reason}") from None
+        if options.weights and load_weights:
+            with one_line(f"model.image_encoders: {options.name}: weights: ", "could not be loaded", kind=ParamsError):
+                used = load_first_weights(self.model, Path(options.weights))
+            if os.environ.get("RANK", "0") == "0":  # of several processes one says so
+                print(f"image encoder {options.name}: {used}", flush=True)
         self.model = self.model.to(memory_format=torch.channels_last)
         self.rows = draw_by_study(self.model, f"model.image_encoders: {options.name}")
         self.width: int = self.model.num_features

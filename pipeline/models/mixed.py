@@ -23,6 +23,7 @@ from pipeline.config.run_config import RunConfig
 from pipeline.models.masked_tokens import MaskedWords
 from pipeline.models.temperature import WithTemperature
 from pipeline.models.vectors import at_least_float32, unit
+from pipeline.storage.model_folder import MOST_NUMBERS
 from pipeline.text.tokenizer import Tokenizer
 
 MEAN, STD = 0.5, 0.25  # of grey in [0, 1], for what goes in and what is regenerated
@@ -49,6 +50,9 @@ class MixedNet(WithTemperature):
         shape = config.mixed
         if shape is None:
             raise ParamsError(f"runs.{config.name}: no mixed run")
+        numbers = shape.layers * 12 * shape.width**2 + shape.width * (vocabulary + 2 * shape.scales * shape.patch**2)
+        if numbers > MOST_NUMBERS:
+            raise ParamsError(f"model.mixed: its sizes are a model of {numbers:,} numbers, more than {MOST_NUMBERS:,}")
         super().__init__(config.temperature, config.loss.scale_limits)
         self.patch, self.scales, self.width = shape.patch, shape.scales, shape.width
         self.mask_ratio = shape.mask_ratio

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -352,8 +353,11 @@ def base_name(name: str) -> str:
 
 
 def decode_text(data: bytes) -> str:
-    """A text file's content: UTF-8, with or without a mark, or else Latin-1, in which every byte is a letter."""
+    """A text file's content: UTF-8, with or without a mark, UTF-16 with one, or else cp1252, what Windows writes in
+    western Europe and America; bytes that are nothing there are U+FFFD."""
+    if data[:2] in (BOM_UTF16_LE, BOM_UTF16_BE):
+        return data.decode("utf-16", errors="replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return data.decode("latin-1")
+        return data.decode("cp1252", errors="replace")

@@ -29,7 +29,7 @@ from pipeline.storage.torch_archive import Refused, check_archive
 LARGEST_JSON = 16 << 20  # bytes of a JSON file that is read here
 MOST_PARTS = 2_000_000  # lists and tables of it; a tokenizer has one for each word, or pair of pieces
 LARGEST_NUMBER = 1 << 24  # in a configuration: no vocabulary has as many words, and no model as many layers or pixels
-LARGEST_PICTURE = 1 << 13  # pixels of a side that a picture is resized to
+LARGEST_PICTURE = 1 << 10  # pixels of a side that a picture is resized to
 MOST_TENSORS = 1 << 12  # of a model; the largest CLIP has 1,300
 MOST_NUMBERS = 1 << 30  # of a model whose weights are in no file, 4 GB
 TOKENIZER_JSON = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

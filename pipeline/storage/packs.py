@@ -72,8 +72,9 @@ def open_zip(handle: BinaryIO) -> tuple[zipfile.ZipFile, Directory]:
     if free > archive.start_dir:
         raise FilesError("packed file is damaged (its members overlap)")
     # The name as it is in the directory: zipfile's own ends at the first NUL, and so might be that of another member;
-    # newer ones take it from a further field (0x7075).
-    names = (read.names.get(number, info.orig_filename) for number, info in enumerate(infos))
+    # newer ones take it from a further field (0x7075). Some programs of Windows write \\ for /, against APPNOTE 4.4.17.
+    said = (read.names.get(number, info.orig_filename) for number, info in enumerate(infos))
+    names = (name.replace("\\", "/") for name in said)
     named = zip(names, infos, strict=True)
     return archive, _directory((name, _zip_problem(info), info) for name, info in named if not name.endswith("/"))
 
@@ -182,7 +183,8 @@ def _tar_entries(tar: Any, headers: _TarHeaders) -> Iterator[tuple[str, str, tup
 
 def _directory(entries: Iterable[tuple[str, str, Any]]) -> Directory:
     """Of (name, problem, place) of all that a pack names."""
-    found = Directory({}, [])
+    members: dict[str, Any] = {}
+    problems: dict[tuple[str, str], None] = {}  # each once, however often a pack says a name
     for name, problem, place in entries:
         if not name:
             problem = NAMELESS
@@ -190,13 +192,13 @@ def _directory(entries: Iterable[tuple[str, str, Any]]) -> Directory:
             problem = ODD_NAME
         elif not problem and _leaves(name):
             problem = "a member's name leaves the packed file"
-        elif not problem and name in found.members:
-            found.problems.append((name, TWICE))
+        elif not problem and name in members:
+            problems[name, TWICE] = None
         if problem:
-            found.problems.append((printable(name), problem))
+            problems[printable(name), problem] = None
         else:
-            found.members[name] = place
-    return found
+            members[name] = place
+    return Directory(members, list(problems))
 
 
 def _leaves(member: str) -> bool:

@@ -37,21 +37,33 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class EncodedPicture:
-    """One encoded view: JPEG bytes, size in pixels, and its position where the archive's lists did not say."""
+    """One encoded view: JPEG bytes, size in pixels, its position where the archive's lists did not say, and what was
+    done otherwise than its file says."""
 
     data: bytes
     width: int
     height: int
     position: str = ""
+    mended: tuple[str, ...] = ()
 
 
 def key(study: Study) -> str:
-    """A study's name inside the tar: letters, digits, ``-`` and ``_`` (WebDataset cuts names at the first dot)."""
-    name = study.study if study.study == study.patient else f"{study.patient}_{study.study}"
-    safe = re.sub(r"[^A-Za-z0-9_-]", "-", name)
-    if len(safe) <= MAX_KEY:
-        return safe
-    return f"{safe[: MAX_KEY - 17]}_{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
+    """A study's name inside the tar, which no other study has: patient and study, joined by the first ``_``, or the one
+    id that is both, without any.
+
+    Bytes that are no letter, digit or ``-`` are ``%`` and two hex digits (WebDataset cuts names at the first dot), but
+    for ``_`` in the id after the first. A long name ends in a digest of the whole.
+    """
+    name = _coded(study.study)
+    if study.study != study.patient:
+        name = f"{_coded(study.patient)}_{_coded(study.study).replace('%5F', '_')}"
+    if len(name) <= MAX_KEY:
+        return name
+    return f"{name[: MAX_KEY - 33]}%{hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def _coded(identity: str) -> str:
+    return re.sub(rb"[^A-Za-z0-9-]", lambda byte: b"%%%02X" % byte[0][0], identity.encode()).decode()
 
 
 class ShardWriter:

@@ -212,7 +212,7 @@ def _pool(spec: dict[str, Any], value: str, default: list[str], at: str) -> tupl
     elif any("{}" in template for template in templates):
         raise PromptError(f"{at}: needs expressions, the words for the class, for its {value} templates")
     try:
-        words = [""] if expressions is None else [_tidy(word) for text in expressions for word in _alternatives(text)]
+        words = [""] if expressions is None else _bounded(_tidy(w) for text in expressions for w in _alternatives(text))
         for template in templates:
             if not template.rstrip().endswith("."):
                 raise PromptError(f"{shown(template)} does not end in a full stop")
@@ -227,6 +227,17 @@ def _pool(spec: dict[str, Any], value: str, default: list[str], at: str) -> tupl
         return tuple(found)
     except PromptError as error:
         raise PromptError(f"{at}.{value}: {error}") from None
+
+
+def _bounded(texts: Iterable[str]) -> list[str]:
+    """The texts, no more of them than ``MOST_TEXT`` characters hold."""
+    found, size = [], 0
+    for text in texts:
+        found.append(text)
+        size += len(text) + 1
+        if size > MOST_TEXT:
+            raise PromptError(f"the expressions have more than {MOST_TEXT:,} characters")
+    return found
 
 
 def _alternatives(template: str) -> list[str]:

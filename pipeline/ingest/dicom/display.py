@@ -32,11 +32,24 @@ def display(
         if values.ndim == 3:
             return _reduced(to_8_bit(_luma(values)), short_side)
         return _through_table(values, [], False, None, short_side)
-    steps = _steps(header, signed, little)
+    modality = _modality(header, signed, little, facts["mended"])
+    voi = _values_of_interest(header, signed, little, modality, facts["mended"])
     negative = interpretation == "MONOCHROME1"
     padding = _padding(header, facts, bits, signed)
-    if values.dtype.itemsize <= 2:
-        return _through_table(values, steps, negative, padding, short_side)
+    draw = _through_table if values.dtype.itemsize <= 2 else _by_pixel
+    try:
+        return draw(values, [*modality, *voi], negative, padding, short_side)
+    except ImageError:
+        if not voi or values.min() == values.max():
+            raise
+    facts["mended"].append("DICOM window or VOI LUT misses the picture's values; all of them are shown")
+    return draw(values, modality, negative, padding, short_side)
+
+
+def _by_pixel(
+    values: Values, steps: list[dict[str, Any]], negative: bool, padding: tuple[int, int] | None, short_side: int
+) -> Grey:
+    """As ``_through_table``, of values of more than 16 bits."""
     shown = np.empty(values.shape, np.float64)
     for rows in blocks(values):
         part = _chain(values[rows].astype(np.float64), steps)
@@ -164,38 +177,44 @@ def _whole(value: Any) -> int | None:
     return None if value is None or value == "" else int(value)
 
 
-def _steps(header: Any, signed: bool, little: bool) -> list[dict[str, Any]]:
-    """Modality and values-of-interest transforms, in order, as plain numbers (PS3.3 C.11.1, C.11.2), checked."""
-    steps: list[dict[str, Any]] = []
+def _modality(header: Any, signed: bool, little: bool, mended: list[str]) -> list[dict[str, Any]]:
+    """The modality transform as plain numbers, checked (PS3.3 C.11.1): without it the values mean something else."""
     table = first_item(header, "ModalityLUTSequence")
     if table is not None:
-        steps.append(_table(table, signed, little, "modality"))
-        negative = False  # a table's output is unsigned
-    else:
-        slope = _number(header, "RescaleSlope", "rescale")
-        intercept = _number(header, "RescaleIntercept", "rescale")
-        slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
-        if slope == 0:
-            raise ImageError("DICOM rescale slope is zero")
-        steps.append({"slope": slope, "intercept": intercept})
-        negative = signed or intercept < 0 or slope < 0
-    table = first_item(header, "VOILUTSequence")
-    if table is not None:
-        steps.append(_table(table, negative, little, "VOI"))
-        return steps
-    centre, width = _number(header, "WindowCenter", "window"), _number(header, "WindowWidth", "window")
-    if centre is None or width is None:
-        return steps
+        return [_table(table, signed, little, "modality")]
+    slope, intercept = number(header, "RescaleSlope", mended), number(header, "RescaleIntercept", mended)
+    if slope == 0:
+        raise ImageError("DICOM RescaleSlope is 0")
+    return [{"slope": 1.0 if slope is None else slope, "intercept": intercept or 0.0}]
+
+
+def _values_of_interest(
+    header: Any, signed: bool, little: bool, modality: list[dict[str, Any]], mended: list[str]
+) -> list[dict[str, Any]]:
+    """The first VOI LUT, else the first window, else nothing (PS3.3 C.11.2). They choose among the values, as a viewer
+    may: what is wrong with one does not cost the picture, but is ``mended``."""
+    step = modality[0]
+    # A table's output is unsigned.
+    negative = "slope" in step and (signed or step["intercept"] < 0 or step["slope"] < 0)
     try:
+        table = first_item(header, "VOILUTSequence")
+        if table is not None:
+            return [_table(table, negative, little, "VOI")]
+    except ImageError:
+        mended.append("DICOM VOI LUT is damaged; the window, or else all values, are shown")
+    try:
+        centre, width = number(header, "WindowCenter", mended), number(header, "WindowWidth", mended)
+        if centre is None or width is None:
+            return []
         function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
-    except Exception:
-        function = ""
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise ImageError("DICOM window function is not known")
-    if width <= 0 or (function == "LINEAR" and width < 1):
-        raise ImageError("DICOM window width is too small")
-    steps.append({"function": function, "centre": centre, "width": width})
-    return steps
+        if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+            raise ImageError("function")
+        if width <= 0 or (function == "LINEAR" and width < 1):
+            raise ImageError("width")
+        return [{"function": function, "centre": centre, "width": width}]
+    except Exception:  # pydicom may raise anything where an element is asked for
+        mended.append("DICOM window is damaged or empty; all values are shown")
+        return []
 
 
 def raw_size(header: Any, tag: Any) -> int:
@@ -220,18 +239,26 @@ def first_item(header: Any, keyword: str) -> Any:
         raise ImageError(f"DICOM look-up table is damaged ({type(error).__name__})") from None
 
 
-def _number(header: Any, keyword: str, name: str) -> float | None:
-    """The first value of a decimal element, or None where there is none."""
+def number(header: Any, keyword: str, mended: list[str]) -> float | None:
+    """The first value of a decimal element, or None where there is none; a comma in it is a decimal point, as PS3.5 6.2
+    allows no other meaning."""
     try:
-        value = header.get(keyword)
+        try:
+            value = header.get(keyword)
+        except Exception:
+            raw = header.get_item(keyword)
+            value = (raw.value or b"").decode("ascii").split("\\")[0].strip("\0 ") if raw is not None else None
         if value is not None and not isinstance(value, str | bytes) and hasattr(value, "__len__"):
             value = value[0] if len(value) else None
-        number = None if value is None or value == "" else float(value)
+        if isinstance(value, str) and value.count(",") == 1 and "." not in value:
+            value = value.replace(",", ".")
+            mended.append("DICOM decimal comma; read as a point")
+        found = None if value is None or value == "" else float(value)
     except Exception as error:
-        raise ImageError(f"DICOM {name} is damaged ({type(error).__name__})") from None
-    if number is not None and not np.isfinite(number):
-        raise ImageError(f"DICOM {name} is not finite")
-    return number
+        raise ImageError(f"DICOM {keyword} is damaged ({type(error).__name__})") from None
+    if found is not None and not np.isfinite(found):
+        raise ImageError(f"DICOM {keyword} is not finite")
+    return found
 
 
 def _table(item: Any, signed: bool, little: bool, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.ingest import jpeg
+from pipeline.ingest.dicom.jpeg2000 import check_parts
 from pipeline.storage.pictures import ImageError
 
 Values = NDArray[Any]
@@ -26,7 +27,6 @@ Values = NDArray[Any]
 LOSSLESS_JPEG = "1.2.840.10008.1.2.4.57"
 EXTENDED_JPEG = "1.2.840.10008.1.2.4.51"
 MAX_FRAGMENTS = 100_000
-MAX_TILES, MAX_LAYERS = 10_000, 100  # of a JPEG 2000: its decoder has records for all before it reads the first
 
 
 _catching = threading.Lock()
@@ -106,6 +106,8 @@ def _native(data: bytes, offset: int, length: int, little: bool, big: bool, fact
     subsampled = facts["interpretation"] == "YBR_FULL_422"
     if subsampled and (columns % 2 or size != 1):
         raise ImageError("DICOM with subsampled colour of an odd width or more than 8 bits")
+    if subsampled and length >= rows * columns * 3:
+        raise ImageError("DICOM states YBR_FULL_422 and holds a colour difference for every pixel")
     count = rows * columns * (2 if subsampled else samples)
     swapped = not little and size == 1 and big  # bytes packed in big endian words
     if min(length, len(data) - offset) < count * size:
@@ -153,6 +155,9 @@ def _fragments(data: bytes, offset: int, facts: dict[str, Any]) -> bytes:
     parts: list[memoryview] = []
     view = memoryview(data)
     for number in range(MAX_FRAGMENTS):
+        if offset == len(data) and any(parts):  # what the codec lacks it says itself
+            facts["mended"].append("DICOM pixel data lack their closing delimiter")
+            break
         if offset + 8 > len(data):
             raise ImageError("DICOM encapsulated pixel data truncated")
         tag, size = data[offset : offset + 4], int.from_bytes(data[offset + 4 : offset + 8], "little")
@@ -259,8 +264,8 @@ def _jpeg(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, int
             if len(ids) != 3 or facts["interpretation"] != "RGB":
                 return jpeg.grey(frame, picture, picture.size), 8, facts["signed"]
             jpeg.decoded(frame, "RGB")  # looked through for what is missing
-            # Without Adobe's marker nothing in the stream says what its components are: DICOM's header does.
-            if "adobe_transform" not in picture.info and ids != b"RGB":
+            # Without Adobe's marker or JFIF's nothing in the stream says what its components are: DICOM's header does.
+            if "adobe_transform" not in picture.info and "jfif" not in picture.info and ids != b"RGB":
                 picture.draft("YCbCr", picture.size)  # as stored
             return np.asarray(picture), 8, facts["signed"]
         except Exception as error:
@@ -324,31 +329,13 @@ def _jpeg_ls(frame: bytes, syntax: str, facts: dict[str, Any]) -> tuple[Values, 
     return _gdcm(frame, syntax, precision, facts), precision, facts["signed"]
 
 
-def _check_tiles(frame: bytes) -> None:
-    """Refuse more tiles or quality layers than a radiograph has (ISO 15444-1 A.5.1, A.6.1), by the main header."""
-    at, tiles, layers = frame.find(b"\xff\x4f\xff\x51") + 2, 0, 0
-    try:
-        while frame[at : at + 2] != b"\xff\x90":  # the first tile
-            marker, size = struct.unpack_from(">HH", frame, at)
-            if marker == 0xFF51:
-                right, bottom, _, _, width, height, left, top = struct.unpack_from(">8I", frame, at + 6)
-                tiles = -(-(right - left) // width) * -(-(bottom - top) // height)
-            elif marker == 0xFF52:
-                (layers,) = struct.unpack_from(">H", frame, at + 6)
-            at += 2 + size
-    except (struct.error, ZeroDivisionError) as error:
-        raise _damaged(error) from None
-    if tiles > MAX_TILES or layers > MAX_LAYERS:
-        raise ImageError("JPEG 2000 has more tiles or layers than a radiograph's")
-
-
 def _jpeg2000(frame: bytes, facts: dict[str, Any]) -> tuple[Values, int, bool]:
     """JPEG 2000 (PS3.5 8.2.4). The stream's own precision and sign hold where DICOM's header states others."""
     try:
         from openjpeg import utils
     except ImportError:
         raise ImageError("DICOM transfer syntax needs the package pylibjpeg-openjpeg") from None
-    _check_tiles(frame)
+    check_parts(frame)
     try:
         with _caught_stderr():
             stream = utils.get_parameters(frame)

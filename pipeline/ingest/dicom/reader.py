@@ -22,11 +22,12 @@ from typing import Any
 
 from pipeline.ingest.dicom.display import display, first_item, raw_size
 from pipeline.ingest.dicom.pixels import floats, stored
-from pipeline.storage.pictures import Grey, ImageError, check_size
+from pipeline.storage.pictures import Grey, ImageError, area_means, check_size, resize
 
 MAX_HEADER = 1 << 24  # bytes before the pixels ...
 MAX_READS = 40_000  # ... and reads of them, one to three an element at any depth: objects cost far more than bytes
 MAX_SEQUENCE = 1 << 20  # bytes of a sequence of stated length that is looked into, of whose elements no read is seen
+MAX_ASPECT = 4  # of a pixel's sides
 MAX_VALUE = 1 << 16  # bytes of another value that is looked at
 MAX_DEEP_PIXELS = 1 << 24  # pixels of more than 16 bits: these need float64 arrays, not a table
 SEQUENCES = ("ViewCodeSequence", "ModalityLUTSequence", "VOILUTSequence")
@@ -35,6 +36,7 @@ READ = (
     *SEQUENCES,
     *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PlanarConfiguration", "PhotometricInterpretation"),
     *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"),
     *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction"),
     *("ViewPosition", "SeriesDescription", "ProtocolName"),
 )
@@ -98,8 +100,9 @@ def is_dicom(data: bytes) -> bool:
     return False
 
 
-def read_dicom(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
-    """The picture as uint8 [H, W], reduced to ``short_side`` pixels if that is above 0, and PA, AP, LATERAL or "".
+def read_dicom(data: bytes, short_side: int = 0) -> tuple[Grey, str, tuple[str, ...]]:
+    """The picture as uint8 [H, W], reduced to ``short_side`` pixels if that is above 0; PA, AP, LATERAL or ""; and what
+    was done otherwise than the file says, as it says what cannot be.
 
     Raises:
         ImageError: no usable picture; the message holds nothing of the file.
@@ -117,6 +120,7 @@ def read_dicom(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
             raise ImageError("DICOM without pixel data")
         facts = _facts(header)
         view = position(header)
+        across, down = _square(header)
         keyword, offset, length = place
         if syntax == DEFLATED:
             size = facts["rows"] * facts["columns"] * facts["samples"] * facts["allocated"] // 8
@@ -125,7 +129,31 @@ def read_dicom(data: bytes, short_side: int = 0) -> tuple[Grey, str]:
             values, bits, signed = stored(data, offset, length, kind, syntax, little, big, facts)
         else:
             values, bits, signed = floats(data, offset, length, keyword, kind, little, facts), 0, True
-    return display(values, bits, signed, header, facts, little, short_side), view
+    square = across == down == 1
+    image = display(values, bits, signed, header, facts, little, short_side if square else 0)
+    if not square:
+        height, width = image.shape
+        image = area_means(image, (max(1, round(width * across)), max(1, round(height * down))))
+        image = resize(image, short_side) if short_side else image
+        facts["mended"].append("DICOM pixels are not square; resampled to squares")
+    return image, view, tuple(dict.fromkeys(facts["mended"]))
+
+
+def _square(header: Any) -> tuple[float, float]:
+    """Factors on width and height, 1 or less, that make pixels square (PS3.3 10.7.1.3, C.7.6.3.1.7)."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
+        try:
+            down, across = (float(value) for value in header.get(keyword) or ())
+        except Exception:  # damaged or absent: then squares are what everybody assumes
+            continue
+        if not (down > 0 and across > 0 and down + across < float("inf")):
+            continue
+        if max(down, across) > MAX_ASPECT * min(down, across):
+            raise ImageError(f"DICOM {keyword} is no radiograph's")
+        if max(down, across) <= 1.01 * min(down, across):
+            return 1, 1
+        return min(1, across / down), min(1, down / across)
+    return 1, 1
 
 
 @contextlib.contextmanager
@@ -239,23 +267,26 @@ def _header(data: bytes, start: int, implicit: bool, little: bool) -> tuple[Any,
 
 
 def _facts(header: Any) -> dict[str, Any]:
-    """The image pixel module (PS3.3 C.7.6.3) as plain values, checked."""
+    """The image pixel module (PS3.3 C.7.6.3) as plain values, checked; ``mended``: what was done otherwise than it
+    says."""
+    allocated = _whole(header, "BitsAllocated")
+    facts: dict[str, Any] = {
+        "rows": _whole(header, "Rows"),
+        "columns": _whole(header, "Columns"),
+        "frames": _whole(header, "NumberOfFrames", 1),
+        "samples": _whole(header, "SamplesPerPixel", 1),
+        "allocated": allocated,
+        "stored": _whole(header, "BitsStored", allocated) or allocated,
+        "signed": _whole(header, "PixelRepresentation", 0) == 1,
+        "planar": _whole(header, "PlanarConfiguration", 0),
+        "mended": [],
+    }
     try:
-        facts: dict[str, Any] = {
-            "rows": int(header.Rows),
-            "columns": int(header.Columns),
-            "frames": int(header.get("NumberOfFrames") or 1),
-            "samples": int(header.get("SamplesPerPixel") or 1),
-            "allocated": int(header.BitsAllocated),
-            "signed": int(header.get("PixelRepresentation") or 0) == 1,
-            "planar": int(header.get("PlanarConfiguration") or 0),
-            "interpretation": str(header.PhotometricInterpretation).strip().upper(),
-        }
-        facts["stored"] = int(header.get("BitsStored") or facts["allocated"])
-        high = header.get("HighBit")
-        facts["shift"] = 0 if high is None else int(high) + 1 - facts["stored"]
-    except Exception as error:
-        raise ImageError(f"DICOM header incomplete or damaged ({type(error).__name__})") from None
+        facts["interpretation"] = str(header.PhotometricInterpretation).strip().upper()
+    except Exception:
+        raise ImageError("DICOM PhotometricInterpretation is missing or damaged") from None
+    high = _whole(header, "HighBit", facts["stored"] - 1)
+    facts["shift"] = high + 1 - facts["stored"]
     check_size(facts["rows"], facts["columns"])
     if facts["frames"] != 1:
         raise ImageError("several frames in one file")
@@ -269,14 +300,29 @@ def _facts(header: Any) -> dict[str, Any]:
         raise ImageError("DICOM samples per pixel do not fit the photometric interpretation")
     if facts["allocated"] not in ((8, 16) if colour else (8, 16, 32, 64)):
         raise ImageError("DICOM bits allocated are not supported")
-    if (
-        not 1 <= facts["stored"] <= facts["allocated"]
-        or not 0 <= facts["shift"] <= facts["allocated"] - facts["stored"]
-    ):
-        raise ImageError("DICOM bits stored or high bit do not fit the bits allocated")
+    if not 1 <= facts["stored"] <= facts["allocated"]:
+        raise ImageError("DICOM BitsStored does not fit BitsAllocated")
+    if not 0 <= facts["shift"] <= facts["allocated"] - facts["stored"]:
+        facts["shift"] = 0
+        facts["mended"].append("DICOM HighBit does not fit BitsStored; the lowest bits are taken")
     if facts["allocated"] > 16 and facts["rows"] * facts["columns"] > MAX_DEEP_PIXELS:
         raise ImageError("DICOM of more than 16 bits is too large")
     return facts
+
+
+def _whole(header: Any, keyword: str, default: int | None = None) -> int:
+    """An element that is a whole number; ``default`` where it is absent or empty, if there is one."""
+    try:
+        value = header.get(keyword)
+        if value is None or value == "":
+            if default is None:
+                raise ImageError(f"DICOM {keyword} is missing")
+            return default
+        return int(value)
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"DICOM {keyword} is damaged ({type(error).__name__})") from None
 
 
 def position(header: Any) -> str:

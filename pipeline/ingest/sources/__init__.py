@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pipeline.config.params import Source
+from pipeline.config.archive_params import Source
 from pipeline.datasets import facts
 from pipeline.ingest.sources.archive import Archive, SourceError, open_archive
 from pipeline.storage.files import PACK_SUFFIXES, Files, FilesError
@@ -62,7 +62,7 @@ def read_archive(archive: Archive, source: Source, seed: int) -> Iterator[Study 
         case "manifest":
             from pipeline.ingest.sources.manifest import read_manifest
 
-            return read_manifest(archive, source.manifest)
+            return read_manifest(archive, source.manifest, source.headings)
     raise SourceError(f"{archive.dataset}: there is no reader {source.reader!r}")
 
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from codecs import getincrementaldecoder
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from gzip import GzipFile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipeline.datasets import facts
 from pipeline.storage.files import Files, FilesError, Gone, base_name, decode_text
-from pipeline.storage.untrusted import Bounded
 
 IMAGE_SUFFIXES = (".dcm", ".dicom", ".png", ".jpg", ".jpeg")  # where one image comes in two formats, the earlier wins
-LABEL_CELLS = {"1": 1, "1.0": 1, "0": 0, "0.0": 0, "-1": -1, "-1.0": -1}
-# Bytes that a table may unpack to: so many, and so many times its size in the archive. Real ones are below 10 times.
-MAX_UNPACKED, MAX_RATIO = 64 << 20, 100
 MAX_LIST = 64 << 20  # bytes of a file that is read whole; RSNA's mappings are 10 MB
 MAX_REPORT = 1 << 20  # bytes; real ones are 10 kB
-MAX_LACKING = 1_000_000  # cells that rows of a table lack, beside ten times those they have
-MAX_CELL = 1 << 24  # characters; a run-length mask is longer than the csv module's default of 131,072 allows
-MAX_ROW = 2 * MAX_CELL  # characters
-MAX_EMPTY = 1 << 20  # rows without a cell, one after the other
-CHUNK = 1 << 20  # bytes read at a time
 
 
 class SourceError(ValueError):
@@ -44,6 +30,10 @@ class Archive:
     names: tuple[str, ...]
     problems: tuple[tuple[str, str], ...]
     fingerprint: str
+    # What a reader sees on its way: rows of the lists that say which images there are, by list, and sentences for
+    # whoever reads the tables.
+    rows: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def images(self) -> list[str]:
@@ -77,7 +67,14 @@ def open_archive(dataset: str, path: str, cache: Path, follow_links: bool = Fals
             f"out. To get it: {facts(dataset).access}"
         )
     listing = files.walk()
-    return Archive(dataset, files, listing.files, listing.problems, listing.fingerprint)
+    names = tuple(name for name in listing.files if not _is_litter(name))
+    problems = tuple(problem for problem in listing.problems if not _is_litter(problem[0]))
+    return Archive(dataset, files, names, problems, listing.fingerprint)
+
+
+def _is_litter(name: str) -> bool:
+    """Whether a file is what a Mac leaves beside each file: ``._image.png``, ``__MACOSX/``."""
+    return any(part.startswith("._") or part == "__MACOSX" for part in name.replace("!", "").split("/"))
 
 
 def find_table(archive: Archive, names: Iterable[str]) -> str | None:
@@ -110,11 +107,6 @@ def required_table(archive: Archive, names: Sequence[str]) -> str:
     return name
 
 
-def table_rows(archive: Archive, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of one of the archive's csv files as text; see ``read_rows``."""
-    return read_rows(archive.dataset, archive.files, name, columns)
-
-
 def content(archive: Archive, name: str, most: int = MAX_LIST) -> bytes:
     """All of a label file.
 
@@ -127,115 +119,6 @@ def content(archive: Archive, name: str, most: int = MAX_LIST) -> bytes:
         raise
     except FilesError as error:
         raise SourceError(f"{archive.dataset}: {archive.files.root}/{name}: {error}; download it again") from None
-
-
-def read_rows(dataset: str, files: Files, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv file (plain or gzip) as text, column names and cells stripped of spaces; ids are never read as
-    numbers. A byte-order mark, CRLF and Latin-1 are understood. Held are a row and a buffer, whatever the file's size.
-
-    Args:
-        columns: those the caller relies on.
-
-    Raises:
-        SourceError: a column is missing, the file is damaged, or it unpacks to what no table does. Gone: see there.
-    """
-    path = f"{files.root}/{name}"
-    csv.field_size_limit(MAX_CELL)
-    try:
-        encoding = _encoding(files, name)
-        with _unpacked(files, name) as table:
-            rows = _rows(io.TextIOWrapper(table, encoding, newline=""))
-            header = [cell.strip() for cell in next(rows, [])]
-            missing = [column for column in columns if column not in header]
-            if missing:
-                raise SourceError(f"{dataset}: {path}: no column {missing[0]!r}; is this the archive's own label file?")
-            given = lacking = 0
-            for cells in rows:
-                if cells:
-                    given, lacking = given + len(cells), lacking + max(0, len(header) - len(cells))
-                    if lacking > MAX_LACKING + 10 * given:
-                        raise FilesError("its rows have far fewer cells than its first one")
-                    # A row cut short reads as blank cells: which is what it says.
-                    cells += [""] * (len(header) - len(cells))
-                    yield {column: cell.strip() for column, cell in zip(header, cells, strict=False)}
-    except Gone:
-        raise
-    except FilesError as error:
-        files.check()
-        raise SourceError(f"{dataset}: {path}: {error}; download it again") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise SourceError(f"{dataset}: {path}: damaged ({type(error).__name__}); download it again") from None
-
-
-@contextmanager
-def _unpacked(files: Files, name: str) -> Iterator[io.BufferedReader[Any]]:
-    """A table's bytes, read as they are asked for; ``FilesError`` where they cannot be, or are too many."""
-    handle, size = files.stream(name)
-    most = MAX_UNPACKED + MAX_RATIO * size
-    with handle:
-        table = io.BufferedReader(Bounded(handle, most), CHUNK)
-        packed = table.peek(2)[:2] == b"\x1f\x8b"
-        yield io.BufferedReader(Bounded(GzipFile(fileobj=table), most), CHUNK) if packed else table
-
-
-def _encoding(files: Files, name: str) -> str:
-    """A table is UTF-8, with or without a mark, if all of it is, and else Latin-1, in which every byte is a letter."""
-    decoder, encoding = getincrementaldecoder("utf-8")(), "utf-8-sig"
-    with _unpacked(files, name) as table:
-        while True:  # to its end in any case: a table that is too large is refused before its first row
-            data = table.read(CHUNK)
-            try:
-                if encoding != "latin-1":
-                    decoder.decode(data, final=not data)
-            except UnicodeDecodeError:
-                encoding = "latin-1"
-            if not data:
-                return encoding
-
-
-def _rows(text: io.TextIOWrapper) -> Iterator[list[str]]:
-    """The csv module's rows of a text; ``csv.Error`` for a row without an end, or empty ones without an end."""
-    size = empty = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal size
-        while line := text.readline(MAX_ROW):
-            size += len(line)
-            if size >= MAX_ROW:
-                raise csv.Error
-            yield line
-
-    for cells in csv.reader(lines()):
-        size, empty = 0, 0 if cells else empty + 1
-        if empty > MAX_EMPTY:
-            raise csv.Error
-        yield cells
-
-
-def parse_label(cell: str) -> int | None:
-    """A label cell: 1, 0, -1, or ``None`` for blank (not mentioned).
-
-    Raises:
-        ValueError: anything else.
-    """
-    return None if cell == "" else _label(cell)
-
-
-def _label(cell: str) -> int:
-    if cell not in LABEL_CELLS:
-        raise ValueError("not a label")
-    return LABEL_CELLS[cell]
-
-
-def by_stem(paths: Iterable[str]) -> dict[str, str]:
-    """File name without suffix -> path. Of two formats of one image the DICOM wins, then the path that sorts first."""
-    index: dict[str, str] = {}
-    paths = sorted(paths)
-    for suffix in IMAGE_SUFFIXES:
-        for path in paths:
-            if path.lower().endswith(suffix):
-                index.setdefault(base_name(path)[: -len(suffix)], path)
-    return index
 
 
 def split_two(n: int, share: float, seed: int = 0) -> tuple[list[int], list[int]]:

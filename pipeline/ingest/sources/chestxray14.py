@@ -8,6 +8,8 @@ from pathlib import PurePosixPath
 from pipeline.datasets import facts
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive, SourceError
+from pipeline.ingest.sources.named_images import images_by_stem
+from pipeline.ingest.sources.tables import image_rows, whole_number
 from pipeline.storage.files import base_name, decode_text
 from pipeline.study import Reject, Study, View
 
@@ -31,8 +33,8 @@ def read_chestxray14(files: Archive, split: str = "paper") -> Iterator[Study | R
     """
     file = archive.required_table(files, ["Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"])
     columns = ["Image Index", "Finding Labels", "Patient ID", "View Position"]
-    rows = list(archive.table_rows(files, file, columns))
-    on_disk = archive.by_stem(files.images)
+    rows = [{**row, "Patient ID": whole_number(row["Patient ID"])} for row in image_rows(files, file, columns)]
+    on_disk = images_by_stem(files)
     unit = "Image Index" if split == "paper" else "Patient ID"
     listed = _official(files) if split == "official" else {}
     # The file is sorted by patient, then image.

@@ -13,6 +13,8 @@ from pipeline.datasets import facts
 from pipeline.ingest.report_sections import clean_text
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
+from pipeline.ingest.sources.named_images import images_by
+from pipeline.ingest.sources.tables import image_rows, parse_label, read_rows, table_rows
 from pipeline.storage.files import Files
 from pipeline.study import Reject, Study, View
 
@@ -58,10 +60,7 @@ def read_chexpert(files: Archive, list_5x200: str, seed: int) -> Iterator[Study 
     """
     tables = {split: archive.required_table(files, [f"{split}.csv"]) for split in ("train", "valid")}
     listed = find_list(files, list_5x200)
-    on_disk: dict[str, str] = {}
-    for name in files.images:
-        if "patient" in name:
-            on_disk.setdefault(_key(name), name)
+    on_disk = images_by(files, _key)
     train: list[_Row] = []
     for row in _rows(files, tables["train"]):
         if isinstance(row, Reject):
@@ -136,7 +135,7 @@ def draw_5x200(train: list[_Row], seed: int) -> list[_Row]:
 
 
 def _rows(files: Archive, table: str) -> Iterator[_Row | Reject]:
-    for cells in archive.table_rows(files, table, ["Path", "Frontal/Lateral", "AP/PA", *CHEXPERT_CLASSES]):
+    for cells in image_rows(files, table, ["Path", "Frontal/Lateral", "AP/PA", *CHEXPERT_CLASSES]):
         row = _row(cells, CHEXPERT_CLASSES)
         if isinstance(row, _Row):
             position = cells["AP/PA"].upper() if cells["AP/PA"].upper() in ("AP", "PA") else ""
@@ -146,7 +145,7 @@ def _rows(files: Archive, table: str) -> Iterator[_Row | Reject]:
 
 
 def _list_rows(files: Files, name: str, known: dict[str, _Row]) -> Iterator[tuple[_Row, str | None] | Reject]:
-    for cells in archive.read_rows("chexpert", files, name, ["Path", *FIVE]):
+    for cells in read_rows("chexpert", files, name, ["Path", *FIVE]):
         row = _row(cells, FIVE)
         if isinstance(row, Reject):
             yield row
@@ -160,14 +159,15 @@ def _list_rows(files: Files, name: str, known: dict[str, _Row]) -> Iterator[tupl
 
 def _row(cells: dict[str, str], classes: tuple[str, ...]) -> _Row | Reject:
     """A row's image and labels. The path's head, ``CheXpert-v1.0-small/train/`` or so, depends on the download."""
-    parts = PurePosixPath(cells["Path"]).parts
+    path = cells["Path"].replace("\\", "/")
+    parts = PurePosixPath(path).parts
     if len(parts) < 3 or not parts[-3].startswith("patient") or ".." in parts:
-        return Reject("chexpert", cells["Path"], "row", "path is not .../patient*/study*/view*")
-    key = _key(cells["Path"])
+        return Reject("chexpert", path, "row", "path is not .../patient*/study*/view*")
+    key = _key(path)
     labels = {}
     for name in classes:
         try:
-            value = archive.parse_label(cells[name])
+            value = parse_label(cells[name])
         except ValueError:
             return Reject("chexpert", key, "row", f"label of {name} is none of 1, 0, -1, blank")
         if value is not None:
@@ -184,8 +184,8 @@ def _plus(files: Archive) -> dict[tuple[str, str], _Sections]:
     names = [name for name in files.names if PLUS.search(name)]
     found: dict[tuple[str, str], _Sections] = {}
     for name in names[:1]:
-        for cells in archive.table_rows(files, name, ["path_to_image", "section_findings", "section_impression"]):
-            parts = PurePosixPath(cells["path_to_image"]).parts
+        for cells in table_rows(files, name, ["path_to_image", "section_findings", "section_impression"]):
+            parts = PurePosixPath(cells["path_to_image"].replace("\\", "/")).parts
             if len(parts) >= 3 and (parts[-3], parts[-2]) not in found:
                 said = _Sections(clean_text(cells["section_findings"]), clean_text(cells["section_impression"]))
                 found[parts[-3], parts[-2]] = said

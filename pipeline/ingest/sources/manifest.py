@@ -1,135 +1,229 @@
-"""Your own archive: one CSV or Parquet file that lists its images, and no code."""
+"""Your own archive: one CSV or Parquet file that lists its images, and no code.
+
+Of rows that contradict one another none is taken: nothing says which of them is right.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import io
 import posixpath
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
+from unicodedata import normalize
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from pipeline.config.archive_params import Headings
+from pipeline.config.records import hint
+from pipeline.ingest.report_headings import Translation
 from pipeline.ingest.report_sections import clean_text, sections
 from pipeline.ingest.sources import archive
-from pipeline.ingest.sources.archive import Archive
+from pipeline.ingest.sources.archive import Archive, SourceError
+from pipeline.ingest.sources.list_places import Places
+from pipeline.ingest.sources.parquet_list import parquet_rows
+from pipeline.ingest.sources.tables import Row, parse_label, read_table, table_form
 from pipeline.study import Reject, Study, View
 
-SPLIT_WORDS = {"": "train", "train": "train", "valid": "valid", "validate": "valid", "val": "valid", "test": "test"}
-VIEW_WORDS = {"": "", "PA": "PA", "AP": "AP", "LATERAL": "LATERAL", "LL": "LATERAL"}
+SPLITS = {
+    "train": ("", "train", "training", "tr"),
+    "valid": ("valid", "validation", "validate", "val", "dev", "development", "tune"),
+    "test": ("test", "testing", "holdout", "hold-out"),
+}
+SPLIT_WORDS = {word: split for split, words in SPLITS.items() for word in words}
+VIEWS = {
+    "PA": ("PA", "POSTEROANTERIOR", "POSTERO ANTERIOR", "POSTERIOR ANTERIOR"),
+    "AP": ("AP", "ANTEROPOSTERIOR", "ANTERO POSTERIOR", "ANTERIOR POSTERIOR"),
+    "FRONTAL": ("FRONTAL",),
+    "LATERAL": ("LATERAL", "LAT", "L", "LL", "RL", "LEFT LATERAL", "RIGHT LATERAL"),
+    "": ("", "UNKNOWN"),
+}
+VIEW_WORDS = {word: view for view, words in VIEWS.items() for word in words}
+# Words beside a view: how the patient was held, and what a view is a view of.
+BESIDE = re.compile(r"\b(SUPINE|ERECT|UPRIGHT|STANDING|SITTING|SEMI|PORTABLE|MOBILE|VIEW|CHEST|PROJECTION)\b")
 LABEL = "label:"
-TEXTS = ("findings", "impression", "report")
-MAX_PARQUET = 1 << 30  # bytes
-MAX_PARTS = 50_000  # row groups, or columns of one: memory for as many as are said is taken before the first is read
-MAX_ROWS = 1_000_000  # and as many again as the file has bytes: no row, which names a file, takes less than one
+# Labels of all studies, and ten for each byte that the list has in the archive: a small file may say many, and each
+# takes 85 bytes of memory.
+MAX_LABELS = 1_000_000
+REMEMBERED = 64  # texts
+SECTIONS = ("findings", "impression")
+TEXTS = (*SECTIONS, "report")
+COLUMNS = ("study", "patient", "view", "split", *TEXTS)
+# What a reason may say back: a number, or a view. Anything else may be a name, where cells are in the wrong columns.
+NUMBER, VIEW = re.compile(r"[+-]?[\d.,]{1,12}"), re.compile(r"[A-Za-z ./-]{1,16}")
 
 
-def read_manifest(files: Archive, name: str) -> Iterator[Study | Reject]:
+def read_manifest(files: Archive, name: str, headings: Headings) -> Iterator[Study | Reject]:
     """Studies of a manifest, in order of their first row.
 
-    One row an image. Columns, of which all but ``image`` may be absent:
+    One row an image. Columns, in any case, of which all but ``image`` may be absent:
 
-    * ``image``: the file below the archive's root, in a pack as ``pack.zip!/path``;
-    * ``study``, ``patient``: ids, else ``image_id`` and the study's id; ``view``: PA, AP or LATERAL;
+    * ``image``: the file below the archive's root, in a pack as ``pack.zip!/path`` (``list_places``);
+    * ``study``, ``patient``: ids, else the image's and the study's; ``view``: PA, AP, frontal or lateral;
     * ``findings`` and ``impression``, or ``report``, whose sections are taken as MIMIC-CXR's are;
-    * ``label:<class>``: 1, 0, -1 or blank; ``split``: train, valid or test, else train.
+    * ``label:<class>``: 1, 0, -1 (uncertain) or blank; ``split``: train, valid or test, else train.
 
-    Texts, labels and split are those of a study's first row.
+    Rows of a study say the same of it, or nothing: one whose rows contradict one another is rejected, and so are
+    studies that claim the same image. Ids are NFC, whatever the list's form.
 
     Args:
-        name: of the manifest, below the archive's root.
+        headings: of reports in another language than English.
 
     Raises:
-        SourceError: the manifest is missing, damaged or without a column ``image``; or a study is in two splits.
-            (A patient may: public splits do that.)
+        SourceError: the manifest is missing, damaged or without a column ``image``; a study is in two splits (a
+            patient may be: public splits do that); or a split has lost all its rows.
     """
     if why := dict(files.problems).get(posixpath.normpath(name)):
-        raise archive.SourceError(f"{files.dataset}: {files.files.root}/{name}: {why}")
-    present = set(files.names)
-    studies: dict[tuple[str, str], Study] = {}
-    views: dict[tuple[str, str], list[View]] = {}
-    clean, cut = lru_cache(4096)(clean_text), lru_cache(4096)(sections)  # a small file may say a long text often
-    for number, row in enumerate(_rows(files, name), 1):
-        item = f"row {number}"
-        image = row["image"]
-        split = SPLIT_WORDS.get(row.get("split", "").lower())
-        position = VIEW_WORDS.get(row.get("view", "").upper())
+        raise SourceError(f"{files.dataset}: {files.files.root}/{name}: {why}")
+    if name.lower().endswith(".parquet"):
+        rows = parquet_rows(files, name, ("image", *COLUMNS))
+    else:
+        form = table_form(files.dataset, files.files, name, ["image"], COLUMNS)
+        if form.uncertain:
+            files.notes.append(f"{name} is not UTF-8; read as cp1252 (Windows, western Europe)")
+        rows = read_table(files.dataset, files.files, name, form)
+    reading = _Reading(files, name, Translation(headings))
+    yield from reading.studies(rows)
+    files.notes.extend(f"{name}: {said}" for said in reading.ignored())
+
+
+@dataclass
+class _Open:
+    """What the rows of one study have said so far."""
+
+    split: str
+    labels: dict[str, int] = field(default_factory=dict)
+    texts: dict[str, str | None] = field(
+        default_factory=dict
+    )  # findings and impression, and None for what says nothing
+    views: dict[str, View] = field(default_factory=dict)  # by id
+    rows: list[str] = field(default_factory=list)  # where they are
+    wrong: str = ""
+
+
+class _Reading:
+    """One pass over a manifest."""
+
+    def __init__(self, files: Archive, name: str, headings: Translation) -> None:
+        self.files, self.headings = files, headings
+        self.name = name
+        self.at = f"{files.dataset}: {files.files.root}/{name}"
+        self.places = Places(files)
+        self.found: dict[tuple[str, str], _Open] = {}
+        self.claims: dict[str, tuple[str, str]] = {}  # image -> patient and study
+        # A small file may say a long text often; a few are remembered.
+        self._clean, self._cut = lru_cache(REMEMBERED)(clean_text), lru_cache(REMEMBERED)(sections)
+        handle, size = files.files.stream(name)
+        handle.close()
+        self.cells, self.most_cells = 0, MAX_LABELS + 10 * size  # with labels
+        self.no_split = ""  # where the first row without a known one is
+        self.others: dict[str, int] = {}  # columns that are not read -> labels in them, -1 = something else, too
+
+    def studies(self, rows: Iterator[Row]) -> Iterator[Study | Reject]:
+        dataset = self.files.dataset
+        for row in rows:
+            self.files.rows[self.name] += 1
+            if why := self._take(row):
+                yield Reject(dataset, row.where, "row", why)
+        lost = [split for split in SPLITS if split not in {said.split for said in self.found.values()}]
+        if self.no_split and lost:
+            raise SourceError(
+                f"{self.at}: {self.no_split}: split is none of {', '.join(SPLITS)}, blank, and no row is {lost[-1]}"
+            )
+        for (patient, study), said in self.found.items():
+            if said.wrong:
+                yield from (Reject(dataset, where, "row", said.wrong) for where in said.rows)
+                continue
+            findings, impression = said.texts.get("findings"), said.texts.get("impression")
+            if said.texts and findings is None and impression is None:
+                yield Reject(dataset, said.rows[0], "text", "no findings and no impression are found in its text")
+            views = tuple(said.views.values())
+            yield Study(dataset, patient, study, said.split, views, findings, impression, said.labels)
+
+    def _sections(self, cells: dict[str, str]) -> dict[str, str | None]:
+        """What a row says in its columns of text: findings and impression, each None if there are no words."""
+        found = {key: self._clean(cells[key]) for key in SECTIONS if cells.get(key)}
+        if not any(found.values()) and cells.get("report"):
+            found |= dict(zip(SECTIONS, self._cut(self.headings.english(cells["report"])), strict=True))
+        return found
+
+    def _take(self, row: Row) -> str:
+        """Add a row to its study; why it cannot be, else ""."""
+        if row.extra:
+            return "it has more cells than there are columns: a text with a separator in it needs quotes"
+        cells, labels = row.cells, dict[str, int]()
+        for column, cell in cells.items():
+            kind, _, cls = column.partition(":")
+            if f"{kind.lower()}:" != LABEL:
+                self._other(column, cell)
+                continue
+            try:
+                value = parse_label(cell)
+            except ValueError:
+                return f"{column}{_quoted(cell, NUMBER)} is none of 1, 0, -1, blank"
+            if value is not None:
+                labels[cls.strip()] = value
+        self.cells += len(labels)
+        if self.cells > self.most_cells:
+            raise SourceError(f"{self.at}: more than {self.most_cells:,} labels; leave out columns, or rows")
+        if any(len(cells.get(key, "")) > archive.MAX_REPORT for key in TEXTS):
+            return "a text is too large to be a report"
+        if not cells["image"]:
+            return "no image is named"
+        split = SPLIT_WORDS.get(cells.get("split", "").lower())
+        if split is None:
+            self.no_split = self.no_split or row.where
+            return f"split is none of {', '.join(SPLITS)}, blank"
+        position = view_of(cells.get("view", ""))
+        if position is None:
+            return f"view{_quoted(cells['view'], VIEW)} is none of PA, AP, frontal, lateral, blank"
+        path, identity = self.places.of(cells["image"])
+        study = normalize("NFC", cells.get("study", "")) or identity
+        patient = normalize("NFC", cells.get("patient", "")) or study
+        return self._add((patient, study), split, labels, View(identity, position, path), row)
+
+    def _add(self, ids: tuple[str, str], split: str, labels: dict[str, int], view: View, row: Row) -> str:
+        said = self.found.setdefault(ids, _Open(split))
+        if said.split != split:
+            raise SourceError(f"{self.at}: {row.where}: its study is in two splits")
+        said.rows.append(row.where)
+        before = said.views.setdefault(view.id, view)
+        if before.position != view.position:
+            said.wrong = said.wrong or "rows of one image name two views"
+        owner = self.claims.setdefault(view.id, ids)
+        if owner != ids:
+            said.wrong = self.found[owner].wrong = "its image is listed for another study, too"
+        for cls, value in labels.items():
+            if said.labels.setdefault(cls, value) != value:
+                said.wrong = said.wrong or f"rows of one study have two values of {LABEL}{cls}"
+        for key, text in self._sections(row.cells).items():
+            if said.texts.setdefault(key, text) != text:
+                said.wrong = said.wrong or f"rows of one study have two texts ({key})"
+        return ""
+
+    def _other(self, column: str, cell: str) -> None:
+        """Look at a cell of a column that is not read."""
+        if column in ("image", *COLUMNS) or self.others.get(column, 0) < 0:
+            return
         try:
-            given = {k.removeprefix(LABEL): archive.parse_label(v) for k, v in row.items() if k.startswith(LABEL)}
+            self.others[column] = self.others.get(column, 0) + (parse_label(cell) is not None)
         except ValueError:
-            yield Reject(files.dataset, item, "row", "a label is none of 1, 0, -1, blank")
-            continue
-        if any(len(row.get(key, "")) > archive.MAX_REPORT for key in TEXTS):
-            yield Reject(files.dataset, item, "row", "a text is too large to be a report")
-            continue
-        if not image or split is None or position is None:
-            reason = "no image is named" if not image else "split is none of train, valid, test, blank"
-            if image and split is not None:
-                reason = "view is none of PA, AP, LATERAL, blank"
-            yield Reject(files.dataset, item, "row", reason)
-            continue
-        identity = image_id(image)
-        study = row.get("study") or identity
-        patient = row.get("patient") or study
-        view = View(id=identity, position=position, path=image if image in present else "")
-        known = studies.get((patient, study))
-        if known is not None:
-            if known.split != split:
-                raise archive.SourceError(
-                    f"{files.dataset}: {files.files.root}/{name}: row {number}: its study is in two splits"
-                )
-            views[patient, study].append(view)
-            continue
-        findings, impression = clean(row.get("findings", "")), clean(row.get("impression", ""))
-        if findings is None and impression is None and row.get("report"):
-            findings, impression = cut(row["report"])
-        labels = {k: v for k, v in given.items() if v is not None}
-        views[patient, study] = [view]
-        studies[patient, study] = Study(files.dataset, patient, study, split, (), findings, impression, labels)
-    yield from (study.with_views(views[ids]) for ids, study in studies.items())
+            self.others[column] = -1
+
+    def ignored(self) -> Iterator[str]:
+        """What whoever wrote the list should know of columns that are not read."""
+        for column, labels in self.others.items():
+            if labels > 0:
+                yield f"column {column!r} is not read; if it is a label, name it {LABEL + column!r}"
+            else:
+                yield f"column {column!r} is not read{hint(column.lower(), COLUMNS)}"
 
 
-def image_id(image: str) -> str:
-    """The id of an image in the index and the audit: a digest of its path below the archive's root (blake2b-64, hex),
-    because a file's name may be a person's."""
-    return hashlib.blake2b(image.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+@lru_cache(maxsize=4096)
+def view_of(said: str) -> str | None:
+    """The position that a list's words name, or ``None``: ``AP SUPINE``, ``postero-anterior``, ``L``, ``Frontal``."""
+    words = " ".join(re.sub(r"[^A-Z]+", " ", BESIDE.sub(" ", said.upper().replace("_", " "))).split())
+    return VIEW_WORDS.get(words)
 
 
-def _rows(files: Archive, name: str) -> Iterator[dict[str, str]]:
-    if not name.endswith(".parquet"):
-        yield from archive.table_rows(files, name, ["image"])
-        return
-    path = f"{files.files.root}/{name}"
-    data = archive.content(files, name, MAX_PARQUET)
-    try:
-        about = pq.ParquetFile(io.BytesIO(data), thrift_container_size_limit=MAX_PARTS).metadata
-        table = pq.ParquetFile(io.BytesIO(data), metadata=about, read_dictionary=_texts(about.schema.to_arrow_schema()))
-        unpacked = sum(about.row_group(n).total_byte_size for n in range(about.num_row_groups))
-        if unpacked > archive.MAX_UNPACKED + archive.MAX_RATIO * len(data) or about.num_rows > MAX_ROWS + len(data):
-            raise archive.SourceError(f"{files.dataset}: {path}: it unpacks to more than any list of images does")
-        if "image" not in table.schema_arrow.names:
-            raise archive.SourceError(f"{files.dataset}: {path}: no column 'image'")
-        for batch in table.iter_batches(4096):
-            columns = [_cells(column) for column in batch.columns]
-            for cells in zip(*columns, strict=True):
-                yield dict(zip(batch.schema.names, cells, strict=True))
-    except archive.SourceError:
-        raise
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise archive.SourceError(f"{files.dataset}: {path}: missing or damaged ({type(error).__name__})") from None
-
-
-def _texts(schema: pa.Schema) -> list[str]:
-    """The columns of text: as codes, a text that a small file holds once is once in memory, however many rows say
-    it."""
-    return [field.name for field in schema if field.type in (pa.string(), pa.large_string())]
-
-
-def _cells(column: pa.Array) -> list[str]:
-    """As text, nulls blank."""
-    if isinstance(column, pa.DictionaryArray):
-        used = column.indices.unique().drop_null()
-        values = dict(zip(used.to_pylist(), _cells(column.dictionary.take(used)), strict=True))
-        return [values.get(code, "") for code in column.indices.to_pylist()]
-    return ["" if value is None else str(value).strip() for value in column.to_pylist()]
+def _quoted(cell: str, form: re.Pattern[str]) -> str:
+    """A value as a reason may say it."""
+    return f" {cell!r}" if form.fullmatch(cell) else ""

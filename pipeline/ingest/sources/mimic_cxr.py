@@ -8,6 +8,8 @@ from pipeline.datasets import facts
 from pipeline.ingest.report_sections import sections
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
+from pipeline.ingest.sources.named_images import images_by_stem
+from pipeline.ingest.sources.tables import image_rows, table_rows, whole_number
 from pipeline.storage.files import base_name
 from pipeline.study import Reject, Study, View
 
@@ -32,19 +34,19 @@ def read_mimic_cxr(files: Archive, reports: Archive) -> Iterator[Study | Reject]
     if reports is not files:  # of ``files`` they are counted already
         yield from (Reject("mimic_cxr", name, "file", reason) for name, reason in reports.problems)
     split_file = archive.required_table(files, [f"{v}-split.csv" for v in versions])
-    on_disk = archive.by_stem(files.images)
+    on_disk = images_by_stem(files)
     position = {}
     tables = [f"{v}-metadata.csv" for v in versions]
     metadata = archive.find_table(files, tables)
     if metadata is None and not any(name.endswith(".dcm") for name in on_disk.values()):
         metadata = archive.required_table(files, tables)  # JPEG files do not say what view they are
     if metadata is not None:
-        for row in archive.table_rows(files, metadata, ["dicom_id", "ViewPosition"]):
+        for row in table_rows(files, metadata, ["dicom_id", "ViewPosition"]):
             position[row["dicom_id"]] = MIMIC_POSITIONS.get(row["ViewPosition"].upper(), "")
     studies: dict[tuple[str, str, str], list[str]] = {}
-    for row in archive.table_rows(files, split_file, ["dicom_id", "study_id", "subject_id", "split"]):
+    for row in image_rows(files, split_file, ["dicom_id", "study_id", "subject_id", "split"]):
         if row["split"] in MIMIC_SPLITS:
-            key = (row["subject_id"], row["study_id"], MIMIC_SPLITS[row["split"]])
+            key = (whole_number(row["subject_id"]), whole_number(row["study_id"]), MIMIC_SPLITS[row["split"]])
             studies.setdefault(key, []).append(row["dicom_id"])
         else:
             yield Reject("mimic_cxr", row["dicom_id"], "row", "split is none of train, validate, test")

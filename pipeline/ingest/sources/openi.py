@@ -11,6 +11,8 @@ from pipeline.datasets import facts
 from pipeline.ingest.report_sections import clean_text
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
+from pipeline.ingest.sources.named_images import images_by_stem
+from pipeline.ingest.sources.tables import table_rows
 from pipeline.storage.files import FilesError, Gone, base_name
 from pipeline.study import Reject, Study, View
 
@@ -38,10 +40,10 @@ def read_openi(files: Archive, split: str = "paper") -> Iterator[Study | Reject]
     position: dict[str, str] = {}
     projections = archive.find_table(files, ["indiana_projections.csv"])
     if projections:
-        for row in archive.table_rows(files, projections, ["filename", "projection"]):
+        for row in table_rows(files, projections, ["filename", "projection"]):
             position[_image_key(row["filename"])] = PROJECTIONS.get(row["projection"].upper(), "")
     on_disk: dict[str, str] = {}
-    for stem, path in archive.by_stem(files.images).items():
+    for stem, path in images_by_stem(files).items():
         on_disk.setdefault(_image_key(stem), path)
     reports = sorted((name for name in files.names if name.endswith(".xml")), key=lambda name: _number(base_name(name)))
     if not reports:
@@ -99,7 +101,8 @@ def _study(dataset: str, name: str, side: str, content: bytes) -> Study | Reject
 def _number(name: str) -> tuple[int, str]:
     """Sort key: 2.xml before 10.xml."""
     stem = PurePosixPath(name).stem
-    return (int(stem) if stem.isdecimal() else -1, stem)
+    digits = stem.lstrip("0")  # of any length: Python makes no number of more than 4,300
+    return (len(digits), digits) if stem.isdecimal() else (-1, stem)
 
 
 def _image_key(name: str) -> str:

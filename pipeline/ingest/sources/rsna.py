@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pipeline.datasets import facts
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
+from pipeline.ingest.sources.named_images import images_by_stem
+from pipeline.ingest.sources.tables import image_rows, parse_label
 from pipeline.storage.files import base_name
 from pipeline.study import Reject, Study, View
 
@@ -30,12 +32,16 @@ def read_rsna(files: Archive, split: str = "paper") -> Iterator[Study | Reject]:
     """
     file = archive.required_table(files, ["stage_2_train_labels.csv"])
     targets: dict[str, int] = {}
-    for row in archive.table_rows(files, file, ["patientId", "Target"]):
-        if row["Target"] in ("0", "1"):
-            targets[row["patientId"]] = max(targets.get(row["patientId"], 0), int(row["Target"]))
+    for row in image_rows(files, file, ["patientId", "Target"]):
+        try:
+            target = parse_label(row["Target"])
+        except ValueError:
+            target = None
+        if target in (0, 1):
+            targets[row["patientId"]] = max(targets.get(row["patientId"], 0), target)
         else:
             yield Reject("rsna", row["patientId"], "row", "Target is neither 1 nor 0")
-    on_disk = archive.by_stem(files.images)
+    on_disk = images_by_stem(files)
     ids = sorted(targets)
     person = _patients(files) if split == "patient" else {}
     units = sorted({person.get(image, image) for image in ids}) if person else ids

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pipeline.datasets import facts
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
+from pipeline.ingest.sources.named_images import images_by_stem
+from pipeline.ingest.sources.tables import image_rows
 from pipeline.study import Reject, Study, View
 
 # The challenge's stage 2 list (12,047 images) under the names it is found by; the paper's counts are of that one.
@@ -25,13 +27,13 @@ def read_siim(files: Archive) -> Iterator[Study | Reject]:
     """
     file = archive.required_table(files, FILES)
     positive: dict[str, int] = {}
-    for row in archive.table_rows(files, file, ["ImageId", "EncodedPixels"]):
+    for row in image_rows(files, file, ["ImageId", "EncodedPixels"]):
         mask = row["EncodedPixels"]
         if mask == "-1" or (mask and all(number.isdecimal() for number in mask.split())):
             positive[row["ImageId"]] = max(positive.get(row["ImageId"], 0), int(mask != "-1"))
         else:
             yield Reject("siim", row["ImageId"], "row", "EncodedPixels is neither -1 nor run lengths")
-    on_disk = archive.by_stem(files.images)
+    on_disk = images_by_stem(files)
     ids = sorted(positive)
     for image, split in zip(ids, archive.train_valid_test(len(ids)), strict=True):
         view = View(id=image, path=on_disk.get(image, ""))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive
+from pipeline.ingest.sources.named_images import images_by_stem
+from pipeline.ingest.sources.tables import image_rows, parse_label
 from pipeline.study import Reject, Study, View
 
 
@@ -22,18 +25,18 @@ def read_vindr_cxr(files: Archive) -> Iterator[Study | Reject]:
     for part in ("train", "test"):
         file = archive.required_table(files, [f"image_labels_{part}.csv"])
         labels[part] = {}
-        bad = set()
-        for row in archive.table_rows(files, file, ["image_id"]):
+        bad: Counter[str] = Counter()
+        rows: Counter[str] = Counter()
+        for row in image_rows(files, file, ["image_id"]):
             image = row["image_id"]
+            rows[image] += 1
             try:
-                values = {
-                    name: archive.parse_label(row[name]) for name in row if name not in ("image_id", "rad_id", "")
-                }
+                values = {name: parse_label(cell) for name, cell in row.items() if name not in ("image_id", "rad_id")}
             except ValueError:
-                bad.add(image)
+                bad[image] += 1
                 continue
             if any(value not in (0, 1) for value in values.values()):
-                bad.add(image)
+                bad[image] += 1
                 continue
             known = labels[part].setdefault(image, {})
             for name, value in values.items():
@@ -41,8 +44,9 @@ def read_vindr_cxr(files: Archive) -> Iterator[Study | Reject]:
         for image in sorted(bad):
             # A reader's row that cannot be read might have held the finding, so the image's label is unknown.
             labels[part].pop(image, None)
-            yield Reject("vindr_cxr", image, "row", "a label is neither 1 nor 0")
-    on_disk = archive.by_stem(files.images)
+            for _ in range(rows[image]):
+                yield Reject("vindr_cxr", image, "row", "a label is neither 1 nor 0, in this row or another reader's")
+    on_disk = images_by_stem(files)
     train = sorted(labels["train"])
     splits = [*zip(train, archive.train_valid(len(train)), strict=True), *((i, "test") for i in labels["test"])]
     for image, split in splits:

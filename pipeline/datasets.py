@@ -21,7 +21,14 @@ MANIFEST = "manifest"  # the reader of a user's own archives
 OWN = "it is your own"  # how to get those
 
 Split = Literal["paper", "patient", "official"]
-Use = Literal["pretraining", "classification", "binary_classification", "official_classification", "retrieval"]
+Use = Literal[
+    "pretraining",
+    "classification",
+    "binary_classification",
+    "official_classification",
+    "own_classification",
+    "retrieval",
+]
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -53,12 +60,40 @@ class Dataset:
 Table = Mapping[str, Dataset]
 
 
-class HasReader(Protocol):
-    """An entry of ``sources``, of which only the reader matters here."""
+class Description(Protocol):
+    """What a user says of a data set of his own (``config.archive_params.About``)."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def captions(self) -> Literal["reports", "labels"]:
+        """What its texts for training are made of."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Of its labels."""
+
+    @property
+    def patients(self) -> bool:
+        """Whether a patient id is a person."""
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """What its test images are for."""
+
+
+class Described(Protocol):
+    """An entry of ``sources``, of which only the reader and the description matter here."""
 
     @property
     def reader(self) -> str:
         """The module that reads the archive."""
+
+    @property
+    def about(self) -> Description:
+        """What the user says of it."""
 
 
 @cache
@@ -75,25 +110,38 @@ def _given(table: Table | None) -> Table:
 
 def facts(name: str, table: Table | None = None) -> Dataset:
     """What is known of a data set. One that is not in the table is a user's own: reports to train on, and no more."""
-    return _given(table).get(name) or _own(name)
+    return _given(table).get(name) or Dataset(name, MANIFEST, OWN, "both", "reports", ("pretraining",))
 
 
-@cache
-def _own(name: str) -> Dataset:
-    return Dataset(name, MANIFEST, OWN, "both", "reports", ("pretraining",))
+def own_datasets(sources: Mapping[str, Described]) -> dict[str, Dataset]:
+    """The data sets among ``sources`` that are the user's own, as he describes them."""
+    return {name: _described(name, source.about) for name, source in sources.items() if name not in known_datasets()}
 
 
-def datasets_of(sources: Mapping[str, HasReader]) -> Table:
-    """The known data sets and the user's own among ``sources``, which are those of the reader ``manifest``.
+def _described(name: str, about: Description) -> Dataset:
+    uses: list[Use] = ["pretraining"]
+    uses += ["own_classification"] if "classification" in about.tests else []
+    uses += ["retrieval"] if "retrieval" in about.tests else []
+    found = Dataset(about.name or name, MANIFEST, OWN, "both", about.captions, tuple(uses))
+    return replace(found, classes=about.classes, patient_ids=about.patients)
+
+
+def datasets_of(sources: Mapping[str, Described]) -> Table:
+    """The known data sets and the user's own among ``sources``.
 
     A known data set that the user lists in a manifest keeps what it is used for; its splits are the manifest's.
     """
     listed = {
         name: replace(facts(name), reader=MANIFEST, access=OWN, splits=("paper",), all_test=())
         for name, source in sources.items()
-        if source.reader == MANIFEST
+        if source.reader == MANIFEST and name in known_datasets()
     }
-    return {**known_datasets(), **listed}
+    return {**known_datasets(), **listed, **own_datasets(sources)}
+
+
+def with_own(own: Table) -> Table:
+    """The known data sets and a user's own."""
+    return {**known_datasets(), **own}
 
 
 def used_for(use: Use, table: Table | None = None) -> tuple[str, ...]:

@@ -35,7 +35,9 @@ def main(rows: str, name: str = "") -> None:
     for row in ours.runs:
         model, out = Path("data/models") / row, store.embeddings_of(row)
         inputs = [model, *(INDEX / f"{d}.parquet" for d in ours.test_sets), *code_of("embed")]
-        if is_current(out, digest := inputs_digest(inputs, repr((ours.test_sets, ours.map_sets, ours.protocols)))):
+        if is_current(
+            out, digest := inputs_digest(inputs, repr((ours.test_sets, ours.map_sets, ours.protocols, ours.own)))
+        ):
             print(f"embed {row}: as it was")
             continue
         with mlflow_runs.stage_run("embed", row, {"protocols": ours.protocols}, machine.tracking) as record:

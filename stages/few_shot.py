@@ -14,7 +14,7 @@ from pipeline.config.settings import FewShotSettings, load_machine, read_setting
 from pipeline.evaluation import few_shot, store
 from pipeline.evaluation.device import evaluation_device
 from pipeline.evaluation.embed import embedder_of
-from pipeline.evaluation.protocols import measuring
+from pipeline.evaluation.protocols import probed
 from pipeline.evaluation.seen_images import load_seen_images
 from pipeline.models.checkpoint import load_model
 from pipeline.tracking import mlflow_runs
@@ -35,7 +35,7 @@ def main(rows: str, name: str, seed: str = "") -> None:
                 net, tokenizer, config = load_model(Path("data/models") / place, device)
                 embedder = embedder_of(net, tokenizer, config.image_size, machine.batch_size)
                 tower = net.image_tower if settings.options.fine_tune.shares else None
-            protocol = measuring(settings.protocols, settings.test_sets[0])
+            protocol = probed(settings.protocols, settings.test_sets, settings.own)
             places = Path("data/index"), load_seen_images(Path("data/audit")), Path("data/work/few_shot")
             ready = replace(embedder, workers=machine.loader_workers)
             found = few_shot.evaluate_few_shot(ready, tower, protocol, settings, *places)

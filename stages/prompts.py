@@ -20,8 +20,9 @@ def main() -> None:
         for kind, file in (("file", settings.file), ("ablation", settings.ablation)):
             templates = load_templates(Path(file))
             for dataset in settings.datasets:
+                classes = label_classes(Path("data/index") / f"{dataset}.parquet")
                 try:
-                    pools = templates.subset(label_classes(Path("data/index") / f"{dataset}.parquet"))
+                    pools = (templates.with_defaults(classes) if dataset in settings.own else templates).subset(classes)
                 except PromptError as error:
                     raise PromptError(f"{dataset}: {error}") from None
                 pools.write_pools(OUT / kind / f"{dataset}.json")

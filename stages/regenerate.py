@@ -20,7 +20,7 @@ def main(run_name: str, seed: str) -> None:
     settings, machine, name = read_settings(RegenerateSettings, "regenerate"), load_machine(), f"{run_name}/{seed}"
     index, out = Path("data/index"), Path("data/results/regeneration") / f"{name}.json"
     how = settings.ratios, settings.images
-    first = protocols.load_protocol(settings.protocols[0])
+    first = protocols.first_protocol(settings.protocols, settings.own)
     sets = regenerate.rules(protocols.retrieval_sets(first, settings.sources), settings.test_sets)
     with mlflow_runs.stage_run("regenerate", name, settings, machine.tracking) as record:
         net, tokenizer, config = load_model(Path("data/models") / name, device := evaluation_device(machine.threads))

@@ -17,7 +17,7 @@ def main() -> None:
     settings, machine = read_settings(RetrievalSettings, "retrieval"), load_machine()
     out = Path("data/results/retrieval")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even if there is no run
-    sets = protocols.retrieval_sets(protocols.load_protocol(settings.protocols[0]), settings.sources)
+    sets = protocols.retrieval_sets(protocols.first_protocol(settings.protocols, settings.own), settings.sources)
     seen = load_seen_images(Path("data/audit"))
     for name, trained_on in settings.rows.items():
         with mlflow_runs.stage_run("retrieval", name, settings.bootstrap, machine.tracking) as record:

@@ -17,7 +17,7 @@ def main() -> None:
     settings, machine = read_settings(ZeroShotSettings, "zero_shot"), load_machine()
     out = Path("data/results/zero_shot")
     out.mkdir(parents=True, exist_ok=True)  # an output of the stage even if there is no run
-    protocols, seen = load_protocols(settings.protocols), load_seen_images(Path("data/audit"))
+    protocols, seen = load_protocols(settings.protocols, settings.own), load_seen_images(Path("data/audit"))
     for name, trained_on in settings.rows.items():
         with mlflow_runs.stage_run("zero_shot", name, settings.bootstrap, machine.tracking) as record:
             found = evaluate_zero_shot(

@@ -131,6 +131,7 @@ def write_dataset(root: Path, dataset: str, phantom: bool = True, **changes) -> 
     listed["test"] = {"studies": 4, "images": 5}
     summary = {
         "dataset": dataset,
+        "reader": dataset,
         "labels_only": False,
         "listed": listed,
         "written": {**listed, "train": {"studies": 69, "images": 90}},

@@ -27,7 +27,8 @@ ALLOWED = {
     REPORT: ("data/index/own.parquet", "data/shards/own/", "data/corpus/resnet_mcc/studies.parquet"),
     REJECTED: ("data/shards/own/rejects.parquet",),
 }
-STUDIES = 24
+STUDIES = 36
+FINDING = "COVID-19"  # a class that no file of prompts knows
 
 
 def plant(clone: Path) -> None:
@@ -38,14 +39,22 @@ def plant(clone: Path) -> None:
     for number in range(STUDIES):
         name = f"{FILE}_{number}.dcm" if number else f"{REJECTED}.dcm"
         (archive / name).write_bytes(_dicom(number) if number else _dicom(1)[:900])
-        said = f"Mrs {REPORT.capitalize()} was seen again." * 3 if number == 5 else "Clear lungs."
+        said = f"Mrs {REPORT.capitalize()} was seen again." * 3 if number in (5, 6) else f"Opacity number {number}."
+        split = ("train", "test", "valid")[number % 3]
+        label = ("1", "0", "-1", "")[number // 3 % 4]
         rows.append([name, f"s{number}", f"p{number}", f"FINDINGS: {said}\nIMPRESSION: Normal heart.", COLUMN])
+        rows[-1] += [split, label]
+    header = ["image", "study", "patient", "report", "surname", "split", f"label:{FINDING}"]
     with (archive / "list.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["image", "study", "patient", "report", "surname"], *rows])
+        csv.writer(file).writerows([header, *rows])
     params = yaml.safe_load((clone / "params.yaml").read_text())
     params["sources"]["own"] = {
         **{"reader": "manifest", "path": "data/own", "manifest": "list.csv"},
         "stamp": "data/fingerprints/own.json",
+        "about": {
+            **{"name": "A hospital", "classes": [FINDING], "patients": True},
+            "tests": ["classification", "retrieval"],
+        },
     }
     params["runs"]["resnet_mcc"]["datasets"].append("own")
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))

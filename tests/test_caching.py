@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from pipeline.config import settings
+from pipeline.config.archive_params import About, Source
 from pipeline.config.load import load_params
 from pipeline.config.params import Other, Params
 from pipeline.config.run_config import SPEED
@@ -42,14 +43,18 @@ SHOWN = {
     "prompt_ablations",
     "compositions",
     "control",
+    "sources.*.about.name",
 }
 ITEMS = {"sources", "phantom.archives", "runs", "others", "model.image_encoders"}  # mappings by name
 
 
 def params() -> Params:
-    """The demo with somebody else's model beside its runs."""
+    """The demo with somebody else's model beside its runs, and a data set of the user's own."""
     other = Other("gloria", "weights/gloria", "GLoRIA", "R50", "C*", ("chexpert",))
-    return replace(load_params(ROOT / "params.yaml"), others={"gloria": other})
+    demo = load_params(ROOT / "params.yaml")
+    about = About("Mine", "labels", ("A", "B"), True, ("classification",))
+    mine = Source("manifest", "mine", "mine.json", manifest="list.csv", about=about)
+    return replace(demo, others={"gloria": other}, sources={"mine": mine, **demo.sources})
 
 
 DEFAULTS = [
@@ -79,6 +84,8 @@ def changed(value: Any, kind: Any) -> Any:
     if isinstance(value, str):
         return f"{value}x"
     if isinstance(value, tuple | list):
+        if (words := get_args(kind)) and get_origin(words[0]) is Literal:
+            return tuple(word for word in get_args(words[0]) if word not in value)
         return value[:-1] if len(value) > 1 and not isinstance(value[0], float) else _more(tuple(value))
     key = next(iter(value), "new")
     return {**value, key: changed(value[key], Any)} if value else {key: 1.0}

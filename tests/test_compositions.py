@@ -63,7 +63,7 @@ def built():
     results["resnet_m"].notes = [f"chestxray14/{NIH}: no test image is clean", "rsna: not of this table"]
     results["pairs"].pools[M] = {"chance": {"r10": 0.064}}
     results["apart"].notes = ["not aligned: no pair in training"]
-    summaries = {d: Summary(d, d == M, False, {}, {}, 0, 0, 0, {}, ()) for d in (M, NIH, OPENI)}
+    summaries = {d: Summary(d, d == M, False, False, {}, {}, 0, 0, 0, {}, ()) for d in (M, NIH, OPENI)}
     return {t.number: t for t in tables.build_tables(p, summaries, results)}
 
 

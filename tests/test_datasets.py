@@ -6,8 +6,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline import datasets
-from pipeline.config.archive_params import Source
-from pipeline.datasets import Dataset, datasets_of, facts, known_datasets, used_for
+from pipeline.config.archive_params import About, Source
+from pipeline.datasets import Dataset, datasets_of, facts, known_datasets, own_datasets, used_for
 from pipeline.phantom.archives import LAYOUTS
 from pipeline.reporting.results import load_paper
 from pipeline.text.prompts import PROMPT_CLASSES
@@ -81,6 +81,18 @@ def test_a_users_own_data_set():
     assert table["mine"] == facts("mine")  # asked without a table
     assert (table["rsna"].uses, table["rsna"].splits) == (facts("rsna").uses, ("paper",))
     assert table["siim"] == facts("siim") and used_for("pretraining", {}) == ()
+
+
+def test_a_users_own_data_set_is_what_he_says_of_it():
+    about = About("A hospital", "labels", ("COVID-19", "ARDS"), True, ("retrieval", "classification"))
+    sources = {"mine": Source("manifest", "a", "b", manifest="l.csv", about=about), "siim": Source("siim", "a", "b")}
+    mine = own_datasets(sources)["mine"]
+    assert (mine.name, mine.captioned, mine.classes, mine.patient_ids) == ("A hospital", True, about.classes, True)
+    table = datasets_of(sources)
+    assert "mine" in datasets.tested(table) and "mine" in datasets.captioned(table)
+    assert used_for("own_classification", table) == ("mine",) and "mine" in used_for("retrieval", table)
+    assert "mine" not in used_for("binary_classification", table)  # of which the paper's mean is
+    assert datasets.display_names(table)["mine"] == "A hospital" and list(own_datasets(sources)) == ["mine"]
 
 
 def test_a_fact_that_is_none_is_refused():

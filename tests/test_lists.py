@@ -296,6 +296,17 @@ def test_of_rows_that_contradict_one_another_none_is_taken(read, rows, why):
     assert found.rows == 3
 
 
+def test_a_row_that_says_nothing_contradicts_nothing(read):
+    (study,) = read(
+        "image,study,split,view,label:Edema,report\na.png,s,,,,HISTORY: x.\nb.png,s,test,,1,\n"
+        "a.png,s,test,PA,,FINDINGS: Clear.\nc.png,s,,AP,1,\n"
+    ).studies
+    assert (study.split, study.labels, study.findings) == ("test", {"Edema": 1}, "Clear.")
+    assert [(v.path, v.position) for v in study.views] == [("a.png", "PA"), ("b.png", ""), ("c.png", "AP")]
+    (study,) = read("image,study,split\na.png,s,\n").studies
+    assert study.split == "train"
+
+
 def test_a_study_in_two_splits_is_an_error(read):
     refused(read, "image,study,split\na.png,s,train\nb.png,s,test\n", "line 3", "two splits")
 

@@ -1,5 +1,6 @@
 """The whole of `make repro` in a clone: every stage of the micro profile, from drawn archives to the page."""
 
+import csv
 import json
 import re
 import shutil
@@ -29,7 +30,11 @@ def test_repro_builds_every_table_and_then_has_nothing_to_do(clone):
         assert (clone / "reports" / f"table{n}.md").stat().st_size > 200
         assert (clone / "reports" / f"table{n}.csv").exists()
     page = (clone / "reports" / "index.html").read_text()
-    assert "say nothing about patients" in page
+    assert "say nothing about patients" in page and "Table Own" in page
+    own = list(csv.DictReader((clone / "reports" / "tableOwn.csv").open()))
+    shown = {line["column"]: float(line["ours"]) for line in own if line["row"] == "resnet_mcc"}
+    assert {"own_zs_auc", "own_p10_auc", "own_r5", "own_t2i_r10"} <= shown.keys()
+    assert not any(line["paper"] or line["difference"] for line in own)
     metrics = json.loads((clone / "reports" / "metrics.json").read_text())
     assert set(metrics) == {"resnet_mcc", "mixed"}
     assert 0 <= metrics["resnet_mcc"]["vindr_cxr_zs_auc"] <= 1

@@ -37,7 +37,7 @@ from pipeline.audit.neighbours import (
     candidate_pairs,
     frames,
 )
-from pipeline.datasets import facts
+from pipeline.datasets import Table, facts
 from pipeline.storage.parquet import write_table
 from pipeline.storage.pictures import Grey
 from pipeline.storage.processes import end_with_parent
@@ -288,7 +288,9 @@ PAIR_SCHEMA = pa.schema(
 )
 
 
-def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, workers: int = 0) -> dict[str, int]:
+def find_pairs(
+    images: Sequence[AuditImage], out: Path, min_correlation: float, workers: int = 0, table: Table | None = None
+) -> dict[str, int]:
     """Find the pairs of images that are copies of one exposure and write them as Parquet (``PAIR_SCHEMA``).
 
     Images of two data sets that are the same bytes (one archive read twice) are copies without a look; only the first
@@ -312,7 +314,8 @@ def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, 
     """
     total, by_digest = len(images), dict[str, int]()
     twins = [(by_digest.setdefault(image.view.digest or str(n), n), n) for n, image in enumerate(images)]
-    rows = [_row(images[f], images[n], 1.0, False) for f, n in twins if images[f].dataset != images[n].dataset]
+    row = partial(_row, table=table)
+    rows = [row(images[f], images[n], 1.0, False) for f, n in twins if images[f].dataset != images[n].dataset]
     twinned = len(rows)
     images = [images[n] for f, n in twins if images[f].dataset == images[n].dataset]
     thumbs, texture = thumbnails(images, workers)
@@ -338,9 +341,9 @@ def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, 
     values, sides = np.array([v for part in results for v in part]).reshape(-1, 2).T
     copies = np.flatnonzero(values >= threshold(min_correlation, sides))
     rows += [
-        _row(images[looks.outer[c]], images[looks.inner[c]], float(values[c]), bool(looks.sign[c] < 0)) for c in copies
+        row(images[looks.outer[c]], images[looks.inner[c]], float(values[c]), bool(looks.sign[c] < 0)) for c in copies
     ]
-    rows.sort(key=lambda row: tuple(row.values())[:10])
+    rows.sort(key=lambda line: tuple(line.values())[:10])
     write_table(out, pa.Table.from_pylist(rows, schema=PAIR_SCHEMA))
     ends = np.concatenate([looks.outer[copies], looks.inner[copies]])
     return {
@@ -354,10 +357,10 @@ def find_pairs(images: Sequence[AuditImage], out: Path, min_correlation: float, 
     }
 
 
-def _row(one: AuditImage, other: AuditImage, value: float, inverted: bool) -> dict[str, Any]:
+def _row(one: AuditImage, other: AuditImage, value: float, inverted: bool, table: Table | None) -> dict[str, Any]:
     """A row of ``PAIR_SCHEMA``."""
     pair = sorted((one, other), key=lambda i: (i.dataset, i.patient, i.study, i.view.id))
-    known = one.dataset == other.dataset and facts(one.dataset).patient_ids
+    known = one.dataset == other.dataset and facts(one.dataset, table).patient_ids
     row: dict[str, Any] = {}
     for side, i in zip("ab", pair, strict=True):
         ids = (i.dataset, i.patient, i.study, i.view.id, i.split)

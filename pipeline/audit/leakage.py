@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from pipeline.audit.copies import AuditImage
-from pipeline.datasets import facts, known_datasets, tested, used_for
+from pipeline.datasets import Table, facts, known_datasets, tested, used_for
 from pipeline.storage.parquet import read_table, write_table
 from pipeline.storage.printed import csv_row, markdown
 from pipeline.study import SPLITS
@@ -71,7 +71,7 @@ def groups(images: Sequence[AuditImage], pairs: Iterable[tuple[ImageId, ImageId]
     return [find(n) for n in range(len(images))]
 
 
-def persons(images: Sequence[AuditImage], group: Sequence[int]) -> list[frozenset[Person]]:
+def persons(images: Sequence[AuditImage], group: Sequence[int], table: Table | None = None) -> list[frozenset[Person]]:
     """Whose pictures are in each image's group: its own patient and those of its copies, where ids mean a person.
 
     The transitive rule: an image without a patient id of its own (RSNA, SIIM, VinDr-CXR, Open-I) is of the persons its
@@ -79,19 +79,19 @@ def persons(images: Sequence[AuditImage], group: Sequence[int]) -> list[frozense
     """
     known: dict[int, set[Person]] = defaultdict(set)
     for image, number in zip(images, group, strict=True):
-        if facts(image.dataset).patient_ids:
+        if facts(image.dataset, table).patient_ids:
             known[number].add((image.dataset, image.patient))
     frozen = {number: frozenset(several) for number, several in known.items()}
     return [frozen.get(number, frozenset()) for number in group]
 
 
-def seen(images: Sequence[AuditImage], group: Sequence[int]) -> list[dict[str, str]]:
+def seen(images: Sequence[AuditImage], group: Sequence[int], table: Table | None = None) -> list[dict[str, str]]:
     """One row (``SEEN_SCHEMA``) for each test image, data set and part of it (train, valid) that has shown it.
 
     ``how`` is ``duplicate`` where a copy of the image is there, else ``patient`` where another image of one of its
     persons is. Rows in the order of the images, then of ``datasets_in_order``.
     """
-    people = persons(images, group)
+    people = persons(images, group, table)
     shown: dict[tuple[str, str], tuple[set[int], set[Person]]] = {}
     for image, number, whose in zip(images, group, people, strict=True):
         if image.split in SEEN_SPLITS:
@@ -117,7 +117,7 @@ def write_seen(path: Path, rows: list[dict[str, str]]) -> None:
     write_table(path, pa.Table.from_pylist(rows, schema=SEEN_SCHEMA))
 
 
-def across_splits(images: Iterable[AuditImage]) -> dict[str, dict[str, int] | str]:
+def across_splits(images: Iterable[AuditImage], table: Table | None = None) -> dict[str, dict[str, int] | str]:
     """For each data set, in how many pairs of splits patients stand: "train/test" -> number of patient ids in both.
 
     ``unknown`` for a data set whose ids do not mean a person.
@@ -127,12 +127,14 @@ def across_splits(images: Iterable[AuditImage]) -> dict[str, dict[str, int] | st
         splits.setdefault(image.dataset, {s: set() for s in SPLITS})[image.split].add(image.patient)
     both = [(a, b) for n, a in enumerate(SPLITS) for b in SPLITS[n + 1 :]]
     return {
-        dataset: {f"{a}/{b}": len(of[a] & of[b]) for a, b in both} if facts(dataset).patient_ids else "unknown"
+        dataset: {f"{a}/{b}": len(of[a] & of[b]) for a, b in both} if facts(dataset, table).patient_ids else "unknown"
         for dataset, of in splits.items()
     }
 
 
-def leakage_table(images: Sequence[AuditImage], rows: Sequence[dict[str, str]]) -> pd.DataFrame:
+def leakage_table(
+    images: Sequence[AuditImage], rows: Sequence[dict[str, str]], table: Table | None = None
+) -> pd.DataFrame:
     """Counts of ``seen`` rows, one line for each test set, training set and part of it that the index holds.
 
     Columns: ``test_set``, ``training_set``, ``training_split``, ``own`` (both are one data set), ``images`` (of the
@@ -165,7 +167,7 @@ def leakage_table(images: Sequence[AuditImage], rows: Sequence[dict[str, str]]) 
                         "images": tests[test],
                         "duplicates": counted[test, training, split, "duplicate"],
                         "patients": counted[test, training, split, "patient"],
-                        "patients_known": "yes" if own and facts(test).patient_ids else "through copies",
+                        "patients_known": "yes" if own and facts(test, table).patient_ids else "through copies",
                     }
                 )
     columns = ("test_set", "training_set", "training_split", "own")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.records import MANY, RECORD, Count, Flag, Name, Positive, Share, Texts, Whole
+from pipeline.config.records import MANY, RECORD, Count, Flag, Name, Positive, Purposes, Share, Texts, Whole
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -20,6 +20,17 @@ class Headings:
     impression: Texts = ()
     before: Texts = ()
     after: Texts = ()
+
+
+@dataclass(frozen=True, config=RECORD)
+class About:
+    """What a data set of your own is, as nobody else knows (docs/own-data.md)."""
+
+    name: str = ""  # for people; else the source's own
+    captions: Literal["reports", "labels"] = "reports"  # what its texts for training are made of
+    classes: Texts = ()  # of its labels, which are tested and probed
+    patients: Flag = False  # whether a patient id is a person, so that the audit knows whom training has seen
+    tests: Purposes = ()  # what its test images are for
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -37,6 +48,7 @@ class Source:
     reports: str = ""  # MIMIC-CXR: the report tree or mimic-cxr-reports.zip, where it is not below path
     list_5x200: str = ""  # CheXpert: chexpert_5x200.csv where it is not below path
     manifest: str = ""  # reader manifest: the CSV or Parquet file that lists the images, below path
+    about: About = field(default_factory=About)  # of a data set of your own
     headings: Headings = field(
         default_factory=Headings
     )  # reader manifest: those of its reports, beside the English ones

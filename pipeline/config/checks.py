@@ -6,12 +6,12 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from pipeline.config.archive_params import Source
+from pipeline.config.archive_params import About, Source
 from pipeline.config.params import ADAPTERS, Evaluate, MixedModel, Params, Run
 from pipeline.config.places import check_places
-from pipeline.config.records import ParamsError, hint
+from pipeline.config.records import ParamsError, hint, shown
 from pipeline.config.run_config import NOT_MIXED, RunConfig, run_config
-from pipeline.datasets import MANIFEST, Table, archives, datasets_of, facts, used_for
+from pipeline.datasets import MANIFEST, Table, archives, datasets_of, facts, known_datasets, used_for
 
 STAMPS = Path("data/fingerprints")  # of the stamps that ``stages.fingerprint`` writes
 PHANTOMS = Path("data/phantom")  # whose stamps the stage phantom writes
@@ -80,9 +80,12 @@ def _sources(params: Params, table: Table) -> Iterator[str]:
                 yield f"{at}: a data set's name is small letters, digits and _"
             if not source.manifest:
                 yield f"{at}.manifest: missing; the CSV or Parquet file that lists the images"
+            yield from _about(at, source.about, name in known_datasets())
             continue
-        if name not in table:
-            yield from _known("sources", [name], table)
+        if source.about != About():
+            yield f"{at}.about: only of a data set of your own (reader: {MANIFEST})"
+        if name not in known_datasets():
+            yield from _known("sources", [name], known_datasets())
             continue
         known = table[name]
         if source.reader != known.reader:
@@ -94,6 +97,16 @@ def _sources(params: Params, table: Table) -> Iterator[str]:
         else:
             others = ", ".join(d for d in archives(table) if source.split in table[d].splits)
             yield f"{at}.split: {source.split!r} is none of {', '.join(known.splits)}; {others} can be split so"
+
+
+def _about(at: str, about: About, known: bool) -> Iterator[str]:
+    if known and about != About():
+        yield f"{at}.about: the facts of this data set are known; name the source otherwise to describe your own"
+    if "classification" in about.tests and not about.classes:
+        yield f"{at}.about.classes: missing; the classes of the labels that classification asks for"
+    for cls in about.classes:
+        if not cls.strip() or not cls.isprintable() or "{" in cls or "}" in cls:
+            yield f"{at}.about.classes: {shown(cls)}: not a name; expected words without braces"
 
 
 def _run(params: Params, table: Table, name: str, run: Run) -> Iterator[str]:

@@ -9,7 +9,7 @@ import typing
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -94,6 +94,7 @@ NameOrNone = Annotated[str, Field(pattern=f"^({NAME.pattern})?$")]
 _UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 Names = Annotated[tuple[Name, ...], AfterValidator(_each_once), _UNIQUE]
 Texts = Annotated[tuple[str, ...], AfterValidator(_each_once), _UNIQUE]
+Purposes = Annotated[tuple[Literal["classification", "retrieval"], ...], AfterValidator(_each_once), _UNIQUE]
 Insides = Annotated[tuple[Inside, ...], AfterValidator(_each_once), _UNIQUE]
 Seeds = Annotated[tuple[Count, ...], AfterValidator(_some_each_once), _UNIQUE]
 Ranks = Annotated[tuple[Positive, ...], AfterValidator(_some_each_once), _UNIQUE]

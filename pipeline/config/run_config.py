@@ -24,7 +24,7 @@ from pipeline.config.records import (
     Whole,
     read_record,
 )
-from pipeline.datasets import facts
+from pipeline.datasets import datasets_of, facts
 
 SPEED = ("launcher", "workers", "save_minutes", "timeout_minutes")  # of Train: they change no result
 
@@ -82,7 +82,7 @@ def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
     """The effective parameters of one run: the sections, overlaid by the run's own keys; ``seed`` is one of seeds."""
     if name not in params.runs:
         raise ParamsError(f"runs.{name}: no such run; runs are {', '.join(params.runs) or 'none'}")
-    run = params.runs[name]
+    run, table = params.runs[name], datasets_of(params.sources)
     overlaid: dict[str, Any] = {}
     wrong: list[str] = []
     for section, cls in (("sampling", Sampling), ("augment", Augment), ("loss", Loss), ("train", Train)):
@@ -108,8 +108,8 @@ def run_config(params: Params, name: str, seed: int = 0) -> RunConfig:
         image_size=params.model.image_size,
         roles=Roles(run.paired, run.images, run.texts, run.paired_fraction) if run.mixed else None,
         mixed=params.model.mixed if run.mixed else None,
-        captioned=tuple(d for d in run.datasets if facts(d).captioned),
-        random_negatives=tuple(d for d in run.datasets if facts(d).random_negatives),
+        captioned=tuple(d for d in run.datasets if facts(d, table).captioned),
+        random_negatives=tuple(d for d in run.datasets if facts(d, table).random_negatives),
         **overlaid,
     )
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic.dataclasses import dataclass
 
-from pipeline.config.archive_params import Ingest, Source
+from pipeline.config.archive_params import About, Ingest, Source
 from pipeline.config.load import load_params
 from pipeline.config.params import Augment, BackTranslation, Bootstrap, FewShot, FineTune, Other, Params
 from pipeline.config.records import (
@@ -33,7 +33,7 @@ from pipeline.config.records import (
     read_record,
 )
 from pipeline.config.run_config import RunConfig, run_config, without_speed
-from pipeline.datasets import captioned, facts, paired_tests, tested, used_for
+from pipeline.datasets import Dataset, captioned, datasets_of, facts, own_datasets, paired_tests, tested, used_for
 
 FOLDER = Path("data/settings")
 GROUPS = ("corpus",)  # folders that a stage depends on as a whole
@@ -62,19 +62,22 @@ class IngestSettings:
 
 @dataclass(frozen=True, config=RECORD)
 class AuditSettings:
-    """``sources``: names of the data sets."""
+    """``sources``: names of the data sets; ``own``, here and below: what is known of the user's own among them."""
 
     sources: Names
     min_correlation: Share
+    own: dict[Name, Dataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=RECORD)
 class PromptSettings:
-    """The files of training templates, and the data sets whose labels become captions."""
+    """The files of training templates, the data sets whose labels become captions, and the user's ``own``: classes of
+    theirs without templates take the default ones."""
 
     file: str
     ablation: str
     datasets: Names
+    own: Names = ()
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -105,6 +108,7 @@ class EmbedSettings:
     test_sets: Names
     map_sets: Names
     protocols: tuple[str, ...]
+    own: dict[Name, Dataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -115,6 +119,7 @@ class EmbedOtherSettings:
     sources: Names
     test_sets: Names
     protocols: tuple[str, ...]
+    own: dict[Name, Dataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -126,6 +131,7 @@ class ZeroShotSettings:
     protocols: tuple[str, ...]
     bootstrap: Bootstrap
     rows: dict[str, Names]
+    own: dict[Name, Dataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -138,6 +144,7 @@ class RetrievalSettings:
     bootstrap: Bootstrap
     rows: dict[str, Names]
     k: Ranks
+    own: dict[Name, Dataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -154,6 +161,7 @@ class FewShotSettings:
     test_sets: Names
     trained_on: Names
     other: Other | None = None
+    own: dict[Name, Dataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -169,6 +177,7 @@ class RegenerateSettings:
     images: Count
     ratios: Insides
     show_patient_data: Flag
+    own: dict[Name, Dataset] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=RECORD)
@@ -216,35 +225,52 @@ def evaluated_rows(params: Params) -> dict[str, tuple[str, ...]]:
     return ours | {name: other.trained_on for name, other in params.others.items()}
 
 
+def tested_facts(params: Params) -> dict[str, Dataset]:
+    """What evaluation asks of the user's own data sets: uses and classes, and nothing that would re-run it in vain."""
+    own = own_datasets(params.sources)
+    return {name: replace(d, name=name, patient_ids=False, captions="reports") for name, d in own.items()}
+
+
+def audited_facts(params: Params) -> dict[str, Dataset]:
+    """What the audit asks of them: whether patients are persons."""
+    own = own_datasets(params.sources)
+    return {
+        name: replace(d, name=name, classes=(), captions="reports", uses=("pretraining",)) for name, d in own.items()
+    }
+
+
 def settings_of(params: Params) -> dict[str, Any]:
     """The settings of every stage: path below data/settings without suffix -> record."""
     evaluate, sources, seed = params.evaluate, tuple(params.sources), params.seed
+    table, own = datasets_of(params.sources), tested_facts(params)
     common: dict[str, Any] = {
         "seed": seed,
         "sources": sources,
+        "own": own,
         "protocols": evaluate.protocols,
         "bootstrap": evaluate.bootstrap,
     }
     rows = evaluated_rows(params)
-    tests = tuple(d for d in tested() if d in sources)
+    tests = tuple(d for d in tested(table) if d in sources)
     maps = tuple(d for d in used_for("binary_classification") if d in sources)
     found: dict[str, Any] = {}
     found["phantom"] = PhantomSettings(seed, params.phantom.size, params.phantom.archives)
     ingest = replace(params.ingest, workers=Ingest().workers, scheduler=Ingest().scheduler)
     for name, source in params.sources.items():
-        found[f"ingest/{name}"] = IngestSettings(seed, source, ingest, facts(name).classes)
-    found["audit"] = AuditSettings(sources, params.audit.min_correlation)
-    labelled = tuple(name for name in captioned() if name in params.sources)
-    found["prompts"] = PromptSettings(params.prompts.file, params.prompts.ablation, labelled)
+        read = replace(source, about=About())  # which reading does not ask for
+        found[f"ingest/{name}"] = IngestSettings(seed, read, ingest, facts(name).classes)
+    found["audit"] = AuditSettings(sources, params.audit.min_correlation, audited_facts(params))
+    labelled = tuple(name for name in captioned(table) if name in params.sources)
+    found["prompts"] = PromptSettings(params.prompts.file, params.prompts.ablation, labelled, tuple(own))
     plain = BackTranslation()
     translation = replace(params.back_translation, workers=plain.workers, device=plain.device)
     found["back_translate"] = BackTranslationSettings(seed, sources, labelled, translation)
     for name, run in params.runs.items():
         found[f"corpus/{name}"] = CorpusSettings(run.prompts, without_speed(run_config(params, name)))
     trainings = tuple(f"{name}/{s}" for name in params.runs for s in params.seeds)
-    found["embed/runs"] = EmbedSettings(trainings, sources, tests, maps, evaluate.protocols)
+    found["embed/runs"] = EmbedSettings(trainings, sources, tests, maps, evaluate.protocols, own)
     for name, other in params.others.items():
-        found[f"embed/other/{name}"] = EmbedOtherSettings(_unnamed(other), sources, tests, evaluate.protocols)
+        found[f"embed/other/{name}"] = EmbedOtherSettings(_unnamed(other), sources, tests, evaluate.protocols, own)
     found["zero_shot"] = ZeroShotSettings(**common, rows=rows)
     found["retrieval"] = RetrievalSettings(**common, rows=rows, k=evaluate.retrieval.k)
     found |= _few_shot(params, common)
@@ -265,11 +291,14 @@ def _few_shot(params: Params, common: dict[str, Any]) -> dict[str, FewShotSettin
     probe = replace(evaluate.few_shot, fine_tune=FineTune())
     tuned = replace(evaluate.few_shot, fine_tune=replace(evaluate.few_shot.fine_tune, runs=()))
     common = {**common, "augment": params.augment}
+    own = tested_facts(params)
+    asked = (*used_for("binary_classification"), *used_for("own_classification", own))
+    probed = tuple(d for d in asked if d in params.sources)
     for name in params.main:
         found[f"few_shot/main/{name}"] = FewShotSettings(
             **common,
             options=tuned if name in evaluate.few_shot.fine_tune.runs else probe,
-            test_sets=used_for("binary_classification"),
+            test_sets=probed,
             trained_on=params.runs[name].datasets,
         )
     official = with_shares(tuned, evaluate.official.shares)
@@ -277,14 +306,14 @@ def _few_shot(params: Params, common: dict[str, Any]) -> dict[str, FewShotSettin
         found[f"few_shot/official/{name}"] = FewShotSettings(
             **common,
             options=official,
-            test_sets=used_for("official_classification"),
+            test_sets=tuple(d for d in used_for("official_classification") if d in params.sources),
             trained_on=params.runs[name].datasets,
         )
     for name, other in params.others.items():
         found[f"few_shot/other/{name}"] = FewShotSettings(
             **common,
             options=probe,
-            test_sets=used_for("binary_classification"),
+            test_sets=probed,
             trained_on=other.trained_on,
             other=_unnamed(other),
         )

@@ -15,7 +15,7 @@ from pipeline.config.settings import EmbedOtherSettings, EmbedSettings
 from pipeline.evaluation.candidates import candidate_texts
 from pipeline.evaluation.device import evaluation_autocast
 from pipeline.evaluation.embedder import Embedder
-from pipeline.evaluation.protocols import RetrievalSet, load_protocol, prompt_texts, retrieval_sets
+from pipeline.evaluation.protocols import RetrievalSet, first_protocol, prompt_texts, retrieval_sets
 from pipeline.evaluation.store import write_missing
 from pipeline.models.checkpoint import Net, load_model
 from pipeline.storage.atomic import emptied, replacing
@@ -88,9 +88,11 @@ def embed_run(
         write_missing(out, NOT_ALIGNED)
         return {}
     embedder = replace(embedder_of(net, tokenizer, run.image_size, batch_size), workers=workers)
-    first = load_protocol(settings.protocols[0])
+    first = first_protocol(settings.protocols, settings.own)
     sets = retrieval_sets(first, settings.sources).values()
-    counts = write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.test_sets, index, out)
+    counts = write_embeddings(
+        embedder, prompt_texts(settings.protocols, settings.own), sets, settings.test_sets, index, out
+    )
     classes = {t.rule.dataset: {c: texts[0] for c, texts in t.positive.items()} for t in first.tasks.values()}
     shown = {d: classes[d] for d in settings.map_sets if d in classes}
     write_maps(net, embedder, run.image_size, shown, settings.test_sets, index, out)
@@ -99,8 +101,10 @@ def embed_run(
 
 def embed_other(embedder: Embedder, settings: EmbedOtherSettings, index: Path, out: Path) -> dict[str, int]:
     """Write the embeddings of somebody else's model; the counts of ``write_embeddings``."""
-    sets = retrieval_sets(load_protocol(settings.protocols[0]), settings.sources).values()
-    return write_embeddings(embedder, prompt_texts(settings.protocols), sets, settings.test_sets, index, out)
+    sets = retrieval_sets(first_protocol(settings.protocols, settings.own), settings.sources).values()
+    return write_embeddings(
+        embedder, prompt_texts(settings.protocols, settings.own), sets, settings.test_sets, index, out
+    )
 
 
 def write_embeddings(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import field
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from pipeline.config.records import NAME, RECORD, Count, Flag, ParamsError, hint, read_record, shown
 from pipeline.config.yaml_file import YamlFileError, read_yaml
-from pipeline.datasets import tested, used_for
+from pipeline.datasets import Table, tested, used_for, with_own
 from pipeline.text import prompts as templates
 
 FOLDER = Path(__file__).parent / "protocols"
@@ -124,8 +124,11 @@ class Protocol:
     retrieval: dict[str, RetrievalSet] = field(default_factory=dict)
 
 
-def load_protocol(name: str) -> Protocol:
+def load_protocol(name: str, own: Table | None = None) -> Protocol:
     """Read a protocol: one of ``FOLDER`` by its name, or any file by its path (it holds a "/" or ends in ".yaml").
+
+    Args:
+        own: the user's own data sets, of which it may have test sets, too.
 
     Raises:
         ProtocolError: one line that names the file, the key, and what is wrong with it.
@@ -139,7 +142,7 @@ def load_protocol(name: str) -> Protocol:
         if not NAME.fullmatch(key):
             raise ProtocolError(f"{path}: test_sets.{key}: a test set's name is letters, digits and _, a letter first")
         try:
-            _known(rule.dataset)
+            _known(rule.dataset, own or {})
             positive, negative = _sides(rule.prompts, path)
             _check(rule, positive, negative)
         except (ParamsError, ProtocolError, templates.PromptError) as error:
@@ -150,26 +153,50 @@ def load_protocol(name: str) -> Protocol:
                 f"{path}: its prompts have more than {templates.MOST_TEXT:,} characters; leave some out"
             )
         tasks[key] = Task(key, rule, positive, negative)
-    _check_retrieval(found.retrieval, path)
+    _check_retrieval(found.retrieval, path, own or {})
     return Protocol(path.stem, tasks, found.retrieval)
 
 
-def load_protocols(names: Sequence[str]) -> list[Protocol]:
-    """The protocols of ``evaluate.protocols``; the first is what the tables show.
+def first_protocol(names: Sequence[str], own: Table) -> Protocol:
+    """What the tables show; raises as ``load_protocols``."""
+    return load_protocols(names, own)[0]
+
+
+def load_protocols(names: Sequence[str], own: Table | None = None) -> list[Protocol]:
+    """The protocols of ``evaluate.protocols``; the first is what the tables show. It has a default test set, too, of
+    each data set of the user's own that no protocol tests: the cosine with ``{class}`` less that with ``no {class}``,
+    and the search for each report.
 
     Raises:
         ProtocolError: one cannot be used, or two have one name.
     """
-    found = [load_protocol(name) for name in names]
+    found = [load_protocol(name, own) for name in names]
     for i, protocol in enumerate(found):
         if protocol.name in {p.name for p in found[:i]}:
             raise ProtocolError(f"evaluate.protocols: two are named {protocol.name}; rename a file")
-    return found
+    return [_with_defaults(found, own or {}), *found[1:]]
 
 
-def prompt_texts(names: Sequence[str]) -> list[str]:
+def _with_defaults(found: Sequence[Protocol], own: Table) -> Protocol:
+    """The first protocol, with a test set and a retrieval set of each of the user's own data sets that has none."""
+    first = found[0]
+    measured = {task.rule.dataset for protocol in found for task in protocol.tasks.values()}
+    searched = {rule.dataset for rule in first.retrieval.values()}
+    tasks, retrieval = dict(first.tasks), dict(first.retrieval)
+    for name in used_for("own_classification", own):
+        if name not in measured:
+            rule = PromptRule(own[name].classes, positive=("{}",), negative=("no {}",))
+            sides = _filled(rule, "positive"), _filled(rule, "negative")
+            tasks[name] = Task(name, TestSet(name, rule, "mean", "difference", "auc"), *sides)
+    for name in used_for("retrieval", own):
+        if name not in searched:
+            retrieval[name] = RetrievalSet(name, ("findings", "impression"), "distinct", "frontal")
+    return Protocol(first.name, tasks, retrieval)
+
+
+def prompt_texts(names: Sequence[str], own: Table | None = None) -> list[str]:
     """All distinct prompts of these protocols, in order of first appearance; what every model embeds."""
-    tasks = [task for protocol in load_protocols(names) for task in protocol.tasks.values()]
+    tasks = [task for protocol in load_protocols(names, own) for task in protocol.tasks.values()]
     sides = [side for task in tasks for side in (task.positive, task.negative)]
     return list(dict.fromkeys(text for side in sides for texts in side.values() for text in texts))
 
@@ -200,16 +227,30 @@ def retrieval_sets(protocol: Protocol, sources: Collection[str]) -> dict[str, Re
     return protocol.retrieval
 
 
-def measuring(names: Sequence[str], dataset: str) -> Protocol:
+def measuring(names: Sequence[str], dataset: str, own: Table | None = None) -> Protocol:
     """The first of these protocols that measures an AUC on a data set.
 
     Raises:
         ProtocolError: none does, or one cannot be used.
     """
-    for protocol in load_protocols(names):
+    for protocol in load_protocols(names, own):
         if any(t.rule.dataset == dataset and t.rule.metric == "auc" for t in protocol.tasks.values()):
             return protocol
     raise ProtocolError(f"evaluate.protocols: none measures an AUC on {dataset}; add the protocol chestxray14")
+
+
+def probed(names: Sequence[str], datasets: Iterable[str], own: Table) -> Protocol:
+    """What a probe learns: of each data set the test set of the first protocol that measures an AUC on it.
+
+    Raises:
+        ProtocolError: of one none does, or a protocol cannot be used.
+    """
+    found: dict[str, Task] = {}
+    for dataset in datasets:
+        protocol = measuring(names, dataset, own)
+        task = next(t for t in protocol.tasks.values() if (t.rule.dataset, t.rule.metric) == (dataset, "auc"))
+        found[f"{protocol.name}/{task.name}"] = task
+    return Protocol("probed", found)
 
 
 def _path(name: str) -> Path:
@@ -236,21 +277,21 @@ def _read(path: Path) -> _File:
         raise ProtocolError("\n".join(f"{path}: {line}" for line in error.lines)) from None
 
 
-def _known(dataset: str) -> None:
-    if dataset not in (known := tested()):
+def _known(dataset: str, own: Table) -> None:
+    if dataset not in (known := tested(with_own(own))):
         raise ProtocolError(
             f"dataset: {shown(dataset)} is no test set; known are {', '.join(known)}{hint(dataset, known)}"
         )
 
 
-def _check_retrieval(found: dict[str, RetrievalSet], path: Path) -> None:
+def _check_retrieval(found: dict[str, RetrievalSet], path: Path, own: Table) -> None:
     """Raises ``ProtocolError`` where a retrieval set cannot be used."""
     taken: dict[str, str] = {}
     for key, rule in found.items():
         at = f"{path}: retrieval.{key}"
         if not NAME.fullmatch(key):
             raise ProtocolError(f"{at}: a retrieval set's name is letters, digits and _, a letter first")
-        if rule.dataset not in (known := used_for("retrieval")):
+        if rule.dataset not in (known := used_for("retrieval", with_own(own))):
             close = hint(rule.dataset, known)
             raise ProtocolError(f"{at}.dataset: {shown(rule.dataset)} is none with reports: {', '.join(known)}{close}")
         if rule.dataset in taken:

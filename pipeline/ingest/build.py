@@ -39,6 +39,7 @@ from pipeline.storage.files import IN_PACK, Gone
 from pipeline.storage.index import join_studies, write_rejects, write_studies
 from pipeline.storage.processes import end_with_parent
 from pipeline.storage.shards import key
+from pipeline.storage.untrusted import FILE_MISSING
 from pipeline.study import Reject, Study
 
 UNLISTED = "an image that no list of the archive names, or another copy of one"
@@ -278,6 +279,7 @@ def _finish(
     rows = archive.rows.total()
     summary: dict[str, Any] = {
         "dataset": job.dataset,
+        "reader": source.reader,
         "labels_only": options.labels_only,
         "phantom": job.files.has("PHANTOM.json"),
         **account.summary_of(plan.listed, written, rows, rejects, options.labels_only),
@@ -296,11 +298,13 @@ def _finish(
         )
     left = plan.listed if options.labels_only else written
     if lost := account.losses(plan.listed, left, rows, rejects, options.max_rejected):
-        for part in lossy:  # what was rejected may be mended without a file changing: permissions, say
-            part.unlink()
+        for done in lossy:  # what was rejected may be mended without a file changing: permissions, say
+            done.unlink()
+        missing = sum(r.kind == "image" and r.reason == FILE_MISSING for r in rejects)
+        part = f"; of a partial download say so: sources.{job.dataset}.present: true" if missing else ""
         raise IngestError(
             f"{job.dataset}: {'; '.join(lost)}; see {out_shards}/rejects.parquet (images are looked for anywhere under "
-            f"{source.path})"
+            f"{source.path}{part})"
         )
     join_studies(out_index, map(job.part, range(count)))
     write_text(out_index.with_suffix(".json"), json.dumps(summary, indent=1) + "\n")

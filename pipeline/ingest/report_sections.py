@@ -133,6 +133,13 @@ def sections(report: str) -> tuple[str | None, str | None]:
     return findings, impression
 
 
+def outline(report: str) -> list[tuple[str, str]]:
+    """The parts of a report in order: what each is (findings, impression, views, comparison, lead, tail, or start,
+    before any heading), and its text on one line; parts without a word are left out."""
+    parts = ((kind, clean_text("\n".join(lines))) for kind, lines in _parts(report))
+    return [(kind, text) for kind, text in parts if text]
+
+
 def _parts(report: str) -> Iterator[tuple[str, list[str]]]:
     """The report as (kind, lines): findings, impression, views, comparison, lead, tail, or start (no heading yet)."""
     current, opened = "start", list[str]()

@@ -212,8 +212,8 @@ def show_difference(cell: Cell, decimals: int) -> str:
     """The signed difference of the two figures as printed, so that a reader who subtracts finds the same."""
     if cell.ours is None or cell.paper is None:
         return DASH
-    if not cell.comparable:
-        return "phantom"
+    if cell.own or not cell.comparable:
+        return "own list" if cell.own else "phantom"
     difference = round(round(cell.ours, decimals) - cell.paper, decimals)
     return _signed(difference, decimals)
 
@@ -257,7 +257,9 @@ def table_csv(table: Table) -> str:
             against = [row.against, *map(_plain, c.against)] if c.against else [""] * 4
             line = [table.number, row.key, model, row.data, column.key, *map(_plain, figures), _plain(c.clean_n)]
             lines.append([*line, _plain(c.removed), *against, " ".join(map(_plain, c.seeds))])
-    printed = {row["model"] for row in load_paper()[f"table{table.number}"].get("rows", ())}  # "+ MVS" of the paper
+    printed = {
+        row["model"] for row in load_paper().get(f"table{table.number}", {}).get("rows", ())
+    }  # "+ MVS" of the paper
     writer.writerows(csv_row(line, printed) for line in [CSV_COLUMNS, *lines])
     return out.getvalue()
 

@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.config.params import Params
 from pipeline.config.places import without_places
-from pipeline.datasets import display_names, facts, paired_tests, source_of, used_for
+from pipeline.datasets import datasets_of, display_names, facts, paired_tests, source_of, used_for
 from pipeline.evaluation.candidates import text_digest
 from pipeline.evaluation.metric_key import MACRO_AUC, MetricKey
 from pipeline.evaluation.store import load_arrays
@@ -65,7 +65,7 @@ def render_page(
         embeddings: folder of the runs' embeddings, which may hold similarity maps.
         regeneration: folder of the mixed runs' results, which may hold pictures.
     """
-    names = {d: d for d in summaries} | display_names()
+    names = display_names(datasets_of(params.sources))
     hidden = [d for d, s in summaries.items() if not shown(params, s)]
     twin, control = control_rows(params, results)
     environment = jinja2.Environment(

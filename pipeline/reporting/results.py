@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from pipeline.datasets import MANIFEST
 from pipeline.evaluation.measure import Measure, measure_from_record
 from pipeline.evaluation.metric_key import RSUM, Direction, MetricKey, key_from_record, read_key
 from pipeline.evaluation.store import read_arrays
@@ -35,6 +36,7 @@ class Summary:
 
     dataset: str
     phantom: bool
+    own: bool  # read from a list of the user's own, whatever its name
     labels_only: bool
     listed: dict[str, dict[str, int]]
     written: dict[str, dict[str, int]]
@@ -99,6 +101,7 @@ def load_summaries(index: Path, datasets: Iterable[str]) -> dict[str, Summary]:
             summary = Summary(
                 dataset=raw["dataset"],
                 phantom=bool(raw["phantom"]),
+                own=raw["reader"] == MANIFEST,
                 labels_only=bool(raw["labels_only"]),
                 listed=raw["listed"],
                 written=raw["written"],

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.config.params import Params
+from pipeline.datasets import Table as DataSets
 from pipeline.datasets import display_names, facts, source_of
 from pipeline.evaluation.comparison import paired
 from pipeline.evaluation.measure import Measure
@@ -42,11 +43,17 @@ def short_names(datasets: Iterable[str]) -> str:
 
 
 def marked(summaries: Mapping[str, Summary], columns: Sequence[Column], cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """The cells that rest on drawn images marked; a sum rests on all test sets of the row."""
+    """The cells that rest on drawn images, or on a list of the user's own, marked; a sum rests on all test sets of the
+    row."""
     archives = {d: source_of(d) for d in {c.dataset for c in columns}}
     drawn = {d for d, archive in archives.items() if archive in summaries and summaries[archive].phantom}
+    own = {d for d, archive in archives.items() if archive in summaries and summaries[archive].own}
     return tuple(
-        replace(cell, phantom=c.dataset in drawn or (not c.dataset and bool(drawn)))
+        replace(
+            cell,
+            phantom=c.dataset in drawn or (not c.dataset and bool(drawn)),
+            own=c.dataset in own or (not c.dataset and bool(own)),
+        )
         for c, cell in zip(columns, cells, strict=True)
     )
 
@@ -120,9 +127,14 @@ def used_columns(columns: tuple[Column, ...], rows: Sequence[Row]) -> tuple[tupl
     return tuple(columns[i] for i in kept), [replace(r, cells=tuple(r.cells[i] for i in kept)) for r in rows]
 
 
-def notes_of(columns: Sequence[Column], summaries: Mapping[str, Summary], runs: Sequence[RunResult]) -> list[str]:
-    """What ingest and evaluation noted about the data sets of these columns, each thing once."""
-    names = display_names()
+def notes_of(
+    columns: Sequence[Column],
+    summaries: Mapping[str, Summary],
+    runs: Sequence[RunResult],
+    table: DataSets | None = None,
+) -> list[str]:
+    """What ingest and evaluation noted about the data sets of these columns, each thing once; of those in ``table``."""
+    names = display_names(table)
     used = [d for d in names if d in {c.dataset for c in columns}]
     archives = dict.fromkeys(source_of(d) for d in used)
     notes = [f"{names[d]}: {note}" for d in archives if d in summaries for note in summaries[d].notes]

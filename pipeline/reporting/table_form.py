@@ -40,7 +40,8 @@ class Cell:
     ``clean``: the same figure on the ``clean_n`` test images that training has not seen; None where nothing is known to
     be seen, or no audit was made. ``removed``: how many images that leaves out (None = not audited). ``seeds``: the
     figure by seed. ``against``: (difference, low, high) to the row that ``Row.against`` names, over the same resamples.
-    ``phantom``: measured on drawn images.
+    ``phantom``: measured on drawn images; ``own``: on a list of the user's own under the archive's name, which nothing
+    of the paper can be compared with.
     """
 
     ours: float | None = None
@@ -58,15 +59,16 @@ class Cell:
     seeds: tuple[float, ...] = ()
     against: tuple[float, float, float] | None = None
     phantom: bool = False
+    own: bool = False
 
     @property
     def difference(self) -> float | None:
         """Ours less the paper's, or None where one of them is missing."""
-        return None if self.ours is None or self.paper is None else self.ours - self.paper
+        return None if self.ours is None or self.paper is None or self.own else self.ours - self.paper
 
     def beats(self, decimals: int) -> bool:
         """Whether our figure as printed is above the paper's, on a real test set: what bold says."""
-        if self.ours is None or self.paper is None or self.phantom:
+        if self.ours is None or self.paper is None or self.phantom or self.own:
             return False
         return round(self.ours, decimals) > self.paper
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from pipeline.config.params import Params
 from pipeline.config.run_config import run_config
-from pipeline.datasets import captioned, display_names
+from pipeline.datasets import captioned, datasets_of, display_names, own_datasets
 from pipeline.reporting.compositions import composition_table, regeneration_table
 from pipeline.reporting.counts import counts
+from pipeline.reporting.own import own_table
 from pipeline.reporting.results import RunResult, Summary, load_paper
 from pipeline.reporting.rows import marked, notes_of, row_of, short_names, used_columns, with_differences
 from pipeline.reporting.table_form import Column, Table, table_of
@@ -26,10 +27,12 @@ TABLES = ("2", "3", "4", "S1", "S2", "S3", "S4")  # those of the paper's models
 
 
 def build_tables(params: Params, summaries: Mapping[str, Summary], results: Mapping[str, RunResult]) -> list[Table]:
-    """Tables 1–4 and S1–S6 from the counts of ingest and the metrics of evaluation."""
-    paper = load_paper()
-    found = [counts(paper, summaries), *(_models(n, paper, params, summaries, results) for n in TABLES)]
-    return [*found, *(make(paper, params, summaries, results) for make in (composition_table, regeneration_table))]
+    """Tables 1–4 and S1–S6 from the counts of ingest and the metrics of evaluation; with data sets of the user's own
+    that are tested, theirs."""
+    paper, own = load_paper(), own_datasets(params.sources)
+    found = [counts(paper, summaries, own), *(_models(n, paper, params, summaries, results) for n in TABLES)]
+    found += [make(paper, params, summaries, results) for make in (composition_table, regeneration_table)]
+    return [*found, *own_table(params, summaries, results)]
 
 
 def phantoms(summaries: Mapping[str, Summary]) -> list[str]:
@@ -116,7 +119,8 @@ def _fills(params: Params, name: str, row: Mapping[str, Any]) -> bool:
 
 def _text_augmentation(params: Params, shown: Sequence[str]) -> list[str]:
     """A note where runs that augment reports had no back-translations to draw from, as the paper's had."""
-    reports = {name for name in shown if set(params.runs[name].datasets) - set(captioned())}
+    made = set(captioned(datasets_of(params.sources)))
+    reports = {name for name in shown if set(params.runs[name].datasets) - made}
     augments = {name: run_config(params, name).augment for name in reports}
     without = [
         name for name in shown if name in reports and augments[name].text and augments[name].text_method == "swap"

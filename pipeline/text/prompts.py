@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,11 @@ class PromptError(ValueError):
 
 @dataclass(frozen=True)
 class PromptSentences:
-    """Sentences by class and value. The order of classes is that of validation captions."""
+    """Sentences by class and value. The order of classes is that of validation captions. ``defaults``: value ->
+    templates of classes without their own."""
 
     pools: Mapping[str, Mapping[int, tuple[str, ...]]]
+    defaults: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def sentences(self, class_name: str, value: int) -> tuple[str, ...]:
         """All sentences that say ``class_name`` is positive (1), negative (0) or uncertain (-1).
@@ -61,6 +63,18 @@ class PromptSentences:
         if value not in VALUES.values():
             raise PromptError(f"class {class_name!r}: label value {value!r} is none of 1, 0, -1")
         return self.pools[class_name][value]
+
+    def with_defaults(self, classes: Iterable[str]) -> PromptSentences:
+        """Also with sentences of these classes, where they have none: the default templates with the class's name."""
+        new = {
+            name: {
+                value: tuple(dict.fromkeys(text for template in templates for text in expand(template, name)))
+                for value, templates in self.defaults.items()
+            }
+            for name in classes
+            if name not in self.pools
+        }
+        return PromptSentences({**self.pools, **new}, self.defaults)
 
     def subset(self, classes: Iterable[str]) -> PromptSentences:
         """These classes and "No Finding", whose sentence validation needs, in this order of classes.
@@ -134,7 +148,7 @@ def load_templates(path: Path) -> PromptSentences:
             raise PromptError(f"classes.{NO_FINDING}: needs a positive template, the caption of a normal study")
     except PromptError as error:
         raise PromptError(f"{path}: {error}") from None
-    return PromptSentences(pools)
+    return PromptSentences(pools, {VALUES[name]: tuple(texts) for name, texts in templates.items()})
 
 
 def caption(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pipeline.config.archive_params import Source
-from pipeline.datasets import facts
+from pipeline.datasets import MANIFEST, facts, known_datasets
 from pipeline.ingest.sources.archive import Archive, SourceError, open_archive
 from pipeline.storage.files import PACK_SUFFIXES, Files, FilesError
 from pipeline.study import Reject, Study
@@ -106,6 +106,10 @@ def archive_fingerprint(dataset: str, source: Source) -> dict[str, str]:
 
 def archive_notes(archive: Archive, source: Source) -> list[str]:
     """What a reader of the tables must know about how this archive was read; one sentence each."""
+    if source.reader == MANIFEST and archive.dataset in known_datasets():
+        return [
+            "A list of your own under this name: not the archive as it is published, so not compared with the paper"
+        ]
     if facts(archive.dataset).archive:  # the notes of the other reading say it
         return []
     if source.split != "paper":

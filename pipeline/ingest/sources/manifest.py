@@ -24,11 +24,11 @@ from pipeline.ingest.sources.tables import Row, parse_label, read_table, table_f
 from pipeline.study import Reject, Study, View
 
 SPLITS = {
-    "train": ("", "train", "training", "tr"),
+    "train": ("train", "training", "tr"),
     "valid": ("valid", "validation", "validate", "val", "dev", "development", "tune"),
     "test": ("test", "testing", "holdout", "hold-out"),
 }
-SPLIT_WORDS = {word: split for split, words in SPLITS.items() for word in words}
+SPLIT_WORDS = {"": "", **{word: split for split, words in SPLITS.items() for word in words}}
 VIEWS = {
     "PA": ("PA", "POSTEROANTERIOR", "POSTERO ANTERIOR", "POSTERIOR ANTERIOR"),
     "AP": ("AP", "ANTEROPOSTERIOR", "ANTERO POSTERIOR", "ANTERIOR POSTERIOR"),
@@ -48,7 +48,7 @@ SECTIONS = ("findings", "impression")
 TEXTS = (*SECTIONS, "report")
 COLUMNS = ("study", "patient", "view", "split", *TEXTS)
 # What a reason may say back: a number, or a view. Anything else may be a name, where cells are in the wrong columns.
-NUMBER, VIEW = re.compile(r"[+-]?[\d.,]{1,12}"), re.compile(r"[A-Za-z ./-]{1,16}")
+QUOTED_NUMBER, QUOTED_VIEW = re.compile(r"[+-]?[\d.,]{1,12}"), re.compile(r"[A-Za-z ./-]{1,16}")
 
 
 def read_manifest(files: Archive, name: str, headings: Headings) -> Iterator[Study | Reject]:
@@ -71,29 +71,41 @@ def read_manifest(files: Archive, name: str, headings: Headings) -> Iterator[Stu
         SourceError: the manifest is missing, damaged or without a column ``image``; a study is in two splits (a
             patient may be: public splits do that); or a split has lost all its rows.
     """
+    _check_listed(files, name)
+    reading = _Reading(files, name, Translation(headings))
+    yield from reading.studies(manifest_rows(files, name))
+    files.notes.extend(f"{name}: {said}" for said in reading.ignored())
+
+
+def manifest_rows(files: Archive, name: str) -> Iterator[Row]:
+    """The rows of a manifest as they are.
+
+    Raises:
+        SourceError: the manifest is missing, damaged or without a column ``image``.
+    """
+    _check_listed(files, name)
+    if name.lower().endswith(".parquet"):
+        yield from parquet_rows(files, name, ("image", *COLUMNS))
+        return
+    form = table_form(files.dataset, files.files, name, ["image"], COLUMNS)
+    if form.uncertain:
+        files.notes.append(f"{name} is not UTF-8; read as cp1252 (Windows, western Europe)")
+    yield from read_table(files.dataset, files.files, name, form)
+
+
+def _check_listed(files: Archive, name: str) -> None:
     if why := dict(files.problems).get(posixpath.normpath(name)):
         raise SourceError(f"{files.dataset}: {files.files.root}/{name}: {why}")
-    if name.lower().endswith(".parquet"):
-        rows = parquet_rows(files, name, ("image", *COLUMNS))
-    else:
-        form = table_form(files.dataset, files.files, name, ["image"], COLUMNS)
-        if form.uncertain:
-            files.notes.append(f"{name} is not UTF-8; read as cp1252 (Windows, western Europe)")
-        rows = read_table(files.dataset, files.files, name, form)
-    reading = _Reading(files, name, Translation(headings))
-    yield from reading.studies(rows)
-    files.notes.extend(f"{name}: {said}" for said in reading.ignored())
 
 
 @dataclass
 class _Open:
     """What the rows of one study have said so far."""
 
-    split: str
+    split: str = ""  # "" = none of them names one
     labels: dict[str, int] = field(default_factory=dict)
-    texts: dict[str, str | None] = field(
-        default_factory=dict
-    )  # findings and impression, and None for what says nothing
+    texts: dict[str, str] = field(default_factory=dict)  # findings and impression
+    unread: bool = False  # there is a text without either
     views: dict[str, View] = field(default_factory=dict)  # by id
     rows: list[str] = field(default_factory=list)  # where they are
     wrong: str = ""
@@ -123,7 +135,7 @@ class _Reading:
             self.files.rows[self.name] += 1
             if why := self._take(row):
                 yield Reject(dataset, row.where, "row", why)
-        lost = [split for split in SPLITS if split not in {said.split for said in self.found.values()}]
+        lost = [split for split in SPLITS if split not in {said.split or "train" for said in self.found.values()}]
         if self.no_split and lost:
             raise SourceError(
                 f"{self.at}: {self.no_split}: split is none of {', '.join(SPLITS)}, blank, and no row is {lost[-1]}"
@@ -133,10 +145,10 @@ class _Reading:
                 yield from (Reject(dataset, where, "row", said.wrong) for where in said.rows)
                 continue
             findings, impression = said.texts.get("findings"), said.texts.get("impression")
-            if said.texts and findings is None and impression is None:
+            if said.unread and not said.texts:
                 yield Reject(dataset, said.rows[0], "text", "no findings and no impression are found in its text")
             views = tuple(said.views.values())
-            yield Study(dataset, patient, study, said.split, views, findings, impression, said.labels)
+            yield Study(dataset, patient, study, said.split or "train", views, findings, impression, said.labels)
 
     def _sections(self, cells: dict[str, str]) -> dict[str, str | None]:
         """What a row says in its columns of text: findings and impression, each None if there are no words."""
@@ -158,7 +170,7 @@ class _Reading:
             try:
                 value = parse_label(cell)
             except ValueError:
-                return f"{column}{_quoted(cell, NUMBER)} is none of 1, 0, -1, blank"
+                return f"{column}{_quoted(cell, QUOTED_NUMBER)} is none of 1, 0, -1, blank"
             if value is not None:
                 labels[cls.strip()] = value
         self.cells += len(labels)
@@ -168,25 +180,28 @@ class _Reading:
             return "a text is too large to be a report"
         if not cells["image"]:
             return "no image is named"
-        split = SPLIT_WORDS.get(cells.get("split", "").lower())
+        split = SPLIT_WORDS.get(cells.get("split", "").lower())  # "" where the cell is blank
         if split is None:
             self.no_split = self.no_split or row.where
             return f"split is none of {', '.join(SPLITS)}, blank"
         position = view_of(cells.get("view", ""))
         if position is None:
-            return f"view{_quoted(cells['view'], VIEW)} is none of PA, AP, frontal, lateral, blank"
+            return f"view{_quoted(cells['view'], QUOTED_VIEW)} is none of PA, AP, frontal, lateral, blank"
         path, identity = self.places.of(cells["image"])
         study = normalize("NFC", cells.get("study", "")) or identity
         patient = normalize("NFC", cells.get("patient", "")) or study
         return self._add((patient, study), split, labels, View(identity, position, path), row)
 
     def _add(self, ids: tuple[str, str], split: str, labels: dict[str, int], view: View, row: Row) -> str:
-        said = self.found.setdefault(ids, _Open(split))
-        if said.split != split:
+        said = self.found.setdefault(ids, _Open())
+        if split and said.split not in ("", split):
             raise SourceError(f"{self.at}: {row.where}: its study is in two splits")
+        said.split = said.split or split
         said.rows.append(row.where)
         before = said.views.setdefault(view.id, view)
-        if before.position != view.position:
+        if not before.position:
+            said.views[view.id] = view
+        elif view.position not in ("", before.position):
             said.wrong = said.wrong or "rows of one image name two views"
         owner = self.claims.setdefault(view.id, ids)
         if owner != ids:
@@ -195,7 +210,9 @@ class _Reading:
             if said.labels.setdefault(cls, value) != value:
                 said.wrong = said.wrong or f"rows of one study have two values of {LABEL}{cls}"
         for key, text in self._sections(row.cells).items():
-            if said.texts.setdefault(key, text) != text:
+            if text is None:
+                said.unread = True
+            elif said.texts.setdefault(key, text) != text:
                 said.wrong = said.wrong or f"rows of one study have two texts ({key})"
         return ""
 

@@ -21,6 +21,7 @@ from pipeline.config.records import hint
 from pipeline.ingest.sources.archive import Archive, SourceError
 from pipeline.storage.files import Files, FilesError, Gone
 from pipeline.storage.untrusted import Bounded
+from pipeline.study import NEGATIVE, POSITIVE, UNCERTAIN
 
 # Bytes that a table may unpack to: so many, and so many times its size in the archive. Real ones are below 10 times.
 MAX_UNPACKED, MAX_RATIO = 64 << 20, 20
@@ -39,19 +40,14 @@ WORKBOOKS = {
     b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
 }
 MARKS = {BOM_UTF16_LE: "utf-16", BOM_UTF16_BE: "utf-16"}
-BLANK, POSITIVE, NEGATIVE, UNCERTAIN = (
-    ("", "nan", "na", "n/a", "none", "null", "nat", "<na>"),
-    ("true", "yes", "y", "t", "positive", "pos", "present"),
-    ("false", "no", "n", "f", "negative", "neg", "absent"),
-    ("uncertain", "unsure", "equivocal"),
-)
-WORDS: dict[str, int | None] = {
-    **dict.fromkeys(BLANK),
-    **dict.fromkeys(POSITIVE, 1),
-    **dict.fromkeys(NEGATIVE, 0),
-    **dict.fromkeys(UNCERTAIN, -1),
+BLANKS = ("", "nan", "na", "n/a", "none", "null", "nat", "<na>")
+LABEL_WORDS: dict[str, int | None] = {
+    **dict.fromkeys(BLANKS),
+    **dict.fromkeys(("true", "yes", "y", "t", "positive", "pos", "present"), POSITIVE),
+    **dict.fromkeys(("false", "no", "n", "f", "negative", "neg", "absent"), NEGATIVE),
+    **dict.fromkeys(("uncertain", "unsure", "equivocal"), UNCERTAIN),
 }
-NUMBER = re.compile(r"([+\u2212-]?[01])(?:[.,]0*)?")
+LABEL_NUMBER = re.compile(r"([+\u2212-]?[01])(?:[.,]0*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,17 +197,12 @@ def parse_label(cell: str) -> int | None:
     Raises:
         ValueError: anything else.
     """
-    if found := NUMBER.fullmatch(cell):
+    if found := LABEL_NUMBER.fullmatch(cell):
         return int(found[1].replace("\u2212", "-"))
     word = cell.lower()
-    if word not in WORDS:
+    if word not in LABEL_WORDS:
         raise ValueError("not a label")
-    return WORDS[word]
-
-
-def is_blank(cell: str) -> bool:
-    """Whether a cell says nothing, in a word of pandas' or of a spreadsheet's."""
-    return cell.lower() in BLANK
+    return LABEL_WORDS[word]
 
 
 def whole_number(cell: str) -> str:

@@ -86,6 +86,11 @@ MENDED = {
         WINDOWED,
         "VOI LUT is damaged",
     ),
+    "a table that misses beside a window": (
+        lambda: make(RAMP, VOILUTSequence=lut([4, 5000, 16], [1, 2, 3, 4]), **WINDOW),
+        WINDOWED,
+        "VOI LUT misses the picture",
+    ),
     "an empty table beside a window": (
         lambda: make(RAMP, VOILUTSequence=lut([0, 0, 16]), **WINDOW),
         WINDOWED,
@@ -97,6 +102,11 @@ MENDED = {
         "VOI LUT is damaged",
     ),
     "a high bit too low": (lambda: make(RAMP, BitsStored=12, HighBit=10), PLAIN, "HighBit does not fit BitsStored"),
+    "a high bit beside the values": (
+        lambda: make(RAMP, BitsStored=12, HighBit=15),
+        PLAIN,
+        "HighBit does not fit the values",
+    ),
     "a high bit too high": (lambda: make(RAMP, BitsStored=12, HighBit=40), PLAIN, "HighBit does not fit BitsStored"),
 }
 
@@ -126,6 +136,8 @@ def test_a_frame_without_its_closing_delimiter_is_whole(coding):
         whole = make(large, syntax=uid.JPEG2000Lossless, frame=by_openjpeg(large, 12), BitsStored=12)
     end = b"\xfe\xff\xdd\xe0\0\0\0\0"
     assert whole.endswith(end)
+    for after in (b"", b"\0\0\0", b"\0" * 200, b"\xfc\xff\xfc\xffOB\0\0\4\0\0\0\0\0\0\0"):
+        assert np.array_equal(read_view(whole[: -len(end)] + after)[0], read_view(whole)[0]), after
     image, _, mended = read_view(whole[: -len(end)])
     assert np.array_equal(image, read_view(whole)[0]) and not read_view(whole)[2]
     assert mended == ("DICOM pixel data lack their closing delimiter",)
@@ -146,6 +158,10 @@ def test_pixels_become_squares(keyword, down, across, shape):
         if keyword == "PixelAspectRatio" and same != [1, 1]:
             continue
         assert read_view(make(values, **{keyword: same}))[2] == ()
+
+
+def test_no_frames_are_one():
+    assert np.array_equal(read_view(make(RAMP, NumberOfFrames=0))[0], PLAIN)
 
 
 def test_full_colour_under_a_subsampled_name_is_refused():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -40,7 +41,7 @@ class Reading:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         (root / "list.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-        source = Source("manifest", str(root), "", manifest="list.csv", **keys)
+        source = Source("manifest", str(root), "", **{"manifest": "list.csv"} | keys)
         archive = open_archive("mine", source.path, root.parent / "cache")
         items = list(read_archive(archive, source, 0))
         self.studies = [item for item in items if isinstance(item, Study)]
@@ -156,6 +157,16 @@ def test_columns_that_are_not_read_are_told(read):
     refused(read, "Images\na.png\n", "no column 'image'", "did you mean Images?")
 
 
+def test_a_header_that_is_no_header_is_said_in_a_line(read):
+    for header in ("image\x0cstudy\n", f"{'image' * 999}\n", f"image,{'x' * 9000},{'x' * 9000}\n"):
+        with pytest.raises(SourceError) as error:
+            read(f"{header}a.png\n")
+        assert str(error.value).isprintable() and len(str(error.value)) < 300
+    found = read(f"image,{'y' * 9000},label:{'z' * 9000},a\x07b\na.png,,maybe,\nb.png,,1,\n")
+    assert all(note.isprintable() and len(note) < 200 for note in found.notes) and len(found.notes) == 2
+    assert [len(r.reason) < 200 for r in found.rejects] == [True]
+
+
 # ---- identity
 
 ODD = ["老片一.png", "老片二.png", "Tórax.png", "Pórax.png", "ﷺ.png", "a b/ü.png", "😀.png"]
@@ -247,9 +258,9 @@ def test_other_values_cost_the_row(read, cell):
 @pytest.mark.parametrize(
     ("said", "view"),
     [
-        *[(s, "PA") for s in ("PA", "pa", "PA ERECT", "postero-anterior", "Posteroanterior", "Chest PA")],
+        *[(s, "PA") for s in ("PA", "pa", "PA ERECT", "postero-anterior", "P.A.", "Chest X-ray PA", "Frontal PA")],
         *[(s, "AP") for s in ("AP", "AP SUPINE", "AP Erect", "ap portable", "antero_posterior")],
-        *[(s, "LATERAL") for s in ("L", "LAT", "Lateral", "LL", "left lateral", "Lateral view")],
+        *[(s, "LATERAL") for s in ("L", "LAT", "Lateral", "LL", "left lateral", "Lateral view", "LATERAL (LEFT)")],
         *[("Frontal", "FRONTAL"), ("", ""), ("unknown", ""), ("oblique", None), ("APPLE", None), ("LAO", None)],
     ],
 )
@@ -305,6 +316,84 @@ def test_a_row_that_says_nothing_contradicts_nothing(read):
     assert [(v.path, v.position) for v in study.views] == [("a.png", "PA"), ("b.png", ""), ("c.png", "AP")]
     (study,) = read("image,study,split\na.png,s,\n").studies
     assert study.split == "train"
+
+
+@pytest.mark.parametrize("blank", ["NA", "nan", "None", "<NA>", "NULL"])
+def test_what_software_writes_for_nothing_says_nothing(read, blank):
+    found = read(
+        f"image,patient,study,split,view,report\na.png,{blank},{blank},{blank},{blank},{blank}\n"
+        f"b.png,{blank},{blank},test,PA,{blank}\nc.png,p,{blank},,,FINDINGS: Clear.\n"
+    )
+    assert [(s.patient == s.study, s.split) for s in found.studies] == [
+        (True, "train"),
+        (True, "test"),
+        (False, "train"),
+    ]
+    assert [s.findings for s in found.studies] == [None, None, "Clear."] and not found.rejects
+
+
+@pytest.mark.parametrize("rows", ["a.png,,s\nb.png,p,s\n", "a.png,p,s\nb.png,,s\n", "a.png,,s\nb.png,p,s\na.png,,s\n"])
+def test_a_row_without_a_patient_is_of_its_studys(read, rows):
+    (study,) = read(f"image,patient,study\n{rows}").studies
+    assert (study.patient, study.study, [v.path for v in study.views]) == ("p", "s", ["a.png", "b.png"])
+
+
+@pytest.mark.parametrize(
+    "header", ["label:Edema,LABEL: edema", "label:\u00d6dem,label:O\u0308dem", "label:,label:Edema"]
+)
+def test_a_class_is_in_one_column(read, header):
+    refused(read, f"image,{header}\na.png,1,0\n", "column", "no class, or one that another column has")
+
+
+@pytest.mark.parametrize(("column", "cell"), [("patient", "1.2E+15"), ("study", "1,23457E+08"), ("patient", "5e+9")])
+def test_an_id_that_a_spreadsheet_rounded_costs_the_row(read, column, cell):
+    found = read(f'image,{column}\na.png,"{cell}"\nb.png,1.2E-15\nc.png,12E+3x\n')
+    (reject,) = found.rejects
+    assert reject.item == "line 2" and reject.reason.startswith(f"{column} is a number that a spreadsheet rounded")
+    assert len(found.studies) == 2
+
+
+def test_signs_of_no_width_are_no_part_of_a_cell(read):
+    found = read(
+        "\ufeffimage,\u200bstudy,label:Edema\u200b\na.png\u200b,\u200b7,1\u00ad\nb.png,7\u2060,1\nc.png,s\u200ct,0\n"
+    )
+    assert [s.study for s in found.studies] == ["7", "s\u200ct"] and found.labels() == [1, 0]
+    assert [v.path for s in found.studies for v in s.views] == ["a.png", "b.png", "c.png"]
+
+
+def test_two_files_of_one_name_in_two_forms_are_an_error(read):
+    names = [unicodedata.normalize(form, "\u00e9.png") for form in ("NFC", "NFD")]
+    refused(read, f"image\n{names[0]}\n{names[1]}\n", "line 3", "two Unicode forms", names=names)
+    (study,) = read(f"image,study\n{names[0]},s\n{names[0]},s\n", names=names).studies
+    assert study.views[0].path == names[0]
+
+
+def test_a_row_that_is_not_utf8_where_others_are(read):
+    rows = [
+        "image,report",
+        "a.png,FINDINGS: \u00dcber.",
+        "b.png,FINDINGS: Caf\u00e9.",
+        "c.png,FINDINGS: W\u00e4re.",
+        "",
+    ]
+    found = read(b"\n".join(row.encode("latin-1" if row[:1] == "b" else "utf-8") for row in rows))
+    assert [s.findings for s in found.studies] == ["\u00dcber.", "W\u00e4re."] and not found.notes
+    assert [(r.item, r.reason) for r in found.rejects] == [("line 3", "it is not UTF-8, which other rows are")]
+
+
+@pytest.mark.parametrize("values", [[["p"], ["q"]], [b"p", b"q"], [{"a": 1}, {"a": 2}]])
+def test_a_parquet_column_that_holds_no_text_is_an_error(read, tmp_path, values):
+    (tmp_path / "root").mkdir()
+    pq.write_table(pa.table({"image": ["a.png", "b.png"], "patient": values}), tmp_path / "root" / "l.parquet")
+    with pytest.raises(SourceError, match=r"column 'patient' holds .*; write it as text"):
+        read("image\n", manifest="l.parquet")
+
+
+def test_a_section_by_itself_ends_where_somebody_signs(read):
+    (study,) = read(
+        'image,findings,impression\na.png,"FINDINGS: The film was read by two.","Normal.\nDictated by Dr. A. Person"\n'
+    ).studies
+    assert (study.findings, study.impression) == ("The film was read by two.", "Normal.")
 
 
 def test_a_study_in_two_splits_is_an_error(read):
@@ -410,7 +499,7 @@ def test_a_partial_archive_uses_what_is_there(tmp_path):
     assert summary["rejected_images"] == 0 and summary["found_images"] == 11
     assert "partial archive: 11 of the 100 images that its lists name are here" in summary["notes"]
     assert len(list((tmp_path / "out" / "shards").glob("*.tar"))) == 4  # of three studies each
-    with pytest.raises(IngestError, match="of 100 images rejected"):
+    with pytest.raises(IngestError, match=r"of 100 images rejected.*sources.mine.present: true\)$"):
         ingested(tmp_path, f"image,study,split\n{rows}", names)
 
 

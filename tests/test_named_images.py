@@ -73,7 +73,9 @@ def test_of_two_formats_the_better_one_is_taken(tmp_path):
     chestxray14(tmp_path / "a", "images")
     for n, name in enumerate(NAMES):
         picture(tmp_path / "a" / "aaa" / name.replace(".png", ".jpg"), n)
-    assert {s.views[0].path.split("/")[0] for s in listed("chestxray14", tmp_path / "a")[0]} == {"images"}
+    studies, _, archive = listed("chestxray14", tmp_path / "a")
+    assert {s.views[0].path.split("/")[0] for s in studies} == {"images"}
+    assert [n for n in archive.notes if "two formats" in n and "6 images" in n and "images/" in n and "aaa/" in n]
 
 
 def test_ids_that_pandas_made_numbers_are_the_same_patients(tmp_path):

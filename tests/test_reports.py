@@ -257,6 +257,11 @@ EXPORTS = {
     "signed": "FINDINGS: The lungs are clear.\nIMPRESSION: No acute disease.\nElectronically signed by: A. Person, MD",
     "signed inside": "FINDINGS: The lungs are clear.\nIMPRESSION: No acute disease. Dictated by A. Person on 3/4.",
     "radiologist": "FINDINGS: The lungs are clear.\nIMPRESSION: No acute disease.\nRadiologist: A. Person",
+    "HTML in entities": "&lt;p&gt;FINDINGS&lt;br/&gt;The lungs are clear.&lt;/p&gt;IMPRESSION: No acute disease.",
+    "cells": "<tr><td>FINDINGS</td><td>The lungs are clear.</td></tr><th>IMPRESSION</th><td>No acute disease.</td>",
+    "HL7, codes": "FINDINGS:\\X0D\\The lungs are clear.\\X0D0A\\IMPRESSION:\\X0A\\No acute disease.",
+    "other names": "DESCRIPTION: The lungs are clear.\nINTERPRETATION: No acute disease.",
+    "results": "Results:\nThe lungs are clear.\nAssessment:\nNo acute disease.",
     "approved": "FINDINGS: The lungs are clear.\nIMPRESSION: No acute disease.\nReport approved by A. Person.\nWard 3",
 }
 
@@ -274,10 +279,17 @@ def test_reports_as_systems_export_them(kind):
         "Comparison with 10:45 a.m. shows no change.",
         "1. Findings since then are unchanged. 2. Reviewed with the earlier film by the team.",
         "The patient signed on paper and/or by phone; 50% of films are read by two.",
+        "Position verified by CT. The film was interpreted by others as normal.",
+        "(see below) The line (new since then) ends in the atrium.",
+        "Results were called to the ward.",
     ],
 )
 def test_what_only_looks_like_an_export_is_left_as_it_is(text):
     assert sections(f"FINDINGS: {text}") == (text, None)
+
+
+def test_rich_text_is_not_read_as_text():
+    assert sections(r"{\rtf1\ansi {\b FINDINGS:} Clear.\par IMPRESSION: Normal.}") == (None, None)
 
 
 def test_sections_on_one_line():

@@ -77,6 +77,8 @@ def evaluate_few_shot(
         if data is None:
             result["notes"].append(f"{dataset}: a split has no study")
             continue
+        unlearned = [c for c, of in zip(data.classes, data.labels["train"].T, strict=True) if (of < 0).all()]
+        result["notes"] += [f"{dataset}: {c}: no training label is known" for c in unlearned]
         logits = probe(embedder, data, augment, options, seed, work)
         if tower is not None:
             logits |= tuned(tower, data, embedder, augment, options, seed)
@@ -128,5 +130,6 @@ def _measured(
     if not macros:
         return None, per_class, notes
     samples = np.mean([macro.samples for macro in macros.values() if macro.samples is not None], axis=0)
-    measure = interval(float(np.mean([m.value for m in macros.values()])), samples, options, len(labels))
+    known = int((labels >= 0).any(axis=1).sum())
+    measure = interval(float(np.mean([m.value for m in macros.values()])), samples, options, known)
     return replace(measure, seeds={str(s): macro.value for s, macro in macros.items()}), per_class, notes

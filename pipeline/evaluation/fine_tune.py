@@ -121,7 +121,7 @@ def fine_tune(
         valid_loss = label_loss(classifier_logits(model, valid, batch_size), truth).item()
         if not math.isfinite(valid_loss):
             raise ValueError(f"{data.name}: fine-tuning diverged; lower evaluate.few_shot.fine_tune.lr")
-        if valid_loss < best_loss:
+        if valid_loss < best_loss or not bool((truth >= 0).any()):  # as in the probe
             best_loss, best = valid_loss, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(best)
     return model.eval()

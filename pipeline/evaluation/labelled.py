@@ -67,11 +67,12 @@ def subset(labels: np.ndarray, share: float, seed: int, how: Literal["stratified
     1. of a class with n positives round(share * n), the rarest class first; an image counts for all its classes;
     2. one positive of each class that has none yet, the most frequent class first: at 1 % not every rare class finds
        a place, and common ones must not go without for their sake;
-    3. images without any of the classes, then any.
+    3. images without any of the classes, then any; of both those last of which no label is known.
 
     Args:
         labels: as of ``Labelled``.
     """
+    known = np.any(labels >= 0, axis=1)
     labels = labels == 1
     count = len(labels)
     take = max(1, round(count * share))
@@ -90,6 +91,7 @@ def subset(labels: np.ndarray, share: float, seed: int, how: Literal["stratified
         fill(labels[:, c], round(share * int(totals[c])) - int(labels[chosen, c].sum()))
     for c in np.argsort(-totals, kind="stable"):
         fill(labels[:, c], 1 - int(labels[chosen, c].sum()))
-    fill(~np.any(labels, axis=1), take)
+    fill(known & ~np.any(labels, axis=1), take)
+    fill(known, take)
     fill(np.ones(count, dtype=bool), take)
     return np.flatnonzero(chosen)

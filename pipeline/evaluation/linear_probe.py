@@ -114,6 +114,7 @@ def linear_probe(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
     target, x_valid, y_valid = torch.from_numpy(labels), torch.from_numpy(valid), torch.from_numpy(valid_labels)
     best, best_loss = layer.state_dict(), math.inf
+    judged = bool((y_valid >= 0).any())  # else nothing tells one epoch from another: the last is kept
     order = torch.Generator().manual_seed(seed)
     for epoch in range(epochs):
         x = torch.from_numpy(np.ascontiguousarray(features(epoch)))
@@ -125,7 +126,7 @@ def linear_probe(
             schedule.step()
         with torch.no_grad():
             valid_loss = label_loss(layer(x_valid), y_valid).item()
-        if valid_loss < best_loss:
+        if valid_loss < best_loss or not judged:
             best_loss, best = valid_loss, {k: v.clone() for k, v in layer.state_dict().items()}
     layer.load_state_dict(best)
     return layer

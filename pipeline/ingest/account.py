@@ -103,7 +103,7 @@ def losses(listed: Tally, written: Tally, rows: int, rejects: Sequence[Reject], 
         said.append(f"all texts are lost{_commonest(rejects, 'text')}")
     for cls, values in listed.labels.items():
         if values[POSITIVE] > 1 and not written.labels.get(cls, Counter[int]())[POSITIVE]:
-            said.append(f"class {cls} has lost all its positive studies")
+            said.append(f"class {cls[:100]} has lost all its positive studies")
     return said
 
 

@@ -5,11 +5,12 @@ Of texts the card shows the form alone: letters as x, digits as 9.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline.config.archive_params import Headings, Source
 from pipeline.datasets import MANIFEST
@@ -92,7 +93,13 @@ def _counts(studies: Sequence[Study], rejects: Sequence[Reject], tally: Tally, r
     yield f"studies: {len(studies):,} of {patients:,} patients"
     yield f"images: {len(views):,}, of which {missing:,} are not there"
     yield f"rows that list an image again: {max(0, rows - lost['row'] - len(views)):,}"
-    yield "splits: " + ", ".join(f"{split} {tally.studies[split]:,}" for split in SPLITS)
+    of = {(study.patient, study.split) for study in studies}
+    shared = sum(n > 1 for n in Counter(patient for patient, _ in of).values())
+    yield (
+        "splits: "
+        + ", ".join(f"{split} {tally.studies[split]:,}" for split in SPLITS)
+        + (f"; {shared:,} patients are in two of them or more" if shared else "")
+    )
     yield "views: " + ", ".join(f"{name or 'not said'} {n:,}" for name, n in sorted(tally.views.items()))
     yield f"texts: {tally.texts:,} studies with one, {lost['text']:,} with one of which nothing is used"
     both = Counter((s.findings is not None, s.impression is not None) for s in studies)
@@ -125,13 +132,9 @@ def _enough(studies: Sequence[Study], tally: Tally, tests: Tally) -> Iterator[st
     people = len({s.patient for s in studies}) < len(studies)
     about = [
         f"captions: {'reports' if reports >= labels else 'labels'}",
-        f"classes: [{', '.join(_quoted(c) for c in classes)}]",
+        f"classes: {json.dumps(classes, ensure_ascii=False)}",  # in quotes: a class may be called No
         f"patients: {str(people).lower()}",
         f"tests: [{', '.join(uses)}]",
     ]
     yield "params.yaml (patients: whether the ids in that column are persons):"
     yield f"  about: {{{', '.join(about)}}}"
-
-
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z][A-Za-z0-9 _-]*", name) else f'"{PurePosixPath(name)}"'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from unicodedata import combining, normalize
@@ -34,15 +35,20 @@ class Translation:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         # Of names of which one begins another the longer is looked for first.
-        names = (
-            "".join(r"\s+" if letter == " " else re.escape(letter) + MARKS for letter in name)
-            for name in sorted(self._kinds, key=len, reverse=True)
-        )
+        def spelt(kinds: Collection[str]) -> str:
+            names = sorted((n for n, kind in self._kinds.items() if kind in kinds), key=len, reverse=True)
+            return "|".join(
+                "".join(r"\s+" if letter == " " else re.escape(letter) + MARKS for letter in name) for name in names
+            )
+
         before = r"(?:^(?:[\s>#*+\u2022-]{0,10}|\(?\d{1,2}[.)] )[\[(*]{0,2}|(?<=[.;?!])\s)"
-        return re.compile(rf"(?i){before}({'|'.join(names)})[\])*]{{0,2}} ?(?::|$)")
+        # Whoever signs needs no colon, but a line of his own.
+        after = rf"|^\s*({ends})\b[ ,:]?" if (ends := spelt(["after"])) else ""
+        return re.compile(rf"(?i){before}({spelt(ENGLISH)})[\])*]{{0,2}} ?(?::|$){after}")
 
     def _put(self, found: re.Match[str]) -> str:
-        return f"\n{ENGLISH[self._kinds[_folded(found[1])]]}:"
+        name = next(filter(None, found.groups()))
+        return f"\n{ENGLISH[self._kinds[_folded(name)]]}:"
 
 
 def _folded(text: str) -> str:

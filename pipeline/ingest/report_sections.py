@@ -37,11 +37,16 @@ BARE_HEADING = re.compile(r"[*_]* ?([A-Z][A-Z /&()]{3,40}|Findings|Impression|Co
 MISPUNCTUATED = re.compile(r"([A-Z][A-Z /&]{6,40}) ?[;.\-] ")
 # What may be before a heading, or around it: bullets, numbers, signs of Markdown, brackets.
 BEFORE_HEADING = re.compile(r"[\s>#*+\u2022\u00b7\u25aa\u25cf\u25e6\u2023\u2013\u2014-]+|\(?\d{1,2}[.)] ")
-IN_BRACKETS = re.compile(r"(?:\[([^\[\]]{3,60})\]|\{([^{}]{3,60})\}|<([^<>]{3,60})>|\(([^()]{3,60})\)) ?:? ?")
+IN_BRACKETS = re.compile(r"(?:\[([^\[\]]{3,60})\]|\{([^{}]{3,60})\}|<([^<>]{3,60})>|\(([^()]{3,60})\)) ?(?:: ?|$)")
+# Who signed: a name is behind "by", so that a film that was verified by CT, or read by others, is still described.
 _SIGNED = (
-    r"(?i:(?:(?:this )?report (?:was )?|reviewed and )?(?:(?:electronically|digitally) )?"
-    r"(?:(?:signed|dictated) (?:on|at)|(?:signed|dictated|transcribed|authenticated|approved|verified|finali[sz]ed|"
-    r"typed|interpreted|read)(?: and [a-z]{4,14})?(?: electronically| digitally)? by)\b)"
+    r"(?:(?i:(?:this |final )?report (?:was |has been )?|reviewed and )?(?:(?i:electronically|digitally) )?"
+    r"(?:(?i:(?:signed|dictated) (?:on|at)) \d|"
+    r"(?i:signed|dictated|transcribed|authenticated|approved|verified|finali[sz]ed|typed|interpreted|reported|read)"
+    r"(?: (?i:and) [A-Za-z]{4,14})?(?: (?i:electronically|digitally))? (?i:by) ?:? ?"
+    r"(?:(?i:dr|prof)\b|[A-Z][a-z]|[A-Z]\.)|"
+    r"(?i:(?:electronically|digitally) (?:signed|authenticated|verified|approved))\b|"
+    r"(?i:signed|dictated|transcribed|typed|(?:signing|reporting) [a-z]{4,14}) ?:))"
 )
 SIGNED, SIGNED_INSIDE = re.compile(_SIGNED), re.compile(rf"(?<=[.;:_)\]]) +(?={_SIGNED})")
 REPORT_STARTS = re.compile(r"FINAL REPORT\b")
@@ -56,6 +61,11 @@ AFTER_ANOTHER = re.compile(r" (?=(?:FINDINGS|IMPRESSION|CONCLUSION|Findings|Impr
 
 IMPRESSION = {"IMPRESSION", "IMPRESSIONS", "CONCLUSION", "CONCLUSIONS", "SUMMARY", "IMP", "OPINION"}
 FINDINGS = {"FINDINGS", "FINDING", "FIND", "REPORT"}
+# Headings by themselves: in a longer one they are of what was told to whom.
+ALONE = {
+    **dict.fromkeys(("RESULT", "RESULTS", "DESCRIPTION"), "findings"),
+    **dict.fromkeys(("INTERPRETATION", "ASSESSMENT"), "impression"),
+}
 VIEWS = {
     "CHEST", "VIEW", "VIEWS", "RADIOGRAPH", "RADIOGRAPHS", "RADIOGRAPHY", "FILM", "FILMS", "CXR", "PORTABLE", "PA",
     "AP", "LATERAL", "LAT", "FRONTAL", "UPRIGHT", "RIBS", "BONE",
@@ -131,6 +141,13 @@ def sections(report: str) -> tuple[str | None, str | None]:
     if findings is None and impression is None:
         findings = _unheaded(parts)
     return findings, impression
+
+
+def section_text(text: str) -> str | None:
+    """The text of one section by itself, as in a list's column: without its heading, and without what
+    follows it (who signed), cleaned to one line; ``None`` where no word is left."""
+    kept = [" ".join(lines) for kind, lines in _parts(text) if kind not in ("tail", "lead", "comparison")]
+    return clean_text("\n".join(kept)) or clean_text(text)
 
 
 def outline(report: str) -> list[tuple[str, str]]:
@@ -239,6 +256,8 @@ def _kind(name: str, shouted: bool) -> str:
     words = LETTERS.findall(name)
     if not words:
         return ""
+    if len(words) == 1 and words[0] in ALONE:
+        return ALONE[words[0]]
     slips = [_slip(word) for word in words]
     if shouted or all(word in HEADING_WORDS or slip in LEADS for word, slip in zip(words, slips, strict=True)):
         name = " ".join(words)

@@ -13,12 +13,12 @@ TAGS = (
     "a|b|big|body|br|center|code|div|em|font|h[1-6]|head|hr|html|i|img|li|meta|o:p|ol|p|pre|s|small|span|strong|sub|sup|"
     "table|tbody|td|th|thead|title|tr|tt|u|ul"
 )
-LINE_TAG = re.compile(r"(?i)</?(?:br|div|h[1-6]|hr|li|ol|p|pre|table|title|tr|ul)\b[^<>]{0,200}/?>")
+LINE_TAG = re.compile(r"(?i)</?(?:br|div|h[1-6]|hr|li|ol|p|pre|table|td|th|title|tr|ul)\b[^<>]{0,200}/?>")
 TAG = re.compile(rf"(?i)</?(?:{TAGS})\b[^<>]{{0,200}}/?>")
 UNREAD = re.compile(r"(?is)<(style|script)\b[^<>]{0,200}>[^<]{0,20000}</\1\s*>")
 ENTITY = re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,6}|#x[0-9A-Fa-f]{1,5});")
 # HL7 v2 escapes (chapter 2.7): formatting, then the separators themselves.
-HL7_LINE = re.compile(r"(?i)\\\.(?:br|sp|ce|fi|nf|sk)[+-]?\d{0,3}\\")
+HL7_LINE = re.compile(r"(?i)\\(?:\.(?:br|sp|ce|fi|nf|sk) ?[+-]?\d{0,3}|X(?:0D|0A)+)\\")
 HL7_FORM = re.compile(r"\\(?:\.(?:in|ti)[+-]?\d{0,3}|H|N)\\")
 HL7_SIGNS = {r"\F" "\\": "|", r"\S" "\\": "^", r"\T" "\\": "&", r"\R" "\\": "~", r"\E" "\\": "\\"}
 WRITTEN_END = re.compile(r"(?:\\r)?\\n|\\r|_x000[DA]_")
@@ -33,10 +33,13 @@ COLONS = str.maketrans({"\uff1a": ":", "\ufe55": ":", "\u2236": ":", "\ufffd": "
 
 def plain(report: str) -> str:
     """The text of a report, or of a section of one, with a line where its export has one; twice is as once."""
-    if "<" in report:
-        report = TAG.sub("", LINE_TAG.sub("\n", UNREAD.sub(" ", report)))
-    if "&" in report and ENTITY.search(report):
-        report = html.unescape(report)
+    if report.lstrip().startswith("{\\rtf"):
+        return ""  # its words are between its commands
+    for _ in range(2):  # tags may be written as entities
+        if "<" in report:
+            report = TAG.sub("", LINE_TAG.sub("\n", UNREAD.sub(" ", report)))
+        if "&" in report and ENTITY.search(report):
+            report = html.unescape(report)
     if "\\" in report or "_x000" in report:
         report = HL7_FORM.sub(" ", HL7_LINE.sub("\n", report))
         for escape, sign in HL7_SIGNS.items():

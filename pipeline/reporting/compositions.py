@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.config.params import Params, Run
-from pipeline.datasets import display_names, paired_tests
+from pipeline.datasets import datasets_of, display_names, paired_tests
 from pipeline.evaluation.metric_key import MetricKey
 from pipeline.reporting.results import RunResult, Summary
 from pipeline.reporting.rows import cells_of, marked, notes_of, row_of, short_names, used_columns, with_differences
@@ -57,7 +57,11 @@ def composition_table(
     rows = [replace(r, cells=marked(summaries, columns, r.cells)) for r in rows]
     rows = with_differences(columns, rows, results, params, chained=False)
     shown = [results[n] for n in params.compositions if n in results]
-    notes = [*form["notes"], *_chances(columns, shown), *notes_of(columns, summaries, shown)]
+    notes = [
+        *form["notes"],
+        *_chances(columns, shown),
+        *notes_of(columns, summaries, shown, datasets_of(params.sources)),
+    ]
     if not rows:
         notes = ["compositions in params.yaml names no run."]
     columns, rows = used_columns(columns, rows)

@@ -92,7 +92,10 @@ def _models(
         (("Method", "model"),) if number == "4" else (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
     )
     shown = [name for name in own if name in results]
-    notes = [*table.get("notes", ()), *notes_of(columns, summaries, [results[n] for n in shown])]
+    notes = [
+        *table.get("notes", ()),
+        *notes_of(columns, summaries, [results[n] for n in shown], datasets_of(params.sources)),
+    ]
     notes += _text_augmentation(params, shown)
     if shown and len(params.seeds) > 1:
         seeds = ", ".join(map(str, params.seeds))

@@ -33,16 +33,18 @@ def display(
             return _reduced(to_8_bit(_luma(values)), short_side)
         return _through_table(values, [], False, None, short_side)
     modality = _modality(header, signed, little, facts["mended"])
-    voi = _values_of_interest(header, signed, little, modality, facts["mended"])
+    chosen = _values_of_interest(header, signed, little, modality, facts["mended"])
     negative = interpretation == "MONOCHROME1"
     padding = _padding(header, facts, bits, signed)
     draw = _through_table if values.dtype.itemsize <= 2 else _by_pixel
-    try:
-        return draw(values, [*modality, *voi], negative, padding, short_side)
-    except ImageError:
-        if not voi or values.min() == values.max():
-            raise
-    facts["mended"].append("DICOM window or VOI LUT misses the picture's values; all of them are shown")
+    for step in chosen:
+        try:
+            return draw(values, [*modality, step], negative, padding, short_side)
+        except ImageError:
+            if values.min() == values.max():
+                raise
+        what = "VOI LUT" if "entries" in step else "window"
+        facts["mended"].append(f"DICOM {what} misses the picture's values; the window, or else all values, are shown")
     return draw(values, modality, negative, padding, short_side)
 
 
@@ -191,30 +193,32 @@ def _modality(header: Any, signed: bool, little: bool, mended: list[str]) -> lis
 def _values_of_interest(
     header: Any, signed: bool, little: bool, modality: list[dict[str, Any]], mended: list[str]
 ) -> list[dict[str, Any]]:
-    """The first VOI LUT, else the first window, else nothing (PS3.3 C.11.2). They choose among the values, as a viewer
-    may: what is wrong with one does not cost the picture, but is ``mended``."""
+    """The first VOI LUT and the first window, of which the first that shows something is used (PS3.3 C.11.2). They
+    choose among the values, as a viewer may: what is wrong with one does not cost the picture, but is ``mended``."""
     step = modality[0]
     # A table's output is unsigned.
     negative = "slope" in step and (signed or step["intercept"] < 0 or step["slope"] < 0)
+    found: list[dict[str, Any]] = []
     try:
         table = first_item(header, "VOILUTSequence")
         if table is not None:
-            return [_table(table, negative, little, "VOI")]
+            found.append(_table(table, negative, little, "VOI"))
     except ImageError:
         mended.append("DICOM VOI LUT is damaged; the window, or else all values, are shown")
     try:
         centre, width = number(header, "WindowCenter", mended), number(header, "WindowWidth", mended)
         if centre is None or width is None:
-            return []
+            return found
         function = str(header.get("VOILUTFunction") or "LINEAR").strip().upper()
         if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
             raise ImageError("function")
         if width <= 0 or (function == "LINEAR" and width < 1):
             raise ImageError("width")
-        return [{"function": function, "centre": centre, "width": width}]
+        return [*found, {"function": function, "centre": centre, "width": width}]
     except Exception:  # pydicom may raise anything where an element is asked for
-        mended.append("DICOM window is damaged or empty; all values are shown")
-        return []
+        if not found:
+            mended.append("DICOM window is damaged or empty; all values are shown")
+        return found
 
 
 def raw_size(header: Any, tag: Any) -> int:

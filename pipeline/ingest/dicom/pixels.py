@@ -80,6 +80,9 @@ def stored(
             bits = facts["stored"]  # a stream of wider words around signed values that were not extended
     if values.ndim == 2 and kind != "native" and values.shape != (facts["rows"], facts["columns"]):
         raise ImageError("DICOM pixel data has another shape than its header states")
+    if shift and not signed and int(values.max()) < 1 << bits:
+        shift = 0  # shifted, they would lose their lowest bits
+        facts["mended"].append("DICOM HighBit does not fit the values; the lowest bits are taken")
     return _significant(values, bits, shift, signed), bits, signed
 
 
@@ -155,17 +158,17 @@ def _fragments(data: bytes, offset: int, facts: dict[str, Any]) -> bytes:
     parts: list[memoryview] = []
     view = memoryview(data)
     for number in range(MAX_FRAGMENTS):
-        if offset == len(data) and any(parts):  # what the codec lacks it says itself
-            facts["mended"].append("DICOM pixel data lack their closing delimiter")
-            break
-        if offset + 8 > len(data):
-            raise ImageError("DICOM encapsulated pixel data truncated")
         tag, size = data[offset : offset + 4], int.from_bytes(data[offset + 4 : offset + 8], "little")
-        offset += 8
         if tag == b"\xfe\xff\xdd\xe0":
             break
-        if tag != b"\xfe\xff\x00\xe0":
-            raise ImageError("DICOM encapsulated pixel data damaged")
+        if tag != b"\xfe\xff\x00\xe0" or offset + 8 > len(data):
+            left = data[offset : offset + 4096]
+            if not any(parts) or not (len(left) < 8 or tag == b"\xfc\xff\xfc\xff" or not any(left)):
+                raise ImageError(f"DICOM encapsulated pixel data {'truncated' if len(left) < 8 else 'damaged'}")
+            # The end of the file, padding behind the pixels, or zeros: what the codec lacks it says itself.
+            facts["mended"].append("DICOM pixel data lack their closing delimiter")
+            break
+        offset += 8
         if offset + size > len(data):
             raise ImageError("DICOM encapsulated pixel data truncated")
         if number:

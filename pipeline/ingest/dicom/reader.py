@@ -139,11 +139,20 @@ def read_dicom(data: bytes, short_side: int = 0) -> tuple[Grey, str, tuple[str, 
     return image, view, tuple(dict.fromkeys(facts["mended"]))
 
 
+def _values(header: Any, keyword: str) -> list[Any]:
+    """The values of an element; as text where pydicom cannot read them, as with a decimal comma."""
+    try:
+        return list(header.get(keyword) or ())
+    except Exception:
+        raw = header.get_item(keyword)
+        return list((raw.value or b"").decode("ascii").strip("\0 ").split("\\"))
+
+
 def _square(header: Any) -> tuple[float, float]:
     """Factors on width and height, 1 or less, that make pixels square (PS3.3 10.7.1.3, C.7.6.3.1.7)."""
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio"):
         try:
-            down, across = (float(value) for value in header.get(keyword) or ())
+            down, across = (float(str(value).replace(",", ".")) for value in _values(header, keyword))
         except Exception:  # damaged or absent: then squares are what everybody assumes
             continue
         if not (down > 0 and across > 0 and down + across < float("inf")):
@@ -273,7 +282,7 @@ def _facts(header: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "rows": _whole(header, "Rows"),
         "columns": _whole(header, "Columns"),
-        "frames": _whole(header, "NumberOfFrames", 1),
+        "frames": _whole(header, "NumberOfFrames", 1) or 1,  # 0, as some write it, is one
         "samples": _whole(header, "SamplesPerPixel", 1),
         "allocated": allocated,
         "stored": _whole(header, "BitsStored", allocated) or allocated,

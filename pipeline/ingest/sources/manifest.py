@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from unicodedata import normalize
 
 from pipeline.config.archive_params import Headings
-from pipeline.config.records import hint
+from pipeline.config.records import hint, shown
 from pipeline.ingest.report_headings import Translation
-from pipeline.ingest.report_sections import clean_text, sections
+from pipeline.ingest.report_sections import section_text, sections
 from pipeline.ingest.sources import archive
 from pipeline.ingest.sources.archive import Archive, SourceError
 from pipeline.ingest.sources.list_places import Places
 from pipeline.ingest.sources.parquet_list import parquet_rows
-from pipeline.ingest.sources.tables import Row, parse_label, read_table, table_form
+from pipeline.ingest.sources.tables import BLANKS, LONGEST_NAME, Row, parse_label, read_table, table_form
 from pipeline.study import Reject, Study, View
 
 SPLITS = {
@@ -29,17 +29,21 @@ SPLITS = {
     "test": ("test", "testing", "holdout", "hold-out"),
 }
 SPLIT_WORDS = {"": "", **{word: split for split, words in SPLITS.items() for word in words}}
+LATERALS = (("LEFT", "LATERAL"), ("RIGHT", "LATERAL"), ("LATERAL", "LEFT"), ("LATERAL", "RIGHT"))
 VIEWS = {
-    "PA": ("PA", "POSTEROANTERIOR", "POSTERO ANTERIOR", "POSTERIOR ANTERIOR"),
-    "AP": ("AP", "ANTEROPOSTERIOR", "ANTERO POSTERIOR", "ANTERIOR POSTERIOR"),
+    "PA": ("PA", "P A", "POSTEROANTERIOR", "POSTERO ANTERIOR", "POSTERIOR ANTERIOR", "POSTERO ANTERIOR PA"),
+    "AP": ("AP", "A P", "ANTEROPOSTERIOR", "ANTERO POSTERIOR", "ANTERIOR POSTERIOR", "ANTERO POSTERIOR AP"),
     "FRONTAL": ("FRONTAL",),
-    "LATERAL": ("LATERAL", "LAT", "L", "LL", "RL", "LEFT LATERAL", "RIGHT LATERAL"),
+    "LATERAL": ("LATERAL", "LAT", "L", "LL", "RL", *(f"{first} {then}" for first, then in LATERALS)),
     "": ("", "UNKNOWN"),
 }
 VIEW_WORDS = {word: view for view, words in VIEWS.items() for word in words}
 # Words beside a view: how the patient was held, and what a view is a view of.
-BESIDE = re.compile(r"\b(SUPINE|ERECT|UPRIGHT|STANDING|SITTING|SEMI|PORTABLE|MOBILE|VIEW|CHEST|PROJECTION)\b")
+BESIDE = re.compile(
+    r"\b(SUPINE|ERECT|UPRIGHT|STANDING|SITTING|SEMI|PORTABLE|MOBILE|VIEW|CHEST|PROJECTION|X[ -]?RAY|RADIOGRAPH)\b"
+)
 LABEL = "label:"
+ROUNDED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+")  # as a spreadsheet shows a long number
 # Labels of all studies, and ten for each byte that the list has in the archive: a small file may say many, and each
 # takes 85 bytes of memory.
 MAX_LABELS = 1_000_000
@@ -88,7 +92,7 @@ def manifest_rows(files: Archive, name: str) -> Iterator[Row]:
         yield from parquet_rows(files, name, ("image", *COLUMNS))
         return
     form = table_form(files.dataset, files.files, name, ["image"], COLUMNS)
-    if form.uncertain:
+    if form.encoding == "cp1252":
         files.notes.append(f"{name} is not UTF-8; read as cp1252 (Windows, western Europe)")
     yield from read_table(files.dataset, files.files, name, form)
 
@@ -122,10 +126,13 @@ class _Reading:
         self.found: dict[tuple[str, str], _Open] = {}
         self.claims: dict[str, tuple[str, str]] = {}  # image -> patient and study
         # A small file may say a long text often; a few are remembered.
-        self._clean, self._cut = lru_cache(REMEMBERED)(clean_text), lru_cache(REMEMBERED)(sections)
+        self._clean, self._cut = lru_cache(REMEMBERED)(section_text), lru_cache(REMEMBERED)(sections)
         handle, size = files.files.stream(name)
         handle.close()
         self.cells, self.most_cells = 0, MAX_LABELS + 10 * size  # with labels
+        self.classes: dict[str, str] | None = None  # of the columns label:
+        self.patients: dict[str, str] = {}  # study -> its patient
+        self.nameless: set[str] = set()  # studies of which a row named no patient before one did
         self.no_split = ""  # where the first row without a known one is
         self.others: dict[str, int] = {}  # columns that are not read -> labels in them, -1 = something else, too
 
@@ -159,20 +166,24 @@ class _Reading:
 
     def _take(self, row: Row) -> str:
         """Add a row to its study; why it cannot be, else ""."""
-        if row.extra:
-            return "it has more cells than there are columns: a text with a separator in it needs quotes"
-        cells, labels = row.cells, dict[str, int]()
+        if row.wrong:
+            return row.wrong
+        if self.classes is None:
+            self.classes = self._classes_of(row.cells)
+        # What pandas and R write for nothing says nothing, in any column.
+        cells = {column: "" if cell.lower() in BLANKS else cell for column, cell in row.cells.items()}
+        labels = dict[str, int]()
         for column, cell in cells.items():
-            kind, _, cls = column.partition(":")
-            if f"{kind.lower()}:" != LABEL:
+            if (cls := self.classes.get(column)) is None:
                 self._other(column, cell)
                 continue
             try:
                 value = parse_label(cell)
             except ValueError:
-                return f"{column}{_quoted(cell, QUOTED_NUMBER)} is none of 1, 0, -1, blank"
+                name = column if len(column) <= LONGEST_NAME else shown(column)
+                return f"{name}{_quoted(cell, QUOTED_NUMBER)} is none of 1, 0, -1, blank"
             if value is not None:
-                labels[cls.strip()] = value
+                labels[cls] = value
         self.cells += len(labels)
         if self.cells > self.most_cells:
             raise SourceError(f"{self.at}: more than {self.most_cells:,} labels; leave out columns, or rows")
@@ -187,18 +198,54 @@ class _Reading:
         position = view_of(cells.get("view", ""))
         if position is None:
             return f"view{_quoted(cells['view'], QUOTED_VIEW)} is none of PA, AP, frontal, lateral, blank"
+        for key in ("patient", "study"):
+            if ROUNDED.fullmatch(cells.get(key, "")):
+                return f"{key} is a number that a spreadsheet rounded; format the column as text and save it again"
         path, identity = self.places.of(cells["image"])
         study = normalize("NFC", cells.get("study", "")) or identity
-        patient = normalize("NFC", cells.get("patient", "")) or study
-        return self._add((patient, study), split, labels, View(identity, position, path), row)
+        return self._add(self._ids(study, cells), split, labels, View(identity, position, path), cells, row.where)
 
-    def _add(self, ids: tuple[str, str], split: str, labels: dict[str, int], view: View, row: Row) -> str:
+    def _classes_of(self, cells: Iterable[str]) -> dict[str, str]:
+        """Column -> class, of those that are labels."""
+        found: dict[str, str] = {}
+        for column in cells:
+            kind, colon, cls = column.partition(":")
+            if f"{kind.lower()}{colon}" == LABEL:
+                name = normalize("NFC", cls.strip())
+                if not name or name.casefold() in map(str.casefold, found.values()):
+                    raise SourceError(f"{self.at}: column {shown(column)}: no class, or one that another column has")
+                found[column] = name
+        return found
+
+    def _ids(self, study: str, cells: dict[str, str]) -> tuple[str, str]:
+        """Patient and study of a row. One that names no patient is of whom another row of its study names."""
+        patient = normalize("NFC", cells.get("patient", ""))
+        if not cells.get("study"):
+            return patient or study, study
+        if not patient:
+            self.nameless.add(study)
+            return self.patients.get(study, study), study
+        if self.patients.setdefault(study, patient) == patient and study in self.nameless:
+            self.nameless.discard(study)
+            if patient != study and (said := self.found.pop((study, study), None)) is not None:
+                self.found[patient, study] = said
+                self.claims.update(dict.fromkeys(said.views, (patient, study)))
+        return patient, study
+
+    def _add(
+        self, ids: tuple[str, str], split: str, labels: dict[str, int], view: View, cells: dict[str, str], where: str
+    ) -> str:
         said = self.found.setdefault(ids, _Open())
         if split and said.split not in ("", split):
-            raise SourceError(f"{self.at}: {row.where}: its study is in two splits")
+            raise SourceError(f"{self.at}: {where}: its study is in two splits")
         said.split = said.split or split
-        said.rows.append(row.where)
+        said.rows.append(where)
         before = said.views.setdefault(view.id, view)
+        if before.path != view.path:
+            raise SourceError(
+                f"{self.at}: {where}: {shown(before.path)} and {shown(view.path)} are one name in two Unicode forms; "
+                "rename one of the files"
+            )
         if not before.position:
             said.views[view.id] = view
         elif view.position not in ("", before.position):
@@ -208,8 +255,8 @@ class _Reading:
             said.wrong = self.found[owner].wrong = "its image is listed for another study, too"
         for cls, value in labels.items():
             if said.labels.setdefault(cls, value) != value:
-                said.wrong = said.wrong or f"rows of one study have two values of {LABEL}{cls}"
-        for key, text in self._sections(row.cells).items():
+                said.wrong = said.wrong or f"rows of one study have two values of {LABEL}{cls[:LONGEST_NAME]}"
+        for key, text in self._sections(cells).items():
             if text is None:
                 said.unread = True
             elif said.texts.setdefault(key, text) != text:
@@ -229,16 +276,17 @@ class _Reading:
         """What whoever wrote the list should know of columns that are not read."""
         for column, labels in self.others.items():
             if labels > 0:
-                yield f"column {column!r} is not read; if it is a label, name it {LABEL + column!r}"
+                yield f"column {shown(column)} is not read; if it is a label, name it {shown(LABEL + column)}"
             else:
-                yield f"column {column!r} is not read{hint(column.lower(), COLUMNS)}"
+                yield f"column {shown(column)} is not read{hint(column.lower(), COLUMNS)}"
 
 
 @lru_cache(maxsize=4096)
 def view_of(said: str) -> str | None:
     """The position that a list's words name, or ``None``: ``AP SUPINE``, ``postero-anterior``, ``L``, ``Frontal``."""
     words = " ".join(re.sub(r"[^A-Z]+", " ", BESIDE.sub(" ", said.upper().replace("_", " "))).split())
-    return VIEW_WORDS.get(words)
+    found = VIEW_WORDS.get(words)
+    return VIEW_WORDS.get(words.replace("FRONTAL", "").strip()) if found is None else found  # "Frontal AP"
 
 
 def _quoted(cell: str, form: re.Pattern[str]) -> str:

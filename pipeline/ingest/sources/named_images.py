@@ -43,18 +43,22 @@ def images_by(files: Archive, name: Callable[[str], str]) -> dict[str, str]:
         )
     index: dict[str, str] = {}
     twins: list[tuple[str, str]] = []
+    formats: list[tuple[str, str]] = []
     for suffix in IMAGE_SUFFIXES:
         for path in plain or images:
             if path.lower().endswith(suffix):
                 first = index.setdefault(name(path), path)
-                if first != path and first.lower().endswith(suffix):
-                    twins.append((first, path))
+                if first != path:
+                    (twins if first.lower().endswith(suffix) else formats).append((first, path))
     for one, other in islice(twins, 0, None, max(1, len(twins) // COMPARED)):
         if not _same(files, one, other):
             raise SourceError(
                 f"{files.dataset}: {files.files.root}: {one} and {other} are two pictures of one name; move the folder "
                 "of one of them out of the archive"
             )
+    if formats:
+        taken, left = formats[0]
+        files.notes.append(f"{len(formats)} images are there in two formats: {taken} was taken, not {left}, and so on")
     return index
 
 

@@ -34,6 +34,9 @@ def parquet_rows(files: Archive, name: str, columns: Sequence[str]) -> Iterator[
         if unpacked > MAX_UNPACKED + MAX_RATIO * len(data) or about.num_rows > min(MOST_ROWS, MAX_ROWS + len(data)):
             raise SourceError(f"{path}: it unpacks to more than any list of images does")
         named = column_names(table.schema_arrow.names, columns[:1], columns, path)
+        for column, field in zip(named, table.schema_arrow, strict=True):
+            if column in columns and (pa.types.is_nested(field.type) or pa.types.is_binary(field.type)):
+                raise SourceError(f"{path}: column {column!r} holds {field.type}; write it as text")
         number = 0
         for batch in table.iter_batches(4096):
             of_column = [_cells(column) for column in batch.columns]

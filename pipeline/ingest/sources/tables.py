@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from gzip import GzipFile
 from typing import Any
 
-from pipeline.config.records import hint
+from pipeline.config.records import hint, shown
 from pipeline.ingest.sources.archive import Archive, SourceError
 from pipeline.storage.files import Files, FilesError, Gone
-from pipeline.storage.untrusted import Bounded
+from pipeline.storage.untrusted import Bounded, printable
 from pipeline.study import NEGATIVE, POSITIVE, UNCERTAIN
 
 # Bytes that a table may unpack to: so many, and so many times its size in the archive. Real ones are below 10 times.
@@ -31,14 +31,18 @@ MAX_ROW = 2 * MAX_CELL  # characters
 # Rows, and as many again as the file has bytes in the archive; of the largest public list there are 400,000.
 MAX_ROWS, MOST_ROWS = 200_000, 4_000_000
 MAX_HEADER = 1 << 16  # characters
+LONGEST_NAME = 100  # of a column that a message says back
 MAX_EMPTY = 1 << 20  # rows without a cell, one after the other
 CHUNK = 1 << 20  # bytes read at a time
 SEPARATORS = ",;\t|"
+# Signs of no width at an end of a cell, which what is copied from a web page or a document has.
+NO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 NAMELESS = re.compile(r"(Unnamed: \d+(_level_\d+)?|__index_level_\d+__)?")  # a column of row numbers
 WORKBOOKS = {
     b"PK\x03\x04": "an Excel workbook (.xlsx) or another zip file",
     b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
 }
+ESCAPED, BEYOND = re.compile("[\udc80-\udcff]"), re.compile("[^\0-\x7f]")
 MARKS = {BOM_UTF16_LE: "utf-16", BOM_UTF16_BE: "utf-16"}
 BLANKS = ("", "nan", "na", "n/a", "none", "null", "nat", "<na>")
 LABEL_WORDS: dict[str, int | None] = {
@@ -54,12 +58,12 @@ LABEL_NUMBER = re.compile(r"([+\u2212-]?[01])(?:[.,]0*)?")
 class Row:
     """``where`` it is ("line 2"), and its ``cells``, stripped of spaces, by the names of their columns.
 
-    ``extra``: it has cells that no column is for, as where a text with a comma has no quotes.
+    ``wrong``: why it cannot be relied on, else "".
     """
 
     where: str
     cells: dict[str, str]
-    extra: bool = False
+    wrong: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Form:
     separator: str
     columns: tuple[str, ...]
     skipped: int  # lines before the header
-    uncertain: bool  # the encoding is a guess: not UTF-8, UTF-16, nor ASCII
+    errors: str  # "surrogateescape": of UTF-8 of which some rows are not
     size: int  # bytes that it has in the archive, at most
 
 
@@ -97,9 +101,8 @@ def read_rows(dataset: str, files: Files, name: str, columns: Sequence[str]) -> 
         Gone: see there.
     """
     for row in read_table(dataset, files, name, table_form(dataset, files, name, columns)):
-        if row.extra:
-            at = f"{dataset}: {files.root}/{name}: {row.where}"
-            raise SourceError(f"{at}: has more cells than there are columns; download the file again")
+        if row.wrong:
+            raise SourceError(f"{dataset}: {files.root}/{name}: {row.where}: {row.wrong}; download the file again")
         yield row.cells
 
 
@@ -114,7 +117,7 @@ def read_table(dataset: str, files: Files, name: str, form: Form) -> Iterator[Ro
     """
     path = f"{dataset}: {files.root}/{name}"
     with _damage(path, files), _unpacked(files, name) as table:
-        text = io.TextIOWrapper(table, form.encoding, newline="")
+        text = io.TextIOWrapper(table, form.encoding, form.errors, newline="")
         given = lacking = 0
         most = min(MOST_ROWS, MAX_ROWS + form.size)
         for number, (line, cells) in enumerate(_rows(text, form, path)):
@@ -123,13 +126,18 @@ def read_table(dataset: str, files: Files, name: str, form: Form) -> Iterator[Ro
             given, lacking = given + len(cells), lacking + max(0, len(form.columns) - len(cells))
             if lacking > MAX_LACKING + 10 * given:
                 raise FilesError("its rows have far fewer cells than its first one")
-            cells = [cell.strip() for cell in cells]
+            cells = [_stripped(cell) for cell in cells]
             if not any(cells):
                 continue
+            wrong = ""
+            if any(cells[len(form.columns) :]):
+                wrong = "it has more cells than there are columns: a text with a separator in it needs quotes"
+            elif form.errors != "strict" and any(map(ESCAPED.search, cells)):
+                wrong = "it is not UTF-8, which other rows are"
             # A row cut short reads as blank cells: which is what it says.
             found = dict.fromkeys(form.columns, "") | dict(zip(form.columns, cells, strict=False))
             found.pop("", None)
-            yield Row(f"line {line}", found, any(cells[len(form.columns) :]))
+            yield Row(f"line {line}", found, wrong)
 
 
 def table_form(dataset: str, files: Files, name: str, columns: Sequence[str], optional: Sequence[str] = ()) -> Form:
@@ -144,11 +152,11 @@ def table_form(dataset: str, files: Files, name: str, columns: Sequence[str], op
     """
     path = f"{dataset}: {files.root}/{name}"
     with _damage(path, files):
-        encoding, uncertain = _encoding(files, name, path)
+        encoding, errors = _encoding(files, name, path)
         handle, size = files.stream(name)
         handle.close()
         with _unpacked(files, name) as table:
-            head = io.TextIOWrapper(table, encoding, newline="").read(MAX_HEADER)
+            head = io.TextIOWrapper(table, encoding, errors, newline="").read(MAX_HEADER)
         if len(head) == MAX_HEADER and not re.search(r"[\r\n]", head):
             raise FilesError("damaged (a header without an end)")
     first, skipped = head.partition("\n")[0], 0
@@ -159,14 +167,16 @@ def table_form(dataset: str, files: Files, name: str, columns: Sequence[str], op
 
     def header(separator: str) -> list[str]:
         try:
-            return [cell.strip() for cell in next(csv.reader(io.StringIO(head, newline=""), delimiter=separator), [])]
+            return [
+                _stripped(cell) for cell in next(csv.reader(io.StringIO(head, newline=""), delimiter=separator), [])
+            ]
         except csv.Error:
             return []
 
     by = {separator: header(separator) for separator in separators}
     best = max(separators, key=lambda s: (len(wanted & {c.casefold() for c in by[s]}), len(by[s])))
     named = column_names(by[best], columns, optional, path)
-    return Form(encoding, best, named, skipped, uncertain, size)
+    return Form(encoding, best, named, skipped, errors, size)
 
 
 def column_names(header: Sequence[str], columns: Sequence[str], optional: Sequence[str], path: str) -> tuple[str, ...]:
@@ -177,15 +187,15 @@ def column_names(header: Sequence[str], columns: Sequence[str], optional: Sequen
         SourceError: one of ``columns`` is missing, or two columns have one name.
     """
     known = {column.casefold(): column for column in (*columns, *optional)}
-    named = tuple("" if NAMELESS.fullmatch(cell) else known.get(cell.casefold(), cell) for cell in header)
+    cells = map(printable, header)
+    named = tuple("" if NAMELESS.fullmatch(cell) else known.get(cell.casefold(), cell) for cell in cells)
     if missing := [column for column in columns if column not in named]:
-        raise SourceError(
-            f"{path}: no column {missing[0]!r}{hint(missing[0], named)}; is this the archive's own label file?"
-        )
+        near = hint(missing[0], [name for name in named if len(name) <= LONGEST_NAME])
+        raise SourceError(f"{path}: no column {missing[0]!r}{near}; is this the archive's own label file?")
     seen: set[str] = set()
     for name in filter(None, named):
         if name.casefold() in seen:
-            raise SourceError(f"{path}: two columns are named {name!r}; rename or remove one")
+            raise SourceError(f"{path}: two columns are named {shown(name)}; rename or remove one")
         seen.add(name.casefold())
     return named
 
@@ -208,6 +218,12 @@ def parse_label(cell: str) -> int | None:
 def whole_number(cell: str) -> str:
     """An id that consists of digits, without the ``.0`` that pandas puts behind a column with blanks; else as it is."""
     return cell[:-2] if re.fullmatch(r"\d+\.0", cell) else cell
+
+
+def _stripped(cell: str) -> str:
+    """Without spaces and signs of no width at its ends."""
+    cell = cell.strip()
+    return cell if cell.isascii() else cell.strip(NO_WIDTH).strip()
 
 
 @contextmanager
@@ -235,10 +251,11 @@ def _unpacked(files: Files, name: str) -> Iterator[io.BufferedReader[Any]]:
         yield io.BufferedReader(Bounded(GzipFile(fileobj=table), most), CHUNK) if packed else table
 
 
-def _encoding(files: Files, name: str, path: str) -> tuple[str, bool]:
-    """A table's encoding, and whether it is a guess: UTF-16 if it begins so, UTF-8, with or without a mark, if all of
-    it is, and else cp1252, what Windows writes in western Europe and America."""
-    decoder, encoding = getincrementaldecoder("utf-8")(), "utf-8-sig"
+def _encoding(files: Files, name: str, path: str) -> tuple[str, str]:
+    """A table's encoding, and how its errors are handled: UTF-16 if it begins so, UTF-8, with or without a mark, if
+    all or most of it is, and else cp1252, what Windows writes in western Europe and America."""
+    decoder, encoding = getincrementaldecoder("utf-8")("surrogateescape"), "utf-8-sig"
+    right = wrong = 0  # letters beyond ASCII that are UTF-8, and bytes that are not
     with _unpacked(files, name) as table:
         start = table.peek(1000)[:1000]
         if what := WORKBOOKS.get(start[:4]):
@@ -251,13 +268,17 @@ def _encoding(files: Files, name: str, path: str) -> tuple[str, bool]:
             encoding = "utf-16-be"
         while True:  # to its end in any case: a table that is too large is refused before its first row
             data = table.read(CHUNK)
-            try:
-                if encoding == "utf-8-sig":
-                    decoder.decode(data, final=not data)
-            except UnicodeDecodeError:
-                encoding = "cp1252"
+            if encoding == "utf-8-sig":
+                text = decoder.decode(data, final=not data)
+                if not text.isascii():
+                    bad = len(ESCAPED.findall(text))
+                    wrong, right = wrong + bad, right + len(BEYOND.findall(text)) - bad
             if not data:
-                return encoding, encoding == "cp1252"
+                break
+    if not wrong:
+        return encoding, "strict"
+    # Bytes of cp1252 are hardly ever letters of UTF-8 by chance.
+    return (encoding, "surrogateescape") if right >= wrong else ("cp1252", "strict")
 
 
 def _rows(text: io.TextIOWrapper, form: Form, path: str) -> Iterator[tuple[int, list[str]]]:

@@ -38,7 +38,7 @@ from pipeline.study import Study, View
 
 VIEWS = {("PA",): 0.3, ("AP",): 0.2, ("PA", "LATERAL"): 0.3, ("PA", "PA"): 0.1, ("AP", "PA"): 0.1}
 PER_PATIENT = 2  # studies
-COPIES = 5  # one planted copy for so many pictures
+COPIES = 5  # of so many studies one gets a changed copy, and one a copy that is cropped widely
 MIN_CORRELATION = 0.8
 TIMED_SIDE = 128  # pixels; drawing is what takes longest
 TIMED = 1000  # studies, and ten times as many
@@ -87,17 +87,23 @@ def invert(image: Grey, rng: np.random.Generator) -> Grey:
     return 255 - image
 
 
-def crop(image: Grey, rng: np.random.Generator) -> Grey:
+def crop(image: Grey, rng: np.random.Generator, least: float = 0, most: float = 0.05) -> Grey:
     """Up to 5 % cut off each side."""
     h, w = image.shape
-    top, bottom, left, right = rng.uniform(0, 0.05, 4)
+    top, bottom, left, right = rng.uniform(least, most, 4)
     return np.ascontiguousarray(
         image[round(top * h) : round((1 - bottom) * h), round(left * w) : round((1 - right) * w)]
     )
 
 
+def wide(image: Grey, rng: np.random.Generator) -> Grey:
+    """5 to 25 % cut off each side."""
+    return crop(image, rng, 0.05, 0.25)
+
+
 CHANGES: dict[str, Change] = {f.__name__: f for f in (jpeg, shrink, gamma, window, contrast, clahe, invert, crop)}
 KINDS = [(name,) for name in CHANGES] + list(combinations(CHANGES, 2))
+CHANGES["wide"] = wide  # by itself, of as many pictures as all the others
 
 
 def change(image: Grey, kind: Sequence[str], rng: np.random.Generator) -> Grey:
@@ -135,9 +141,8 @@ def _draw_with_copies(number: int, side: int, seed: int, planted: bool) -> list[
     """A study's views as shards hold them, and the changed copy of its first view where one is planted."""
     drawn = draw(number, side, seed)
     found = [(view, _picture(image)) for view, image in drawn]
-    if planted and number % COPIES == 0:
-        turn = number // COPIES
-        kind = KINDS[turn % len(KINDS)]
+    if planted and number % COPIES < 2:
+        kind = KINDS[number // COPIES % len(KINDS)] if number % COPIES == 0 else ("wide",)
         found.append(
             ("copy " + "+".join(kind), _picture(change(drawn[0][1], kind, np.random.default_rng([seed, number]))))
         )

@@ -28,10 +28,11 @@ def main(*datasets: str) -> None:
         if stamp.parent != STAMPS:
             continue
         text = json.dumps(sources.archive_fingerprint(dataset, source), indent=1) + "\n"
-        changed = not stamp.is_file() or stamp.read_bytes() != text.encode()
+        new = not stamp.is_file()
+        changed = new or stamp.read_bytes() != text.encode()
         if changed:
             write_text(stamp, text)
-        print(f"fingerprint {dataset}: {'changed' if changed else 'the same'}")
+        print(f"fingerprint {dataset}: {'new' if new else 'changed' if changed else 'the same'}")
     if not datasets:
         check_stamps(settings.sources)  # those that are files of an archive
 

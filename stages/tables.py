@@ -39,11 +39,11 @@ def main() -> None:
             pages[WITH_PATIENTS] = params
             print(f"tables: {WITH_PATIENTS} shows patients: not for git", file=sys.stderr)
         for place, shown in pages.items():
-            html = page.render_page(shown, built, summaries, results, missing, INDEX, load_view)
+            html = page.render_page(shown, tables.shown(built), summaries, results, missing, INDEX, load_view)
             write_text(place, html)
         record.metrics({f"{name}.{key}": value for name, values in metrics.items() for key, value in values.items()})
         record.artifacts([*written, OUT / "index.html"])
-    print("\n".join(formats.table_markdown(table, phantom) for table in built if not table.number.startswith("S")))
+    print("\n".join(formats.table_markdown(t, phantom) for t in tables.shown(built) if t.number[0] != "S"))
 
 
 if __name__ == "__main__":

@@ -17,12 +17,17 @@ from pipeline.config.run_config import run_config
 from pipeline.config.settings import audited_facts, settings_of, tested_facts
 from pipeline.datasets import with_own
 from pipeline.evaluation import protocols
-from pipeline.reporting import formats
+from pipeline.evaluation.candidates import label_text
+from pipeline.evaluation.measure import Measure
+from pipeline.evaluation.metric_key import MetricKey
+from pipeline.reporting import formats, tables
 from pipeline.reporting.counts import counts
-from pipeline.reporting.results import Summary, load_paper
+from pipeline.reporting.own import own_table
+from pipeline.reporting.page import render_page
+from pipeline.reporting.results import RunResult, Summary, load_paper
 from pipeline.reporting.rows import marked
 from pipeline.reporting.table_form import Cell, Column
-from pipeline.study import View
+from pipeline.study import Study, View
 from pipeline.text.prompts import caption, load_templates, validation_caption
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +59,12 @@ def test_its_prompts_are_its_classes_unless_a_protocol_says_more(params, tmp_pat
     task = first.tasks["mine"]
     assert task.positive == {c: [c] for c in ABOUT.classes} and task.negative == {c: [f"no {c}"] for c in ABOUT.classes}
     assert (task.rule.score, task.rule.metric, task.rule.dataset) == ("difference", "auc", "mine")
-    assert first.retrieval["mine"].text == ("findings", "impression")
+    assert first.retrieval["mine"].text == ("labels",)
+    reports = {"mine": replace(own["mine"], captions="reports")}
+    assert protocols.first_protocol(params.evaluate.protocols, reports).retrieval["mine"].text == (
+        "findings",
+        "impression",
+    )
     assert not any("mine" in other.tasks for other in others)
     assert "no COVID-19" in protocols.prompt_texts(params.evaluate.protocols, own)
     assert list(protocols.probed(params.evaluate.protocols, ["mine"], own).tasks.values()) == [task]
@@ -77,6 +87,21 @@ def test_captions_of_classes_that_no_file_knows():
     assert "COVID-19" in said and "Mass [left, right]" in said  # no bracket of a name is a choice
     assert validation_caption({"COVID-19": 1}, pools) == pools.sentences("COVID-19", 1)[0]
     assert templates.with_defaults(["Edema"]).pools["Edema"] == templates.pools["Edema"]
+
+
+def test_a_label_text_names_the_positive_classes():
+    found = [
+        label_text(Study("mine", "p", "s", "test", (View("v"),), labels=labels))
+        for labels in (
+            {"Edema": 1, "Mass": 0, "Hernia": 1},
+            {"Edema": 0},
+            {"Edema": 0, "Mass": -1},
+            {},
+            {"No Finding": 1},
+            {"No Finding": 0},
+        )
+    ]
+    assert found == ["Edema, Hernia", "No Finding", None, None, "No Finding", None]
 
 
 @pytest.mark.parametrize("persons", [True, False])
@@ -156,3 +181,26 @@ def test_the_profile_for_own_data_is_complete():
         at = raw
         for part in key.split("."):
             at = at[part]
+
+
+def test_tables_and_page_of_a_data_set_of_ones_own_say_nothing_of_the_papers():
+    p = load_params(ROOT / "profiles" / "own.yaml")
+    auc, classes = MetricKey("my_hospital", "zero_shot", "auc"), p.sources["my_hospital"].about.classes
+    found = RunResult("mine", (0,), {auc: Measure(0.7, 0.6, 0.8, 40)})
+    found.classes["my_hospital"] = {c: Measure(0.7, 0.6, 0.8, 36) for c in classes}
+    summaries, results = {"my_hospital": summary("my_hospital", own=True)}, {"mine": found}
+    built = tables.build_tables(p, summaries, results)
+    second = next(t for t in built if t.number == "2")
+    assert any("none of its test sets is among sources" in note for note in second.notes)
+    assert not any("run: dvc repro" in note for t in built for note in t.notes)
+    assert [t.number for t in tables.shown(built)] == ["Own", "1"]
+    (own,) = (t for t in built if t.number == "Own")
+    assert any("captions of mine were made from the training images' labels" in note for note in own.notes)
+    reports = replace(p.sources["my_hospital"], about=replace(p.sources["my_hospital"].about, captions="reports"))
+    (own,) = own_table(replace(p, sources={"my_hospital": reports}), summaries, results)
+    assert not any("captions" in note for note in own.notes)
+    html = render_page(p, tables.shown(built), summaries, results, [], Path("data/index"), lambda view: None)
+    text = html[html.index("</style>") :]
+    assert "CXR-CLIP on My hospital" in text and "AUC by class, My hospital" in text
+    for word in ("reproduced", "paper’s figure", "paper, difference", "Supplement", "Table 2", "Not shown: images and"):
+        assert word not in text, word

@@ -227,8 +227,11 @@ def evaluated_rows(params: Params) -> dict[str, tuple[str, ...]]:
 
 def tested_facts(params: Params) -> dict[str, Dataset]:
     """What evaluation asks of the user's own data sets: uses and classes, and nothing that would re-run it in vain."""
-    own = own_datasets(params.sources)
-    return {name: replace(d, name=name, patient_ids=False, captions="reports") for name, d in own.items()}
+    found = {}
+    for name, own in own_datasets(params.sources).items():
+        captions = own.captions if "retrieval" in own.uses else "reports"  # which texts are searched
+        found[name] = replace(own, name=name, patient_ids=False, captions=captions)
+    return found
 
 
 def audited_facts(params: Params) -> dict[str, Dataset]:

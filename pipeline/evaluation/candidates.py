@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.evaluation.protocols import RetrievalSet
-from pipeline.study import Study
+from pipeline.study import NEGATIVE, POSITIVE, UNCERTAIN, Study
+from pipeline.text.prompts import NO_FINDING
 from pipeline.text.translations import text_hash
 
 
@@ -23,9 +24,18 @@ class CandidateTexts:
 
 
 def report_text(study: Study, rule: RetrievalSet) -> str | None:
-    """The longest of the sections that the rule names, the first named of equally long ones; None where all lack."""
-    sections = {"findings": study.findings, "impression": study.impression}
+    """The longest of the texts that the rule names, the first named of equally long ones; None where all lack."""
+    sections = {"findings": study.findings, "impression": study.impression, "labels": label_text(study)}
     return max((sections[name] or "" for name in rule.text), key=len) or None
+
+
+def label_text(study: Study) -> str | None:
+    """The names of the positive classes; "No Finding" where all that are known are negative; None where none is known
+    or one is uncertain."""
+    found = dict(study.labels)
+    normal = found.pop(NO_FINDING, POSITIVE if found else NEGATIVE) == POSITIVE and UNCERTAIN not in found.values()
+    positive = [name for name, value in found.items() if value == POSITIVE]
+    return ", ".join(positive) or (NO_FINDING if normal else None)
 
 
 def text_digest(text: str) -> str:

@@ -92,7 +92,7 @@ def evaluate_few_shot(
             if measure is not None:
                 result["metrics"][keys[name]] = measure
             result["classes"].setdefault(dataset, {})[name] = classes
-            result["notes"] += [f"{dataset}: {name}: {note}" for note in notes]
+            result["notes"] += [f"{dataset}: {note}" for note in notes]  # of the test images, whatever the share
             if unseen.all() or not unseen.any():
                 continue
             some = {s: rows[unseen] for s, rows in by_seed.items()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -84,13 +84,13 @@ class TestSet:
 class RetrievalSet:
     """One retrieval set as a protocol's file writes it.
 
-    ``text``: sections of a report. The longest represents its study; of equally long ones the one named first does; a
-    study without any takes no part. ``candidates``: the distinct texts of all studies that take part. ``studies``:
-    those with a frontal view, which is the query.
+    ``text``: sections of a report, or ``labels``, the names of the positive classes. The longest represents its study;
+    of equally long ones the one named first does; a study without any takes no part. ``candidates``: the distinct texts
+    of all studies that take part. ``studies``: those with a frontal view, which is the query.
     """
 
     dataset: str
-    text: tuple[Literal["findings", "impression"], ...]
+    text: tuple[Literal["findings", "impression", "labels"], ...]
     candidates: Literal["distinct"]
     studies: Literal["frontal"]
     split: Literal["test"] = "test"  # only test images are embedded
@@ -190,7 +190,8 @@ def _with_defaults(found: Sequence[Protocol], own: Table) -> Protocol:
             tasks[name] = Task(name, TestSet(name, rule, "mean", "difference", "auc"), *sides)
     for name in used_for("retrieval", own):
         if name not in searched:
-            retrieval[name] = RetrievalSet(name, ("findings", "impression"), "distinct", "frontal")
+            reports = RetrievalSet(name, ("findings", "impression"), "distinct", "frontal")
+            retrieval[name] = replace(reports, text=("labels",)) if own[name].captioned else reports
     return Protocol(first.name, tasks, retrieval)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.params import Params
-from pipeline.datasets import used_for
+from pipeline.datasets import own_datasets, used_for
 from pipeline.reporting import figures
 from pipeline.reporting.results import RunResult
 from pipeline.storage.atomic import write_text
@@ -24,6 +24,11 @@ Names = Mapping[str, str]
 def headline(params: Params, results: Mapping[str, RunResult]) -> str:
     """The main run that charts of one run show: the last in the paper's order that has results; "" = none."""
     return next((n for n in reversed(params.main) if n in results and results[n].measures), "")
+
+
+def tests(params: Params) -> tuple[str, ...]:
+    """The test sets that have curves: the paper's, then the user's own."""
+    return (*used_for("binary_classification"), *used_for("own_classification", own_datasets(params.sources)))
 
 
 def colours(params: Params, results: Mapping[str, RunResult]) -> dict[str, tuple[str, tuple[float, ...]]]:
@@ -59,7 +64,7 @@ def _lines(
     params: Params, results: Mapping[str, RunResult], part: str
 ) -> Iterator[tuple[str, str, list[figures.Line]]]:
     mean = figures.mean_roc if part == "curves" else figures.mean_pr
-    for dataset in used_for("binary_classification"):
+    for dataset in tests(params):
         lines: list[figures.Line] = []
         drawn: dict[str, Any] = {}
         for name, (colour, dashes) in colours(params, results).items():
@@ -75,25 +80,23 @@ def _lines(
 def legend(params: Params, results: Mapping[str, RunResult]) -> list[tuple[str, str, str]]:
     """(run, CSS colour, SVG dash array) of each curve."""
     drawn = [
-        (n, s)
-        for n, s in colours(params, results).items()
-        if any(results[n].curves.get(d) for d in used_for("binary_classification"))
+        (n, s) for n, s in colours(params, results).items() if any(results[n].curves.get(d) for d in tests(params))
     ]
     return [(n, figures.MARKERS[colour], " ".join(f"{1.3 * d:g}" for d in dashes)) for n, (colour, dashes) in drawn]
 
 
-def classes(run: RunResult | None, names: Names) -> Iterator[Chart]:
+def classes(params: Params, run: RunResult | None, names: Names) -> Iterator[Chart]:
     """AUC by class with intervals, of data sets with several classes."""
-    for dataset in used_for("binary_classification"):
+    for dataset in tests(params):
         found = run.classes.get(dataset, {}) if run else {}
         if len(found) > 1:
             rows = [(c, m.value, m.low, m.high) for c, m in found.items()]
             yield names[dataset], f"{len(rows)} classes", figures.class_chart(f"AUC by class, {names[dataset]}", rows)
 
 
-def calibrations(run: RunResult | None, names: Names) -> Iterator[Chart]:
+def calibrations(params: Params, run: RunResult | None, names: Names) -> Iterator[Chart]:
     """Calibration curves, with the expected calibration error."""
-    for dataset in used_for("binary_classification"):
+    for dataset in tests(params):
         found = run.calibration.get(dataset, {}) if run else {}
         if found:
             error = float(np.mean([c["ece"] for c in found.values()]))

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from pipeline.config.params import Params
 from pipeline.datasets import Table as DataSets
-from pipeline.datasets import datasets_of, own_datasets
+from pipeline.datasets import datasets_of, own_datasets, used_for
 from pipeline.evaluation.metric_key import Direction, MetricKey, share_key
 from pipeline.evaluation.protocols import first_protocol
 from pipeline.reporting.results import RunResult, Summary, load_paper
 from pipeline.reporting.rows import marked, notes_of, row_of, short_names, used_columns, with_differences
 from pipeline.reporting.table_form import Column, Table, table_of
 
-FORM = {"title": "Your own data sets", "measure": "AUC × 100; R@K in %", "command": "dvc repro"}
+FORM = {"title": "Your own data sets", "measure": "AUC × 100, the mean over classes; R@K in %", "command": "dvc repro"}
 DIRECTIONS: dict[Direction, str] = {"i2t": "image → text", "t2i": "text → image"}
 HEADS = (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
 
@@ -36,9 +36,23 @@ def own_table(params: Params, summaries: Mapping[str, Summary], results: Mapping
         rows.append(row_of(columns, results, name, other.model, other.backbone, other.data, nothing, confidence))
     rows = [replace(r, cells=marked(summaries, columns, r.cells)) for r in rows]
     rows = with_differences(columns, rows, results, params, chained=False)
-    notes = notes_of(columns, summaries, [results[r.run] for r in rows], datasets_of(params.sources))
+    notes = [
+        *_taught(params, own, results),
+        *notes_of(columns, summaries, [results[r.run] for r in rows], datasets_of(params.sources)),
+    ]
     columns, rows = used_columns(columns, rows)
     return [table_of("Own", FORM, HEADS, columns, rows, notes, confidence=confidence)]
+
+
+def _taught(params: Params, own: DataSets, results: Mapping[str, RunResult]) -> Iterator[str]:
+    """A note where a class that is tested zero-shot was named in training by labels."""
+    for name in used_for("own_classification", own):
+        runs = [n for n in params.main if n in results and name in params.runs[n].datasets]
+        if own[name].captioned and runs:
+            yield (
+                f"{own[name].name}: the captions of {', '.join(runs)} were made from the training images' labels of "
+                "these classes: ZS tests without a classifier, not classes that training never named."
+            )
 
 
 def _columns(params: Params, own: DataSets) -> Iterator[Column]:

@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.config.params import Params
 from pipeline.config.places import without_places
-from pipeline.datasets import datasets_of, display_names, facts, paired_tests, source_of, used_for
+from pipeline.datasets import datasets_of, display_names, facts, known_datasets, paired_tests, source_of, used_for
 from pipeline.evaluation.candidates import text_digest
 from pipeline.evaluation.metric_key import MACRO_AUC, MetricKey
 from pipeline.evaluation.store import load_arrays
@@ -56,7 +56,7 @@ def render_page(
 
     Args:
         params: params.yaml.
-        tables: Tables 1–4 and S1–S6.
+        tables: those that are shown (``tables.shown``).
         summaries: of every data set in use; whether it is a phantom decides what may be shown.
         results: of the runs and the other models.
         missing: files that were not there, named on the page.
@@ -95,12 +95,14 @@ def render_page(
         rocs=list(charts.rocs(params, results, names)),
         precision_recalls=list(charts.precision_recalls(params, results, names)),
         legend=charts.legend(params, results),
-        classes=list(charts.classes(results.get(name), names)),
-        calibrations=list(charts.calibrations(results.get(name), names)),
+        classes=list(charts.classes(params, results.get(name), names)),
+        calibrations=list(charts.calibrations(params, results.get(name), names)),
         maps=list(_maps(params, summaries, names, index, embeddings / name / str(params.seeds[0]) / "maps.npz", load))
         if name
         else [],
         regenerated=list(_regenerated(params, summaries, names, regeneration)),
+        own_only=not set(params.sources) & set(known_datasets()),
+        searched=any(r.pools for r in results.values()),
         examples=_examples(params, summaries, results, names, index, load),
         sheet=list(_contact_sheet(params, summaries, names, index, load)),
         hidden=[names[d] for d in hidden],

@@ -11,14 +11,17 @@ from pipeline.storage.atomic import write_text
 
 Figures = Mapping[str, Mapping[str, float]]  # run -> metric -> value, as reports/metrics.json
 CPU = "cpu.txt"
+VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2"}  # a flag of /proc/cpuinfo, the widest first
 
 
 def cpu_name() -> str:
-    """The model of this machine's CPU, as the system gives it."""
+    """The model of this machine's CPU, as the system gives it, and its widest vectors: these decide how sums round."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    vectors = next((f" with {name}" for flag, name in VECTORS.items() if flag in flags), "")
+    return next(names, platform.processor() or platform.machine()) + vectors
 
 
 def write_reference(reports: Path, reference: Path) -> None:

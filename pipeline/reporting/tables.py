@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.config.params import Params
 from pipeline.config.run_config import run_config
-from pipeline.datasets import captioned, datasets_of, display_names, own_datasets
+from pipeline.datasets import captioned, datasets_of, display_names, own_datasets, source_of
 from pipeline.reporting.compositions import composition_table, regeneration_table
 from pipeline.reporting.counts import counts
 from pipeline.reporting.own import own_table
@@ -33,6 +33,17 @@ def build_tables(params: Params, summaries: Mapping[str, Summary], results: Mapp
     found = [counts(paper, summaries, own), *(_models(n, paper, params, summaries, results) for n in TABLES)]
     found += [make(paper, params, summaries, results) for make in (composition_table, regeneration_table)]
     return [*found, *own_table(params, summaries, results)]
+
+
+def shown(tables: Sequence[Table]) -> list[Table]:
+    """What is printed and on the page: all, or, with data sets of the user's own, their table and others with figures
+    of ours."""
+    own = [t for t in tables if t.number == "Own"]
+    return [*own, *(t for t in tables if not own or (t.number != "Own" and _has_figures(t)))]
+
+
+def _has_figures(table: Table) -> bool:
+    return any(cell.ours is not None for row in table.rows for cell in row.cells)
 
 
 def phantoms(summaries: Mapping[str, Summary]) -> list[str]:
@@ -91,13 +102,13 @@ def _models(
     heads = (
         (("Method", "model"),) if number == "4" else (("Model", "model"), ("Backbone", "backbone"), ("Data", "data"))
     )
-    shown = [name for name in own if name in results]
+    ran = [name for name in own if name in results]
     notes = [
         *table.get("notes", ()),
-        *notes_of(columns, summaries, [results[n] for n in shown], datasets_of(params.sources)),
+        *notes_of(columns, summaries, [results[n] for n in ran], datasets_of(params.sources)),
     ]
-    notes += _text_augmentation(params, shown)
-    if shown and len(params.seeds) > 1:
+    notes += _text_augmentation(params, ran)
+    if ran and len(params.seeds) > 1:
         seeds = ", ".join(map(str, params.seeds))
         notes.insert(
             0, f"Ours: means over trainings with seeds {seeds}; the intervals are for other seeds and patients."
@@ -109,8 +120,13 @@ def _models(
             if n in results and not results[n].measures
             for note in results[n].notes
         ]
-    if shown and not any(c.ours is not None for r in rows for c in r.cells):
-        notes.append(f"Nothing of this table was computed yet; run: {table['command']}")
+    if ran and not any(c.ours is not None for r in rows for c in r.cells):
+        there = {source_of(c.dataset) for c in columns} & set(params.sources)
+        notes.append(
+            f"Nothing of this table was computed yet; run: {table['command']}"
+            if there
+            else "Nothing of this table can be computed: none of its test sets is among sources."
+        )
     columns, rows = used_columns(columns, rows)
     return table_of(number, table, heads, columns, rows, notes, confidence=confidence)
 

@@ -191,7 +191,10 @@ def column_names(header: Sequence[str], columns: Sequence[str], optional: Sequen
     named = tuple("" if NAMELESS.fullmatch(cell) else known.get(cell.casefold(), cell) for cell in cells)
     if missing := [column for column in columns if column not in named]:
         near = hint(missing[0], [name for name in named if len(name) <= LONGEST_NAME])
-        raise SourceError(f"{path}: no column {missing[0]!r}{near}; is this the archive's own label file?")
+        raise SourceError(
+            f"{path}: no column {missing[0]!r}{near}; the first row has to name {', '.join(columns)}: is this the "
+            "archive's own file, or your list (docs/own-data.md)?"
+        )
     seen: set[str] = set()
     for name in filter(None, named):
         if name.casefold() in seen:

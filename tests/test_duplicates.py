@@ -149,7 +149,9 @@ def test_registration_recovers_a_known_crop(rows, columns):
     a, b, c = (compare.thumbnail(picture)[0] for picture in (big, part, other))
     off = np.asarray(truth + np.array([0.02, -0.02, -0.03, 0.03]), np.float32)
     one = np.array([1, 1, -1], np.int8)
-    guesses, is_in = compare.alike(np.stack([a, a, a]), np.stack([b, c, -b]), np.stack([off] * 3), one, np.arange(3))
+    guesses, is_in = compare.alike(
+        np.stack([a, a, a]), np.stack([b, c, -b])[:, 0], np.stack([off] * 3), one, np.arange(3)
+    )
     assert is_in.tolist() == [True, False, True] and np.abs(guesses[[0, 2]] - truth).max() < 0.01
     guess = guesses[0]
     value, frame = compare.look_closely(big, part, guess, 1)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.audit.neighbours import MAX_CROP, SCALE, SIDE, Floats, Thumbs
+from pipeline.audit.neighbours import MAX_CROP, SCALE, SIDE, WHOLE, Floats, Thumbs, rank_of_each
 from pipeline.storage.pictures import Grey
 
 CLOSE = 0.7  # what a crop of up to MAX_CROP a side is of a side, about: how much finer its detail is in the original
@@ -89,9 +89,9 @@ def register(outer: Floats, inner: Floats, frame: Floats, rounds: int) -> tuple[
         slopes[number][within] = cv2.Sobel(rows, cv2.CV_32F, *axis, scale=side / 8).reshape(n, side, side)[within]
     slopes[2], slopes[3] = slopes[0] * at, slopes[1] * at[:, None]
     of_each = np.ascontiguousarray(slopes.transpose(1, 0, 2, 3)).reshape(n, 4, -1)
-    square = (of_each @ of_each.transpose(0, 2, 1)).astype(np.float64)
-    damped = 1e-3 / 4 * np.trace(square, axis1=1, axis2=2)[:, None, None] + 1e-9
-    solve = np.linalg.inv(square + damped * np.eye(4))
+    moments = (of_each @ of_each.transpose(0, 2, 1)).astype(np.float64)
+    damped = 1e-3 / 4 * np.trace(moments, axis1=1, axis2=2)[:, None, None] + 1e-9
+    solve = np.linalg.inv(moments + damped * np.eye(4))
     guess, seen = frame.astype(np.float64), np.empty((n, side, side), np.float32)
     for step in range(rounds + 1):
         for number, (left, top, width, height) in enumerate(guess.tolist()):
@@ -121,19 +121,20 @@ def correlation(a: Floats, b: Floats, where: NDArray[np.bool_]) -> NDArray[np.fl
 
 
 def alike(
-    outer: Thumbs, inner: Thumbs, frame: Floats, sign: NDArray[np.int8], whose: NDArray[np.int64]
+    outer: Thumbs, inner: NDArray[np.int8], frame: Floats, sign: NDArray[np.int8], whose: NDArray[np.int64]
 ) -> tuple[Floats, NDArray[np.bool_]]:
     """Where some pictures may be in others, by their thumbnails: frames float32 [n, 4], and bool [n], false for those
     that are not, or not among the ``KEPT`` likeliest of one.
 
     Args:
-        outer: thumbnails int8 [n, 2, SIDE, SIDE] as ``thumbnail`` makes them; ``inner`` likewise.
+        outer: thumbnails int8 [n, 2, SIDE, SIDE] as ``thumbnail`` makes them; ``inner`` [n, SIDE, SIDE], the first of
+            each.
         frame: guesses [n, 4] where each ``inner`` is in its ``outer``, to a few % of a side; ``sign`` int8 [n], -1
             where one is inverted; ``whose`` int64 [n], which picture each ``outer`` is.
     """
     finer = (frame[:, 2] * frame[:, 3] <= CLOSE).astype(int)
     whole = outer[np.arange(len(outer)), finer].astype(np.float32)
-    part = inner[:, 0].astype(np.float32) * sign[:, None, None].astype(np.float32)
+    part = inner.astype(np.float32) * sign[:, None, None].astype(np.float32)
     frame, left = frame.copy(), np.arange(len(outer))  # those that may be copies
     for wide, side, rounds, least in ((SIDE // 2, SIDE * 3 // 8, 3, MIN_HALF), (SIDE, SIDE, 3, MIN_COARSE)):
         if len(left):
@@ -141,17 +142,8 @@ def alike(
             frame[left], seen, inside = register(large, small, frame[left], rounds)
             inside[:, :2] = inside[:, -2:] = inside[:, :, :2] = inside[:, :, -2:] = False
             value = correlation(_fine(seen), _fine(small), inside)
-            left = left[(value >= least) & (_rank(whose[left], value) < KEPT)]
+            left = left[(value >= least) & (rank_of_each(whose[left], value) < KEPT)]
     return frame, np.isin(np.arange(len(outer)), left)
-
-
-def _rank(whose: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many of the same one's have a higher value, int64 [n]."""
-    order = np.lexsort((-value, whose))
-    ordered = whose[order]
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    return rank
 
 
 def _resized(pictures: Floats, side: int) -> Floats:
@@ -173,11 +165,10 @@ def look_closely(outer: Grey, inner: Grey, frame: Floats, sign: int) -> tuple[fl
     width, height = (float(v) for v in frame[2:])
     there = min(*inner.shape, outer.shape[0] * height, outer.shape[1] * width) + 0.5
     side = max(8, min(DETAIL, int(there if width * height > CLOSE else FINEST * there)))
-    still = np.array([[0, 0, 1, 1]], np.float32)
     for pixels, rounds in ((side // 2, 4), (side, 3)):
         target = normalise_locally(square(inner, pixels), 0.7, 2.0, 4.0)[0] * np.float32(sign)
         within = normalise_locally(_part(outer, frame, pixels), 0.7, 2.0, 4.0)[0]
-        move = register(within[None], target[None], still, rounds)[0][0]
+        move = register(within[None], target[None], WHOLE[None], rounds)[0][0]
         frame = np.concatenate([frame[:2] + move[:2] * frame[2:], frame[2:] * move[2:]])
     best = -1.0
     for pixels in (side, side // 2, side // 4):

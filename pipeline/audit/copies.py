@@ -25,7 +25,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from pipeline.audit.compare import KEPT, alike, look_closely, may_be_cut, thumbnail
-from pipeline.audit.neighbours import NONE, SIDE, CandidatePairs, Floats, Thumbs, candidate_pairs, frames
+from pipeline.audit.neighbours import NONE, SIDE, WHOLE, CandidatePairs, Floats, Thumbs, candidate_pairs
 from pipeline.datasets import Table, facts
 from pipeline.storage.parquet import write_table
 from pipeline.storage.processes import end_with_parent
@@ -107,13 +107,13 @@ def _bounded(pool: ProcessPoolExecutor, job: Callable[[Any], Any], tasks: Iterab
 # ---- pairs
 
 
-Compare = tuple[list[View], list[View], Thumbs, Thumbs, Floats, NDArray[np.int8], NDArray[np.int64]]
+Compare = tuple[list[View], list[View], Thumbs, NDArray[np.int8], Floats, NDArray[np.int8], NDArray[np.int64]]
 
 
 def _task(images: Sequence[AuditImage], thumbs: Thumbs, looks: CandidatePairs, some: slice) -> Compare:
     outer, inner = looks.outer[some], looks.inner[some]
     views = [[images[n].view for n in side] for side in (outer, inner)]
-    return views[0], views[1], thumbs[outer], thumbs[inner], looks.frame[some], looks.sign[some], outer
+    return views[0], views[1], thumbs[outer], thumbs[inner, 0], looks.frame[some], looks.sign[some], outer
 
 
 def _compare(task: Compare) -> list[float]:
@@ -179,7 +179,7 @@ def find_pairs(
     kept = np.array([i for f, i in equal if f == i], np.int64)
     again = np.array([(f, i) for f, i in equal if f != i], np.int64).reshape(-1, 2)
     found, crowded = candidate_pairs(thumbs[kept], workers) if len(kept) > 1 else (NONE, 0)
-    whole = np.broadcast_to(frames()[0], (len(again), 4))
+    whole = np.broadcast_to(WHOLE, (len(again), 4))
     looks = CandidatePairs(
         np.concatenate([kept[found.outer], again[:, 1]]),
         np.concatenate([kept[found.inner], again[:, 0]]),

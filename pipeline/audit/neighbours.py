@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import joblib  # type: ignore[import-untyped]
 import numpy as np
@@ -27,10 +27,10 @@ SCALE = 32  # thumbnail bytes to one local deviation
 GRID = 14  # pixels of the side of what the fitted space is made from
 DIMENSIONS = 128
 MAX_CROP = 0.25  # of a side, that the search looks for
-SMALL_CROP = 0.05  # of a side: the usual ones, for which
-SMALL_FRAMES = 2**4  # frames ask, each nearer to what it looks for,
-SMALL_WEIGHT = 0.85  # so that its cosine has to be higher than that of the others
 CUTS = 4  # a side is asked for with so many parts of it cut off
+SMALL_CROP = 0.05  # of a side: the usual crops,
+SMALL_CUTS = 2  # each of which is nearer to one that is asked for,
+SMALL_WEIGHT = 0.85  # so that its cosine has to be higher than that of the others
 SAMPLE = 2000  # pictures the space is fitted on
 NEIGHBOURS = 20  # candidates a picture has at most
 MIN_COSINE = 0.56  # of a candidate
@@ -52,6 +52,7 @@ class CandidatePairs(NamedTuple):
     sign: NDArray[np.int8]
 
 
+WHOLE = np.array([0, 0, 1, 1], np.float32)  # the frame of all of a picture
 NONE = CandidatePairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4), np.float32), np.empty(0, np.int8))
 
 
@@ -77,17 +78,17 @@ def _parts(most: float, cuts: int) -> list[tuple[float, float]]:
 def _crops() -> list[tuple[int, list[tuple[float, float]]]]:
     """The parts of rows and columns that are asked for, and by which of a picture's thumbnails: small crops, which keep
     its detail, more closely than large ones."""
-    return [(0, _parts(SMALL_CROP, 2)), (1, _parts(MAX_CROP, CUTS))]
+    return [(0, _parts(SMALL_CROP, SMALL_CUTS)), (1, _parts(MAX_CROP, CUTS))]
 
 
 def frames() -> Floats:
-    """float32 [1 + 2⁴ + CUTS⁴, 4]: the whole picture, then crops, in the order in which ``questions`` sees them."""
+    """float32 [1 + SMALL_CUTS⁴ + CUTS⁴, 4]: the whole picture, then crops, as ``questions`` sees them in order."""
     crops = [
         (left, top, right - left, bottom - top)
         for _, parts in _crops()
         for (top, bottom), (left, right) in product(parts, repeat=2)
     ]
-    return np.array([(0, 0, 1, 1), *crops], np.float32)
+    return np.array([WHOLE, *crops], np.float32)
 
 
 def look(thumbs: NDArray[np.int8], frame: Floats) -> Floats:
@@ -101,14 +102,14 @@ def look(thumbs: NDArray[np.int8], frame: Floats) -> Floats:
 def questions(thumbs: Thumbs, space: Floats) -> Floats:
     """float32 [n, len(frames()), d]: vectors of each picture seen through each of ``frames``, of length one, those of
     small crops of ``SMALL_WEIGHT``."""
-    seen = [look(thumbs[:, 0], frames()[0])[:, None]]
+    seen = [look(thumbs[:, 0], WHOLE)[:, None]]
     for which, parts in _crops():
         values = thumbs[:, which].astype(np.float32) / np.float32(SCALE)
         windows = np.concatenate([window(*part) for part in parts])  # the same for rows and columns
         several = (windows @ values @ windows.T).reshape(len(thumbs), len(parts), GRID, len(parts), GRID)
         seen.append(several.transpose(0, 1, 3, 2, 4).reshape(len(thumbs), -1, GRID * GRID))
     vectors = unit_rows(np.concatenate(seen, axis=1) @ space)
-    vectors[:, 1 : 1 + SMALL_FRAMES] *= SMALL_WEIGHT
+    vectors[:, 1 : 1 + SMALL_CUTS**4] *= SMALL_WEIGHT
     return vectors
 
 
@@ -123,7 +124,7 @@ def fit_space(thumbs: Thumbs) -> Floats:
     at = np.unique(np.linspace(0, n - 1, min(SAMPLE, n)).astype(int))
     few = thumbs[at[:: -(-len(at) // 256)], 1]
     rng = np.random.default_rng(0)
-    whole = look(thumbs[at, 0], frames()[0]).astype(np.float64)
+    whole = look(thumbs[at, 0], WHOLE).astype(np.float64)
     spread = whole.T @ whole / len(at)
     within = np.zeros_like(spread)
     for frame in frames()[-1 - rng.permutation(CUTS**4)[:tried]]:
@@ -188,9 +189,9 @@ def candidate_pairs(thumbs: Thumbs, workers: int = 0) -> tuple[CandidatePairs, i
 
 
 def _candidate_pairs(thumbs: Thumbs, workers: int) -> tuple[CandidatePairs, int]:
-    n, whole = len(thumbs), frames()[0]
+    n = len(thumbs)
     space = fit_space(thumbs)
-    known = np.concatenate([unit_rows(look(thumbs[a : a + BLOCK, 0], whole) @ space) for a in range(0, n, BLOCK)])
+    known = np.concatenate([unit_rows(look(thumbs[a : a + BLOCK, 0], WHOLE) @ space) for a in range(0, n, BLOCK)])
     centres = cluster(known, min(np.iinfo(np.uint16).max, max(1, round(n / max(MIN_LIST, n**0.5 / 4)))))
     owner = nearest(known, centres, 1)[:, 0]
     order = np.argsort(owner, kind="stable")
@@ -234,9 +235,7 @@ def _ask(asks: Floats, start: int, centres: Floats, known: Floats, parts: list[l
     asker, member, number, cosine = (np.concatenate(column) for column in zip(*hits, strict=True))
     best = _first_of(asker * len(known) + member, np.abs(cosine))
     best = best[asker[best] != member[best]]
-    best = best[np.lexsort((member[best], -np.abs(cosine[best]), asker[best]))]
-    asked = asker[best]
-    best = best[np.arange(len(best)) - np.searchsorted(asked, asked) < NEIGHBOURS]
+    best = best[rank_of_each(asker[best], np.abs(cosine[best])) < NEIGHBOURS]
     return asker[best], member[best], number[best], cosine[best]
 
 
@@ -251,6 +250,15 @@ def _above(cosine: Floats) -> tuple[Ints, Ints]:
         close = cosine[rows, columns] > MIN_COSINE
         rows, columns = rows[close], columns[close]
     return rows, columns
+
+
+def rank_of_each(whose: Ints, score: NDArray[Any]) -> Ints:
+    """How many of the same one's scores are before each, int64 [n]: the higher, and of equal ones the earlier."""
+    order = np.lexsort((-score, whose))
+    ordered = whose[order]
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return rank
 
 
 def _first_of(key: Ints, score: Floats) -> Ints:

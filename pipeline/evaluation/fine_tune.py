@@ -108,6 +108,7 @@ def fine_tune(
     loader = iter(batches(views, parts, workers, options.batch_size, device.type == "cuda"))  # one for all epochs
     best: dict[str, Any] = {}
     best_loss = math.inf
+    judged = bool((truth >= 0).any())  # as in the probe
     for _ in range(epochs):
         model.train()
         for images, positions in islice(loader, steps):
@@ -121,7 +122,7 @@ def fine_tune(
         valid_loss = label_loss(classifier_logits(model, valid, batch_size), truth).item()
         if not math.isfinite(valid_loss):
             raise ValueError(f"{data.name}: fine-tuning diverged; lower evaluate.few_shot.fine_tune.lr")
-        if valid_loss < best_loss or not bool((truth >= 0).any()):  # as in the probe
+        if valid_loss < best_loss or not judged:
             best_loss, best = valid_loss, {k: v.clone() for k, v in model.state_dict().items()}
     model.load_state_dict(best)
     return model.eval()

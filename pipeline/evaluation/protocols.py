@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -80,6 +80,9 @@ class TestSet:
     z_score: Flag = False
 
 
+Text = Literal["findings", "impression", "labels"]
+
+
 @dataclass(frozen=True, config=RECORD)
 class RetrievalSet:
     """One retrieval set as a protocol's file writes it.
@@ -90,7 +93,7 @@ class RetrievalSet:
     """
 
     dataset: str
-    text: tuple[Literal["findings", "impression", "labels"], ...]
+    text: tuple[Text, ...]
     candidates: Literal["distinct"]
     studies: Literal["frontal"]
     split: Literal["test"] = "test"  # only test images are embedded
@@ -190,8 +193,8 @@ def _with_defaults(found: Sequence[Protocol], own: Table) -> Protocol:
             tasks[name] = Task(name, TestSet(name, rule, "mean", "difference", "auc"), *sides)
     for name in used_for("retrieval", own):
         if name not in searched:
-            reports = RetrievalSet(name, ("findings", "impression"), "distinct", "frontal")
-            retrieval[name] = replace(reports, text=("labels",)) if own[name].captioned else reports
+            text: tuple[Text, ...] = ("labels",) if own[name].captioned else ("findings", "impression")
+            retrieval[name] = RetrievalSet(name, text, "distinct", "frontal")
     return Protocol(first.name, tasks, retrieval)
 
 

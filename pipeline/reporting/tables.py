@@ -8,7 +8,7 @@ replaces it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pipeline.reporting.counts import counts
 from pipeline.reporting.own import own_table
 from pipeline.reporting.results import RunResult, Summary, load_paper
 from pipeline.reporting.rows import marked, notes_of, row_of, short_names, used_columns, with_differences
-from pipeline.reporting.table_form import Column, Table, table_of
+from pipeline.reporting.table_form import Column, Row, Table, table_of
 
 TABLES = ("2", "3", "4", "S1", "S2", "S3", "S4")  # those of the paper's models
 
@@ -39,11 +39,11 @@ def shown(tables: Sequence[Table]) -> list[Table]:
     """What is printed and on the page: all, or, with data sets of the user's own, their table and others with figures
     of ours."""
     own = [t for t in tables if t.number == "Own"]
-    return [*own, *(t for t in tables if not own or (t.number != "Own" and _has_figures(t)))]
+    return [*own, *(t for t in tables if t not in own and _has_figures(t.rows))] if own else list(tables)
 
 
-def _has_figures(table: Table) -> bool:
-    return any(cell.ours is not None for row in table.rows for cell in row.cells)
+def _has_figures(rows: Iterable[Row]) -> bool:
+    return any(cell.ours is not None for row in rows for cell in row.cells)
 
 
 def phantoms(summaries: Mapping[str, Summary]) -> list[str]:
@@ -120,7 +120,7 @@ def _models(
             if n in results and not results[n].measures
             for note in results[n].notes
         ]
-    if ran and not any(c.ours is not None for r in rows for c in r.cells):
+    if ran and not _has_figures(rows):
         there = {source_of(c.dataset) for c in columns} & set(params.sources)
         notes.append(
             f"Nothing of this table was computed yet; run: {table['command']}"

@@ -25,6 +25,7 @@ from pipeline.text import prompts as templates
 
 FOLDER = Path(__file__).parent / "protocols"
 WAYS = ("positive", "grid", "lists", "file", "as_in")
+Text = Literal["findings", "impression", "labels"]
 
 
 class ProtocolError(ValueError):
@@ -78,9 +79,6 @@ class TestSet:
     split: Literal["test"] = "test"  # only test images are embedded
     local: Flag = False
     z_score: Flag = False
-
-
-Text = Literal["findings", "impression", "labels"]
 
 
 @dataclass(frozen=True, config=RECORD)
